@@ -1,0 +1,118 @@
+"""Where a program runs and how it leaves files behind: device, seeds, logs, atomic writes.
+
+Knows nothing of shapes, codes or language, so that every other module can lean on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device to run on: the one given, else CUDA where present, else the CPU.
+
+    Raises:
+        ValueError: `device` names a CUDA device on a machine without one.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'cpu'")
+    return chosen
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix) that replaces `path` only if the block succeeds.
+
+    A program that dies inside the block leaves an earlier file untouched and no half-written one.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rank() -> int:
+    """Return this process's rank as torchrun and accelerate set it (0 outside a distributed run)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send log records of rank 0 to standard error; other ranks report errors only."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(
+        level=level if rank() == 0 else logging.ERROR, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (CPU and CUDA)."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries that use the global generator must be reproducible too)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """Wall time and peak memory of one stage of a program."""
+
+    name: str
+    seconds: float
+    peak_host_bytes: int
+    """Largest resident set of the process so far (it never falls)."""
+    peak_device_bytes: int
+    """Largest CUDA allocation during the stage; 0 on a CPU."""
+
+
+class Stopwatch:
+    """Records the cost of named stages: `with watch("encode"): ...`, then `watch.costs`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.costs: list[StageCost] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one stage; CUDA work started inside is waited for."""
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        yield
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        device_peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else 0
+        self.costs.append(
+            StageCost(
+                name=name,
+                seconds=seconds,
+                peak_host_bytes=peak_host_bytes(),
+                peak_device_bytes=device_peak,
+            )
+        )
+
+
+def peak_host_bytes() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
