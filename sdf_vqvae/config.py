@@ -1,0 +1,190 @@
+"""The architecture of a tokenizer as data: `configs/vae/*.json` in, a checked `VAEConfig` out.
+
+Knows the names and meanings of the keys; builds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.sparse_sdf import FieldDescription
+
+# Keys of the original system's files that change nothing in the network; they are accepted and kept.
+_WITHOUT_EFFECT = ("representation_config", "latents_scale", "latents_shift")
+_SPLIT = ("model_channels", "num_blocks", "num_heads", "num_head_channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Constructor arguments of `SparseSDFVQVAE`; the names are those of the original's JSON files."""
+
+    resolution: int = 64
+    """Side of the latent grid; the data grid is `2 ** levels` times finer."""
+    model_channels: int = 512
+    """Width C of the transformer trunks."""
+    latent_channels: int = 16
+    """Width D of a code."""
+    num_blocks: int = 4
+    """Transformer blocks in each trunk."""
+    num_blocks_encoder: int | None = None
+    """Blocks of the encoder's trunk, if not `num_blocks`."""
+    num_blocks_decoder: int | None = None
+    """Blocks of the decoder's trunk, if not `num_blocks`."""
+    num_heads: int | None = None
+    """Attention heads; by default `model_channels / num_head_channels`."""
+    num_head_channels: int = 64
+    """Width of a head, where `num_heads` is not given."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's feed-forward layer over C."""
+    attn_mode: str = "swin"
+    """`swin` (windows, every second block shifted by half a window), `windowed` or `full`."""
+    window_size: int = 8
+    """Side of an attention window in latent cells."""
+    pe_mode: str = "ape"
+    """Position code of the trunks: `ape` (sines of the coordinates)."""
+    qk_rms_norm: bool = False
+    """Normalize queries and keys."""
+    num_embeddings: int = 8192
+    """Codebook size K."""
+    use_ema_update: bool = False
+    """Learn the codebook by moving averages instead of gradients."""
+    vq_decay: float = 0.99
+    """Decay of those averages."""
+    vq_epsilon: float = 1e-5
+    """Smoothing of the code counts."""
+    use_kmeans_reinit: bool = False
+    """Accepted from the original's files. Codes that fall out of use are restarted continually instead."""
+    kmeans_interval: int = 2000
+    """See `use_kmeans_reinit`."""
+    reservoir_size: int = 16384
+    """Encoder outputs kept for the data-dependent start of the codebook."""
+    use_fp16: bool = False
+    """Run the network in half precision; left to autocast here, so only `False` is accepted."""
+    use_checkpoint: bool = False
+    """Recompute the trunks' activations in the backward pass."""
+    chunk_size: int = 1
+    """Decode in `chunk_size`^3 spatial blocks; only 1 is supported."""
+    level_channels: tuple[int, ...] | None = None
+    """Widths from the data grid inwards, one a level; by default (C/16, C/8, C/4)."""
+    pool_counts_zero: bool = True
+    """Pool as the original does, dividing by the voxel count plus one; its weights need that."""
+    field: FieldDescription = field(
+        default_factory=lambda: FieldDescription(
+            kind="udf", unit="world", band=None, sampling="corner", resolution=512
+        )
+    )
+    """The distance field the network was trained on; by default the original system's."""
+    input_band: float | None = None
+    """The encoder sees voxels within this many voxels of the surface; None: all of the field's."""
+
+    def __post_init__(self) -> None:
+        """Check every value; the message names the key."""
+        if self.num_heads is None and self.model_channels % self.num_head_channels:
+            raise ValueError(
+                f"model_channels ({self.model_channels}) is not a multiple of num_head_channels "
+                f"({self.num_head_channels}); set num_heads"
+            )
+        for key, allowed in {
+            "attn_mode": ("swin", "windowed", "full"),
+            "pe_mode": ("ape",),
+            "chunk_size": (1,),
+            "use_fp16": (False,),
+        }.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not supported; choose from {allowed}")
+        for key in ("resolution", "model_channels", "latent_channels", "num_embeddings", "window_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        if self.data_resolution != self.field.resolution:
+            raise ValueError(
+                f"resolution={self.resolution} (latent grid) with {self.levels} levels means a data grid of "
+                f"{self.data_resolution}, but the field is described with {self.field.resolution}"
+            )
+        if self.input_band is not None and (self.field.unit != "band" or self.field.band is None):
+            raise ValueError("input_band needs a field in units of its band")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the levels from the data grid inwards, the trunk's not included."""
+        c = self.model_channels
+        return self.level_channels if self.level_channels is not None else (c // 16, c // 8, c // 4)
+
+    @property
+    def levels(self) -> int:
+        """Number of halvings between data grid and latent grid."""
+        return len(self.widths)
+
+    @property
+    def latent_resolution(self) -> int:
+        """Side of the latent grid."""
+        return self.resolution
+
+    @property
+    def data_resolution(self) -> int:
+        """Side of the data grid R."""
+        return self.resolution * 2**self.levels
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the trunks."""
+        return self.num_heads or self.model_channels // self.num_head_channels
+
+    @classmethod
+    def from_args(cls, args: dict[str, Any]) -> VAEConfig:
+        """Build from constructor arguments (`models.vqvae.args` of a JSON file).
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is named) or a value out of range.
+        """
+        values = {k: v for k, v in args.items() if k not in _WITHOUT_EFFECT}
+        if "embed_dim" in values:
+            values["latent_channels"] = values.pop("embed_dim")
+        for key in _SPLIT[::2]:
+            values.setdefault(key, cls.__dataclass_fields__[key].default)
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"unknown VAE option {key!r}{hint}")
+        if isinstance(values.get("field"), dict):
+            values["field"] = FieldDescription.from_dict(values["field"])
+        elif "field" not in values:
+            levels = len(values.get("level_channels") or (1, 2, 3))
+            resolution = values.get("resolution", cls.resolution) * 2**levels
+            values["field"] = FieldDescription(
+                kind="udf", unit="world", band=None, sampling="corner", resolution=resolution
+            )
+        if values.get("level_channels") is not None:
+            values["level_channels"] = tuple(values["level_channels"])
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> VAEConfig:
+        """Read `models.vqvae.args` of a JSON file; `dataset` and `trainer` sections are for the trainer.
+
+        Raises:
+            ValueError: the file is missing, is not JSON or lacks `models.vqvae.args`.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            args = document["models"]["vqvae"]["args"]
+        except OSError as error:
+            raise ValueError(f"cannot read the VAE config {path}: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} has no models.vqvae.args section") from error
+        return cls.from_args(args)
+
+    def to_args(self) -> dict[str, Any]:
+        """Return the arguments that `from_args` turns back into this config."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["field"] = self.field.to_dict()
+        return values

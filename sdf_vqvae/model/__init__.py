@@ -1,0 +1,1 @@
+"""The sparse VQ-VAE: encoder, quantizer, decoder, and their checkpoints."""

@@ -1,0 +1,240 @@
+"""`SparseSDFVQVAE`: sparse distance field -> codes -> sparse distance field -> mesh.
+
+Knows nothing of files (`checkpoint.py`), losses (`training.py`) or language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import trimesh
+from torch import Tensor, nn
+
+from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.geometry.isosurface import extract_isosurface
+from sdf_vqvae.geometry.resample import resample_field
+from sdf_vqvae.model.decoder import SparseSDFDecoder
+from sdf_vqvae.model.encoder import SparseSDFEncoder
+from sdf_vqvae.model.quantizer import Quantized, SparseVectorQuantizer
+from sdf_vqvae.sparse.coordinates import linear_keys
+from sdf_vqvae.sparse.tensor import SparseTensor
+
+logger = logging.getLogger(__name__)
+
+
+class SparseSDFVQVAE(nn.Module):
+    """Sparse VQ-VAE on signed distance fields.
+
+    Build it from a `VAEConfig`, or from the keyword arguments of a JSON config's `models.vqvae.args`.
+    The architecture is that of the original system: Direct3D-S2's sparse SDF VAE with a codebook in place
+    of the Gaussian.
+    """
+
+    def __init__(self, config: VAEConfig | None = None, **args: Any) -> None:
+        super().__init__()
+        if config is not None and args:
+            raise ValueError(f"give either a VAEConfig or keyword arguments, not both: {sorted(args)}")
+        self.config = config if config is not None else VAEConfig.from_args(args)
+        self.encoder = SparseSDFEncoder(self.config)
+        self.decoder = SparseSDFDecoder(self.config)
+        self.vq = SparseVectorQuantizer(
+            self.config.num_embeddings,
+            self.config.latent_channels,
+            use_ema=self.config.use_ema_update,
+            decay=self.config.vq_decay,
+            epsilon=self.config.vq_epsilon,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.vq.embeddings.weight.device
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over names and values of all weights: codes belong to one fingerprint."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if name.startswith("vq.") and name != "vq.embeddings.weight":
+                continue
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def field_tensor(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
+        """Read a batch dict into a sparse tensor on the data grid, on the model's device, rows sorted.
+
+        Voxels outside the part of the band that the encoder sees (`input_band`) are left out.
+
+        Raises:
+            ValueError: shapes differ, coordinates leave the grid, voxels occur twice, or none is left.
+        """
+        if isinstance(batch, SparseTensor):
+            feats, coords = batch.feats, batch.coords
+        else:
+            feats, coords = _read_batch(batch)
+        feats, coords = feats.to(self.device), coords.to(self.device)
+        size = int(coords[:, 0].max()) + 1 if len(coords) else 0
+        if self.config.input_band is not None and self.config.field.band is not None:
+            seen = feats[:, 0].abs() <= self.config.input_band / self.config.field.band
+            feats, coords = feats[seen], coords[seen]
+        if len(coords) == 0:
+            raise ValueError("the batch has no voxel within the band that the encoder sees")
+        keys = linear_keys(coords, max(self.config.data_resolution, int(coords.max()) + 1))
+        if not bool((keys[1:] > keys[:-1]).all()):
+            keys, order = torch.sort(keys)
+            if bool((keys[1:] == keys[:-1]).any()):
+                raise ValueError("the batch holds the same voxel twice")
+            feats, coords = feats[order], coords[order]
+        x = SparseTensor(feats.float(), coords, side=self.config.data_resolution, batch_size=size)
+        empty = [i for i, (a, b) in enumerate(_pairs(x.coordinates.row_splits)) if a == b]
+        if empty:
+            raise ValueError(f"samples {empty} of the batch have no voxel within the band the encoder sees")
+        return x
+
+    def encode_latent(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
+        """Return the continuous latent vectors `[M, D]` on the latent grid, before quantization."""
+        return self.encoder(self.field_tensor(batch))
+
+    @torch.no_grad()
+    def Encode(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:  # noqa: N802 (the contract's name)
+        """Encode a batch dict (`sparse_sdf [N, 1]`, `sparse_index [N, 3]`, `batch_idx [N]`) to codes.
+
+        Returns:
+            Sparse tensor with `.feats [M, 1]` int64 codes and `.coords [M, 4]` int32 (batch, x, y, z) on the
+            latent grid, rows sorted by (batch, x, y, z).
+        """
+        latent = self.encode_latent(batch)
+        return latent.replace(self.vq.nearest(latent.feats)[:, None])
+
+    @torch.no_grad()
+    def Decode(self, encoding_indices: SparseTensor) -> SparseTensor:  # noqa: N802 (the contract's name)
+        """Decode codes (`.feats [M, 1]` integers, integers as floats accepted) to the field on the data grid.
+
+        Returns:
+            `.feats [512 M, 1]` float32 in units of the field (three levels; every latent cell is filled).
+
+        Raises:
+            ValueError: a code outside the codebook, or coordinates outside the latent grid.
+        """
+        return self.decode_latent(self.lookup(encoding_indices))
+
+    def lookup(self, encoding_indices: SparseTensor) -> SparseTensor:
+        """Return the codebook vectors `[M, D]` of codes `[M, 1]` on the latent grid."""
+        codes = encoding_indices.feats.reshape(-1).to(self.device)
+        if codes.is_floating_point():
+            codes = codes.round()
+        codes = codes.long()
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.config.num_embeddings:
+            raise ValueError(f"codes must lie in 0..{self.config.num_embeddings - 1}, got {low}..{high}")
+        if isinstance(encoding_indices, SparseTensor) and encoding_indices.side == self.config.resolution:
+            coordinates: Any = encoding_indices.to(self.device).coordinates
+        else:
+            coordinates = encoding_indices.coords.to(self.device)
+        return SparseTensor(self.vq.embeddings(codes), coordinates, side=self.config.resolution)
+
+    def decode_latent(self, latent: SparseTensor) -> SparseTensor:
+        """Decode latent vectors `[M, D]`, quantized or not, to the field on the data grid."""
+        return self.decoder(latent)
+
+    def forward(self, batch: Mapping[str, Any] | SparseTensor, bypass: bool = False) -> dict[str, Any]:
+        """Encode, quantize and decode a batch for training.
+
+        Args:
+            batch: see `Encode`.
+            bypass: decode the continuous latent instead (the codebook neither used nor updated).
+
+        Returns:
+            `reconst_x` (field on the data grid), `latent`, `indices [M]`, `vq_loss` (None with moving
+            averages) and `commitment_loss`.
+        """
+        latent = self.encode_latent(batch)
+        if bypass:
+            zero = latent.feats.new_zeros(())
+            quantized = Quantized(
+                feats=latent.feats, indices=torch.empty(0), codebook_loss=None, commitment_loss=zero
+            )
+        else:
+            quantized = self.vq(latent.feats)
+        return {
+            "reconst_x": self.decode_latent(latent.replace(quantized.feats)),
+            "latent": latent,
+            "indices": quantized.indices,
+            "vq_loss": quantized.codebook_loss,
+            "commitment_loss": quantized.commitment_loss,
+        }
+
+    def sparse2mesh(
+        self,
+        recon: SparseTensor,
+        voxel_resolution: int | None = None,
+        mc_threshold: float | None = None,
+    ) -> list[trimesh.Trimesh]:
+        """Extract one mesh a sample from a decoded field, in the world cube [-0.5, 0.5]^3.
+
+        Args:
+            recon: output of `Decode`.
+            voxel_resolution: grid side to read the field on; at most that of the field (the default).
+            mc_threshold: level of the surface in units of the field; by default 0 for signed fields.
+
+        Raises:
+            ValueError: the resolution exceeds the field's, the field is unsigned and no level is given, or
+                the field crosses the level nowhere.
+        """
+        level = self._level(mc_threshold)
+        side = voxel_resolution or recon.side
+        meshes = []
+        for feats, xyz in recon.samples():
+            values, index = resample_field(feats[:, 0].float(), xyz, recon.side, side)
+            vertices, faces = extract_isosurface(values, index, level=level)
+            world = (vertices.double() + 0.5) / side - 0.5
+            meshes.append(trimesh.Trimesh(world.cpu().numpy(), faces.cpu().numpy(), process=False))
+        return meshes
+
+    def decode_mesh(
+        self,
+        recon_or_codes: SparseTensor,
+        voxel_resolution: int | None = None,
+        mc_threshold: float | None = None,
+    ) -> list[trimesh.Trimesh]:
+        """Extract meshes from a decoded field or straight from codes (told apart by their grid).
+
+        Arguments and errors are those of `sparse2mesh`.
+        """
+        on_latent_grid = recon_or_codes.side == self.config.latent_resolution
+        recon = self.Decode(recon_or_codes) if on_latent_grid else recon_or_codes
+        return self.sparse2mesh(recon, voxel_resolution, mc_threshold)
+
+    def _level(self, mc_threshold: float | None) -> float:
+        if mc_threshold is not None:
+            logger.info("extracting the surface at level %g as asked (default: 0)", mc_threshold)
+            return mc_threshold
+        if self.config.field.kind != "sdf":
+            raise ValueError("this VAE decodes unsigned distances, which have no zero crossing: give mc_threshold")
+        return 0.0
+
+
+def _pairs(splits: list[int]) -> list[tuple[int, int]]:
+    return list(zip(splits[:-1], splits[1:], strict=True))
+
+
+def _read_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return feats `[N, 1]` and coords int32 `[N, 4]` of a batch dict."""
+    missing = [k for k in ("sparse_sdf", "sparse_index", "batch_idx") if k not in batch]
+    if missing:
+        raise ValueError(f"the 3D batch lacks {missing}; it has {sorted(batch)}")
+    if batch.get("factor") not in (None, 1, 1.0):
+        raise ValueError(f"factor={batch['factor']} is not supported; voxelize at the VAE's resolution instead")
+    sdf, index, batch_idx = (torch.as_tensor(batch[k]) for k in ("sparse_sdf", "sparse_index", "batch_idx"))
+    sdf = sdf.reshape(len(sdf), -1)
+    if sdf.shape[1] != 1 or index.ndim != 2 or index.shape[1] != 3 or not len(sdf) == len(index) == len(batch_idx):
+        raise ValueError(
+            "a 3D batch has sparse_sdf [N, 1], sparse_index [N, 3] and batch_idx [N], got "
+            f"{list(sdf.shape)}, {list(index.shape)} and {list(batch_idx.shape)}"
+        )
+    coords = torch.cat([batch_idx.reshape(-1, 1).to(torch.int32), index.to(torch.int32)], dim=1)
+    return sdf, coords

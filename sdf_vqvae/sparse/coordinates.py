@@ -1,0 +1,223 @@
+"""Sets of active voxels and what can be derived from them: neighbours, coarser and finer sets, windows.
+
+A coordinate set never changes; everything derived is computed once and kept with it, so layers that
+share a set share its neighbour table. Knows nothing of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Below this side a neighbour table is found by binary search; above it, through the table of the coarser set.
+_SEARCH_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """A partition of the rows of a coordinate set into cubic windows, grouped by padded length."""
+
+    buckets: tuple[tuple[Tensor, Tensor | None], ...]
+    """For each length: row numbers `[windows, length]` and the mask of real (unpadded) places, None if all are."""
+    position: Tensor
+    """Where each row stands in the flattened, concatenated buckets. `[N]`"""
+
+
+class CoordinateSet:
+    """Active voxels `(batch, x, y, z)` of a grid of `side`^3, without duplicates, samples contiguous.
+
+    Args:
+        coords: int32 `[N, 4]`; batch numbers ascend from 0.
+        side: grid side; spatial coordinates lie in `0..side-1`.
+        batch_size: number of samples; samples may be empty. Found from `coords` if not given.
+
+    Raises:
+        ValueError: wrong shape, coordinates outside the grid, or rows of a sample not contiguous.
+    """
+
+    def __init__(self, coords: Tensor, side: int, batch_size: int | None = None) -> None:
+        if coords.ndim != 2 or coords.shape[1] != 4:
+            raise ValueError(f"coords must have shape [N, 4] (batch, x, y, z), got {list(coords.shape)}")
+        if coords.shape[0] == 0:
+            raise ValueError("a coordinate set needs at least one voxel, got none")
+        low, high = (int(v) for v in torch.aminmax(coords[:, 1:]))
+        if low < 0 or high >= side:
+            raise ValueError(f"coordinates must lie in 0..{side - 1} for a grid of {side}^3, got {low}..{high}")
+        batch = coords[:, 0]
+        if coords.shape[0] > 1 and bool((batch[1:] < batch[:-1]).any()):
+            raise ValueError("rows of one sample must be contiguous and batch numbers ascending")
+        first, last = int(batch[0]), int(batch[-1])
+        if first < 0 or (batch_size is not None and last >= batch_size):
+            raise ValueError(f"batch numbers must lie in 0..{(batch_size or 1) - 1}, got {first}..{last}")
+        self._fill(coords.to(torch.int32), side, last + 1 if batch_size is None else batch_size)
+
+    def _fill(self, coords: Tensor, side: int, batch_size: int) -> None:
+        self.coords = coords  # [N, 4]
+        self.side = side
+        self.batch_size = batch_size
+        self._coarser: tuple[CoordinateSet, Tensor] | None = None
+        self._derived: dict[Any, Any] = {}
+
+    @classmethod
+    def _trusted(cls, coords: Tensor, side: int, batch_size: int) -> CoordinateSet:
+        """Build from coordinates already known to be valid (derived from a valid set)."""
+        new = cls.__new__(cls)
+        new._fill(coords, side, batch_size)
+        return new
+
+    def __len__(self) -> int:
+        return self.coords.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the coordinates and of everything derived from them."""
+        return self.coords.device
+
+    def derived(self, key: Any, build: Callable[[], Any]) -> Any:
+        """Return the cached value under `key`, building it on first use (backends keep their maps here)."""
+        if key not in self._derived:
+            self._derived[key] = build()
+        return self._derived[key]
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """One int64 number a voxel, ascending in lexicographic (batch, x, y, z) order. [N]"""
+        return linear_keys(self.coords, self.side)
+
+    @cached_property
+    def row_splits(self) -> list[int]:
+        """Row numbers where each sample begins, and the row count last (`batch_size + 1` numbers)."""
+        counts = torch.bincount(self.coords[:, 0].long(), minlength=self.batch_size)
+        return [0, *torch.cumsum(counts, 0).tolist()]
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the rows are in lexicographic order without duplicates."""
+        return bool(self.derived("is_sorted", lambda: bool((self.keys[1:] > self.keys[:-1]).all())))
+
+    def coarser(self) -> tuple[CoordinateSet, Tensor]:
+        """Return the set of the 2^3 cells that hold these voxels (rows sorted) and each row's cell. [N]"""
+        if self._coarser is None:
+            side = (self.side + 1) // 2
+            halved = self.coords.clone()
+            halved[:, 1:] >>= 1
+            keys, parent = torch.unique(linear_keys(halved, side), return_inverse=True)
+            cells = CoordinateSet._trusted(coords_of_keys(keys, side), side, self.batch_size)
+            self._coarser = cells, parent
+        return self._coarser
+
+    def finer(self) -> CoordinateSet:
+        """Return the set of all eight children of every voxel; children of a voxel are adjacent, z fastest."""
+        return self.derived("finer", self._subdivide)
+
+    def _subdivide(self) -> CoordinateSet:
+        doubled = self.coords.clone()
+        doubled[:, 1:] *= 2
+        offsets = torch.tensor([(0, *o) for o in product((0, 1), repeat=3)], device=self.device)
+        children = (doubled[:, None] + offsets.to(torch.int32)).reshape(-1, 4)  # [8 N, 4]
+        fine = CoordinateSet._trusted(children, self.side * 2, self.batch_size)
+        rows = torch.arange(len(self), device=self.device)
+        fine._coarser = self, rows.repeat_interleave(8)
+        return fine
+
+    def neighbors(self) -> Tensor:
+        """Return, for each voxel and each of 27 offsets (x slowest, z fastest), the neighbour's row or -1.
+
+        The offset of column k is `(k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1)`. int32 `[N, 27]`.
+        """
+        return self.derived(
+            "neighbors",
+            self._neighbors_by_search if self.side <= _SEARCH_SIDE else self._neighbors_by_cells,
+        )
+
+    def _neighbors_by_search(self) -> Tensor:
+        sorted_keys, order = torch.sort(self.keys)
+        columns = []
+        for offset in product((-1, 0, 1), repeat=3):
+            moved = self.coords.clone()
+            moved[:, 1:] += torch.tensor(offset, dtype=torch.int32, device=self.device)
+            inside = ((moved[:, 1:] >= 0) & (moved[:, 1:] < self.side)).all(dim=1)
+            wanted = linear_keys(moved, self.side)
+            place = torch.searchsorted(sorted_keys, wanted).clamp_(max=len(self) - 1)
+            found = inside & (sorted_keys[place] == wanted)
+            columns.append(torch.where(found, order[place], -1).to(torch.int32))
+        return torch.stack(columns, dim=1)
+
+    def _neighbors_by_cells(self) -> Tensor:
+        """Look neighbours up through the cells of the coarser set: gathers only, no search, no sort."""
+        cells, parent = self.coarser()
+        cell_neighbors = cells.neighbors()  # [P, 27]
+        slot = _child_slot(self.coords)  # [N]
+        rows_in_cell = torch.full((len(cells) * 8 + 1,), -1, dtype=torch.int32, device=self.device)
+        rows_in_cell[parent * 8 + slot] = torch.arange(len(self), dtype=torch.int32, device=self.device)
+        cell_offset, child_slot = _neighbor_lookup(self.device)  # [8, 27] each
+        table = torch.empty((len(self), 27), dtype=torch.int32, device=self.device)
+        for rows in torch.arange(len(self), device=self.device).split(1 << 18):
+            own_slot = slot[rows]
+            cell = torch.gather(cell_neighbors[parent[rows]], 1, cell_offset[own_slot])  # [n, 27]
+            place = cell.long() * 8 + child_slot[own_slot]
+            table[rows] = rows_in_cell[torch.where(cell >= 0, place, len(cells) * 8)]
+        return table
+
+    def windows(self, size: int, shift: int) -> Windows:
+        """Partition the rows into windows of `size`^3 voxels, the grid moved by `shift` first."""
+        return self.derived(("windows", size, shift), lambda: self._windows(size, shift))
+
+    def _windows(self, size: int, shift: int) -> Windows:
+        moved = self.coords.clone()
+        moved[:, 1:] = (moved[:, 1:] + shift) // size
+        keys = linear_keys(moved, (self.side + shift) // size + 1)
+        order = torch.argsort(keys, stable=True)
+        _, counts = torch.unique_consecutive(keys[order], return_counts=True)
+        starts = torch.cumsum(counts, 0) - counts
+        padded = 1 << torch.ceil(torch.log2(counts.double())).long().clamp_(min=3)
+        buckets: list[tuple[Tensor, Tensor | None]] = []
+        position = torch.empty_like(order)
+        places = 0
+        for length in torch.unique(padded).tolist():
+            chosen = padded == length
+            steps = torch.arange(length, device=self.device)
+            real = steps < counts[chosen, None]  # [W, length]
+            rows = order[(starts[chosen, None] + steps).clamp_(max=len(self) - 1)]
+            position[rows[real]] = places + real.flatten().nonzero().squeeze(1)
+            places += real.numel()
+            buckets.append((rows, None if bool(real.all()) else real))
+        return Windows(buckets=tuple(buckets), position=position)
+
+
+def linear_keys(coords: Tensor, side: int) -> Tensor:
+    """Return `((b * side + x) * side + y) * side + z` as int64 for int coords `[N, 4]`."""
+    b, x, y, z = coords.long().unbind(1)
+    return ((b * side + x) * side + y) * side + z
+
+
+def coords_of_keys(keys: Tensor, side: int) -> Tensor:
+    """Invert `linear_keys`. int32 `[N, 4]`."""
+    b = keys // side**3
+    x, y, z = keys // side**2 % side, keys // side % side, keys % side
+    return torch.stack([b, x, y, z], dim=1).to(torch.int32)
+
+
+def _child_slot(coords: Tensor) -> Tensor:
+    x, y, z = (coords[:, 1:] & 1).long().unbind(1)
+    return x * 4 + y * 2 + z
+
+
+def _neighbor_lookup(device: torch.device) -> tuple[Tensor, Tensor]:
+    """For a child in slot s and offset k: which of the parent's 27 neighbours, and which slot in it. [8, 27]"""
+    cell_offset = torch.empty((8, 27), dtype=torch.long)
+    child_slot = torch.empty((8, 27), dtype=torch.long)
+    for s, child in enumerate(product((0, 1), repeat=3)):
+        for k, offset in enumerate(product((-1, 0, 1), repeat=3)):
+            moved = [c + o for c, o in zip(child, offset, strict=True)]
+            px, py, pz = (m // 2 + 1 for m in moved)
+            sx, sy, sz = (m % 2 for m in moved)
+            cell_offset[s, k] = px * 9 + py * 3 + pz
+            child_slot[s, k] = sx * 4 + sy * 2 + sz
+    return cell_offset.to(device), child_slot.to(device)
