@@ -58,7 +58,9 @@ def extract_isosurface(
     edge_id = lower * 3 + edge_axis[edges]  # [F, 3]
 
     end = torch.full((3 * len(keys),), -1, dtype=torch.int64, device=keys.device)
-    end[edge_id.flatten()] = corners[cell[:, None], edge_upper[edges]].flatten()  # the same value however often
+    end[edge_id.flatten()] = corners[
+        cell[:, None], edge_upper[edges]
+    ].flatten()  # the same value however often
     used = end >= 0
     vertex_of_edge = torch.cumsum(used, 0) - 1
     crossed = torch.nonzero(used)[:, 0]  # [V]
@@ -115,7 +117,9 @@ def _sorted_keys(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
     keys, order = torch.sort(shifted[:, 0] * stride_x + shifted[:, 1] * stride_y + shifted[:, 2])
     repeated = int((keys[1:] == keys[:-1]).sum())
     if repeated:
-        raise ValueError(f"{repeated} of {len(index)} index rows repeat a point; each point may be given once")
+        raise ValueError(
+            f"{repeated} of {len(index)} index rows repeat a point; each point may be given once"
+        )
     return keys, order, (stride_x, stride_y)
 
 
