@@ -1,0 +1,72 @@
+"""The language branch: discrete codes of a 3D shape become words, through Qwen2-VL or Qwen3-VL.
+
+Builds on `sdf_vqvae` (shapes <-> codes), which knows nothing of this package. Names are loaded when first
+used, so that `import vae_qwen3vl` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.processor import DEFAULT_PROMPT, PLACEHOLDER_3D, Processor3D
+    from vae_qwen3vl.projector import PositionEncoder3D, Projector3D
+    from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
+    from vae_qwen3vl.sequence_3d import prepare_3d_sequence, prepare_3d_sequence_batched
+    from vae_qwen3vl.vae_latent_extractor import (
+        codebook_vectors,
+        extract_3d_latent,
+        extract_3d_latent_and_indices,
+    )
+
+_HOMES = {
+    "DEFAULT_PROMPT": "vae_qwen3vl.processor",
+    "PLACEHOLDER_3D": "vae_qwen3vl.processor",
+    "PositionEncoder3D": "vae_qwen3vl.projector",
+    "Processor3D": "vae_qwen3vl.processor",
+    "Projector3D": "vae_qwen3vl.projector",
+    "ProjectorDescription": "vae_qwen3vl.projector_file",
+    "Qwen3VLWith3DBranch": "vae_qwen3vl.model",
+    "codebook_vectors": "vae_qwen3vl.vae_latent_extractor",
+    "extract_3d_latent": "vae_qwen3vl.vae_latent_extractor",
+    "extract_3d_latent_and_indices": "vae_qwen3vl.vae_latent_extractor",
+    "load_projector": "vae_qwen3vl.projector_file",
+    "load_vae_from_config": "sdf_vqvae.model.checkpoint",
+    "prepare_3d_sequence": "vae_qwen3vl.sequence_3d",
+    "prepare_3d_sequence_batched": "vae_qwen3vl.sequence_3d",
+    "save_projector": "vae_qwen3vl.projector_file",
+}
+
+__all__ = [
+    "DEFAULT_PROMPT",
+    "PLACEHOLDER_3D",
+    "PositionEncoder3D",
+    "Processor3D",
+    "Projector3D",
+    "ProjectorDescription",
+    "Qwen3VLWith3DBranch",
+    "codebook_vectors",
+    "extract_3d_latent",
+    "extract_3d_latent_and_indices",
+    "load_projector",
+    "load_vae_from_config",
+    "prepare_3d_sequence",
+    "prepare_3d_sequence_batched",
+    "save_projector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home the first time it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,72 @@
+"""LoRA adapters on the language model's attention, through peft. Knows nothing of 3D."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA needs peft: pip install 'vae-qwen3vl[train]' (or pip install peft)") from error
+    return peft
+
+
+def add_lora(vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 0.05) -> nn.Module:
+    """Return `vl_model` with trainable rank-`r` adapters on q, k, v and o of its text layers.
+
+    Raises:
+        ValueError: the model has adapters already.
+    """
+    peft = _peft()
+    if isinstance(vl_model, peft.PeftModel):
+        raise ValueError("the language model already has LoRA adapters; load or add them only once")
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(vl_model, config)  # type: ignore[no-any-return]
+
+
+def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bool = False) -> nn.Module:
+    """Return `vl_model` with the adapters of a peft folder (`lora_final/`); each tensor must find its place.
+
+    Raises:
+        ValueError: no adapter there, or its tensors are not exactly those the model asks for.
+    """
+    peft = _peft()
+    if isinstance(vl_model, peft.PeftModel):
+        raise ValueError("the language model already has LoRA adapters; load or add them only once")
+    weights = Path(folder) / "adapter_model.safetensors"
+    if not weights.is_file() or not (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"no LoRA adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
+    from safetensors.torch import load_file
+
+    config = peft.PeftConfig.from_pretrained(os.fspath(folder))
+    config.inference_mode = not trainable
+    wrapped = peft.get_peft_model(vl_model, config)
+    saved = load_file(weights)
+    expected = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
+    found = {name: value.shape for name, value in saved.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise ValueError(
+            f"the LoRA adapter in {folder} doesn't fit this language model: {len(wrong)} tensors differ, "
+            f"first {wrong[0]} (adapter {found.get(wrong[0])}, model {expected.get(wrong[0])})"
+        )
+    peft.set_peft_model_state_dict(wrapped, saved)
+    untrained = all(not torch.any(value) for name, value in saved.items() if "lora_B" in name)
+    if untrained:
+        logger.warning("the LoRA adapter in %s is untrained: its B matrices are zero", folder)
+    logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), config.r, folder)
+    return wrapped  # type: ignore[no-any-return]

@@ -1,0 +1,559 @@
+"""Qwen2-VL or Qwen3-VL with a 3D branch: codes of a shape stand in the chat as tokens.
+
+Puts the parts together: codes (VAE) -> 3D tokens (projector) -> places and positions (layout) -> the language
+model's own forward and generate, through transformers' public interface. The VAE serves it from outside: it is
+never part of the module's parameters, state, mode or dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vae_qwen3vl import adapters
+from vae_qwen3vl.layout import Positions, SequenceLayout, lay_out, with_placeholders
+from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
+from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D, embedding_rms
+from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
+from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
+from vae_qwen3vl.vae_latent_extractor import (
+    ShapeVAE,
+    codebook,
+    codebook_hash,
+    extract_3d_latent_and_indices,
+)
+
+logger = logging.getLogger(__name__)
+
+VL_CLASSES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""The class of each supported `model_type`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchInputs:
+    """What the language model reads: text and 3D blocks in one padded sequence of length S'."""
+
+    inputs_embeds: Tensor
+    """`[B, S', H]`."""
+    attention_mask: Tensor
+    """int64 `[B, S']`."""
+    position_ids: Tensor
+    """int64 `[3, B, S']`."""
+    labels: Tensor | None
+    """int64 `[B, S']`, -100 over 3D blocks and padding."""
+    encoding_indices_3d: Any = None
+    """The VAE's codes object, where raw `inputs_3d` were encoded."""
+
+    def model_kwargs(self) -> dict[str, Tensor]:
+        """Return the arguments of the language model's forward and generate (without labels)."""
+        return {
+            "inputs_embeds": self.inputs_embeds,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+
+
+class Qwen3VLWith3DBranch(nn.Module):
+    """A vision-language model that also reads shapes.
+
+    Args:
+        model_name_or_path: folder or Hub id of a Qwen2-VL or Qwen3-VL checkpoint (its `model_type` decides).
+        vae_model: any object with `Encode`, `Decode` and `vq.embeddings`; it is frozen and stays outside the
+            module. None if only `feats_3d` and `coords_3d` will be given.
+        latent_dim: codebook width; taken from the VAE if there is one.
+        max_3d_tokens: 3D tokens an object may have; 0 or less means no limit.
+        use_3d_pos: add a position encoding to the projected vectors.
+        projector_num_layers: 1 is one Linear, more an MLP.
+        torch_dtype: dtype of the language model (float32 if None). The projector stays float32.
+        use_vl_model: an already built model to use instead of loading one.
+        merge: latent cells per 3D token and axis: 1, 2 or 4.
+        positions: "mrope" gives 3D tokens their block's (z, y, x) on the M-RoPE axes, "sequential" counts.
+        truncate_mode: over budget, "pool" averages neighbouring blocks (all of the object is seen), "head" keeps
+            the first tokens only.
+        freeze_vl: freeze the language model (the projector, and LoRA, train).
+        **vl_kwargs: for the language model's `from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] = "Qwen/Qwen2-VL-2B-Instruct",
+        vae_model: ShapeVAE | None = None,
+        latent_dim: int = 16,
+        max_3d_tokens: int = 2048,
+        use_3d_pos: bool = False,
+        projector_num_layers: int = 1,
+        torch_dtype: torch.dtype | None = None,
+        use_vl_model: nn.Module | None = None,
+        *,
+        merge: int = 1,
+        positions: Positions = "mrope",
+        truncate_mode: OverBudget = "pool",
+        freeze_vl: bool = True,
+        **vl_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if positions not in ("mrope", "sequential"):
+            raise ValueError(f"positions must be 'mrope' or 'sequential', not {positions!r}")
+        if truncate_mode not in ("pool", "head"):
+            raise ValueError(f"truncate_mode must be 'pool' or 'head', not {truncate_mode!r}")
+        self.model_name_or_path = os.fspath(model_name_or_path)
+        self.max_3d_tokens, self.positions, self.truncate_mode = max_3d_tokens, positions, truncate_mode
+        self.prompt: str | None = None
+        self._vae: tuple[ShapeVAE | None] = (None,)
+        self.vae_model = vae_model
+        if vae_model is not None:
+            latent_dim = codebook(vae_model).shape[1]
+        vl_model: Any = use_vl_model
+        if vl_model is None:
+            vl_model = load_vl_model(self.model_name_or_path, torch_dtype, **vl_kwargs)
+        _check_model_type(vl_model.config.model_type, type(vl_model).__name__)
+        if freeze_vl:
+            vl_model.requires_grad_(False)
+        self.vl_model = vl_model
+        table = self._embedding_table()
+        projector = Projector3D(
+            latent_dim,
+            table.shape[1],
+            projector_num_layers,
+            use_3d_pos=use_3d_pos,
+            merge=merge,
+        )
+        projector.output_rms.fill_(embedding_rms(table))
+        self.projector = projector.to(table.device)
+
+    # -- the parts ---------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "vae_model":  # nn.Module would register it: its weights would join state_dict, train() and to()
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def vae_model(self) -> Any:
+        """The frozen VAE (None if there is none). Assigning another one keeps it outside the module."""
+        return self._vae[0]
+
+    @vae_model.setter
+    def vae_model(self, vae_model: Any) -> None:
+        if isinstance(vae_model, nn.Module):
+            vae_model.requires_grad_(False).eval()
+        self._vae = (vae_model,)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the language model's embeddings."""
+        return self._embedding_table().device
+
+    def _embedding_table(self) -> Tensor:
+        return self.vl_model.get_input_embeddings().weight  # type: ignore[operator, union-attr, return-value]
+
+    # -- 3D tokens ---------------------------------------------------------------------------------------------
+
+    def tokens_3d(self, feats: Tensor, coords: Tensor) -> Tokens3D:
+        """Project codes `feats [M, D]`, `coords [M, 4]` to at most `max_3d_tokens` tokens an object."""
+        device = self.projector.output_gain.device
+        return self.projector.project(
+            feats.to(device), coords.to(device), self.max_3d_tokens, self.truncate_mode
+        )
+
+    def count_3d_tokens(self, feats: Tensor, coords: Tensor) -> Tensor:  # [B]
+        """Return how many sequence positions each object takes, its two markers included."""
+        with torch.no_grad():
+            return object_counts(self.tokens_3d(feats, coords).coords) + 2
+
+    def get_3d_embeds(
+        self, feats: Tensor, coords: Tensor, mask_3d: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the embedded 3D tokens of a batch of objects, padded to the longest.
+
+        Args:
+            feats: `[M, D]`, or `[B, L, D]` with `mask_3d`.
+            coords: `[M, 4]`, or `[B, L, 4]`.
+            mask_3d: `[B, L]`, True where a row is real.
+
+        Returns:
+            `embeds [B, L, H]` and `mask [B, L]`. The markers are not among them.
+        """
+        tokens = self.tokens_3d(*_sparse(feats, coords, mask_3d))
+        batch = int(tokens.coords[-1, 0]) + 1
+        embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, tokens.coords, batch, max_3d_tokens=0)
+        return embeds.to(self._embedding_table().dtype), mask
+
+    def get_3d_embeds_and_encoding_indices(
+        self, inputs_3d: Any, device: str | torch.device | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Encode a batch and return its 3D embeddings and the codes for `vae_model.Decode`.
+
+        Args:
+            inputs_3d: dict `sparse_sdf`, `sparse_index`, `batch_idx`.
+            device: where the VAE encodes (it is moved there and stays); None leaves it where it is.
+
+        Returns:
+            `embeds [B, L, H]`, `mask [B, L]`, and the VAE's codes object.
+        """
+        feats, coords, encoding_indices = self._encode(inputs_3d, device)
+        embeds, mask = self.get_3d_embeds(feats, coords)
+        return embeds, mask, encoding_indices
+
+    def _encode(self, inputs_3d: Any, device: str | torch.device | None = None) -> tuple[Tensor, Tensor, Any]:
+        if self.vae_model is None:
+            raise ValueError("inputs_3d needs a VAE: build the model with vae_model=..., or pass feats_3d/coords_3d")
+        return extract_3d_latent_and_indices(inputs_3d, self.vae_model, device)
+
+    # -- the sequence ------------------------------------------------------------------------------------------
+
+    def build_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_3d: Any = None,
+        feats_3d: Tensor | None = None,
+        coords_3d: Tensor | None = None,
+        mask_3d: Tensor | None = None,
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+    ) -> BranchInputs:
+        """Merge text and 3D into what the language model reads.
+
+        `input_ids` with placeholders (see `Processor3D`) get object j at the j-th placeholder, row by row. Plain
+        `input_ids` get object i in front of row i. Each object becomes a start marker, its tokens, an end marker.
+
+        Args:
+            input_ids: `[B, S]`.
+            attention_mask: `[B, S]`; all tokens count if None.
+            labels: `[B, S]`, aligned with `input_ids`.
+            inputs_3d: raw batch for the VAE; or else
+            feats_3d: codebook vectors `[M, D]` (or `[B, L, D]` with `mask_3d`) and
+            coords_3d: `[M, 4]` = (object, x, y, z) (or `[B, L, 4]`).
+            mask_3d: `[B, L]` for the padded form.
+            padding_side: where the merged sequence is padded.
+            image_grid_thw: as for the language model, where the prompt holds images.
+            video_grid_thw: likewise for videos.
+            mm_token_type_ids: `[B, S]` as for the language model; found from the ids if None.
+        """
+        device = self.device
+        input_ids = input_ids.to(device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
+        objects = int(tokens.coords[-1, 0]) + 1 if len(tokens.coords) else 0
+        ids, valid, added = with_placeholders(input_ids, mask.bool(), objects)
+        if added:
+            labels = _with_column(labels, IGNORED_LABEL)
+            mm_token_type_ids = _with_column(mm_token_type_ids, 0)
+        text_positions = None
+        if image_grid_thw is not None or video_grid_thw is not None:
+            text_positions = self._image_positions(
+                ids, valid, image_grid_thw, video_grid_thw, mm_token_type_ids
+            )
+        layout = lay_out(
+            ids,
+            valid,
+            tokens.coords,
+            positions=self.positions,
+            padding_side=padding_side,
+            text_positions=text_positions,
+        )
+        return BranchInputs(
+            inputs_embeds=self._fill_embeds(layout, ids, tokens, objects),
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
+            labels=None if labels is None else _fill_labels(layout, ids, labels.to(device)),
+            encoding_indices_3d=encoding_indices,
+        )
+
+    def _tokens_of(
+        self, inputs_3d: Any, feats_3d: Tensor | None, coords_3d: Tensor | None, mask_3d: Tensor | None
+    ) -> tuple[Tokens3D, Any]:
+        encoding_indices = None
+        if inputs_3d is not None:
+            if feats_3d is not None or coords_3d is not None:
+                raise ValueError("give either inputs_3d, or feats_3d and coords_3d, not both")
+            feats_3d, coords_3d, encoding_indices = self._encode(inputs_3d)
+        if (feats_3d is None) != (coords_3d is None):
+            raise ValueError("feats_3d and coords_3d belong together: give both or neither")
+        if feats_3d is None or coords_3d is None:
+            table = self._embedding_table()
+            nothing = torch.zeros((0, 4), dtype=torch.long, device=table.device)
+            return Tokens3D(embeds=table.new_zeros((0, table.shape[1])), coords=nothing), None
+        tokens = self.tokens_3d(*_sparse(feats_3d, coords_3d, mask_3d))
+        return Tokens3D(
+            embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)
+        ), encoding_indices
+
+    def _fill_embeds(self, layout: SequenceLayout, ids: Tensor, tokens: Tokens3D, objects: int) -> Tensor:
+        text = self.vl_model.get_input_embeddings()(ids.clamp(min=0).flatten())  # type: ignore[operator]
+        start, end = self.projector.markers().to(text)
+        pool = torch.cat(
+            [
+                text,
+                start.expand(objects, -1),
+                end.expand(objects, -1),
+                tokens.embeds.to(text),
+                text.new_zeros((1, text.shape[1])),
+            ]
+        )  # in the layout's order
+        return pool[layout.source]  # [B, S', H]
+
+    def _image_positions(
+        self,
+        ids: Tensor,
+        valid: Tensor,
+        image_grid_thw: Tensor | None,
+        video_grid_thw: Tensor | None,
+        mm_token_type_ids: Tensor | None,
+    ) -> Tensor:  # [3, B, S]
+        config = self.vl_model.config
+        if mm_token_type_ids is None:
+            image, video = ids == config.image_token_id, ids == config.video_token_id  # type: ignore[union-attr]
+            mm_token_type_ids = image.int() + 2 * video.int()
+        positions, _ = self._base_model().model.get_rope_index(
+            ids,
+            mm_token_type_ids=mm_token_type_ids.to(ids.device),
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            attention_mask=valid.long(),
+        )
+        return positions  # type: ignore[no-any-return]
+
+    def _base_model(self) -> Any:
+        wrapped: Any = self.vl_model
+        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+
+    # -- forward and generation --------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_3d: Any = None,
+        feats_3d: Tensor | None = None,
+        coords_3d: Tensor | None = None,
+        mask_3d: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the language model on text and 3D (`build_inputs` says how they are merged).
+
+        Returns:
+            The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
+            with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
+        """
+        vision = {key: kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+        inputs = self.build_inputs(
+            input_ids,
+            attention_mask,
+            labels,
+            inputs_3d,
+            feats_3d,
+            coords_3d,
+            mask_3d,
+            mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
+            **vision,
+        )
+        outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
+        if inputs_3d is not None:
+            outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
+        return outputs
+
+    def forward_with_3d(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what `forward` does. Under DDP call the wrapper itself, so that gradients are synchronised."""
+        return self.forward(*args, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_3d: Any = None,
+        feats_3d: Tensor | None = None,
+        coords_3d: Tensor | None = None,
+        mask_3d: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate a continuation of text and 3D with the language model's `generate`.
+
+        Returns:
+            New token ids only, `[B, new]` (never the prompt), or what `return_dict_in_generate` asks for. At most
+            128 new tokens unless `kwargs` say otherwise. Without `input_ids`, `kwargs` pass through unchanged.
+        """
+        if input_ids is None:
+            return self.vl_model.generate(**kwargs)  # type: ignore[operator, union-attr]
+        vision = {key: kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+        inputs = self.build_inputs(
+            input_ids,
+            attention_mask,
+            None,
+            inputs_3d,
+            feats_3d,
+            coords_3d,
+            mask_3d,
+            padding_side="left",  # generation continues from the last slot
+            mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
+            **vision,
+        )
+        if not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
+            kwargs["max_new_tokens"] = 128
+        return self.vl_model.generate(**inputs.model_kwargs(), **kwargs)  # type: ignore[operator, union-attr]
+
+    def describe(
+        self,
+        inputs_3d: Any = None,
+        *,
+        feats_3d: Tensor | None = None,
+        coords_3d: Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        processor: Processor3D | None = None,
+        max_new_tokens: int = 64,
+        **generation: Any,
+    ) -> list[str]:
+        """Answer a prompt about each object of a batch.
+
+        Args:
+            inputs_3d: raw batch for the VAE; or else `feats_3d` and `coords_3d`.
+            feats_3d: codebook vectors `[M, D]`.
+            coords_3d: `[M, 4]`.
+            prompt: one for all objects, or one an object; None takes the prompt the projector was trained with.
+            processor: writes the chat; None loads the language model's tokenizer.
+            max_new_tokens: length of the answer.
+            **generation: for the language model's `generate`; greedy if nothing else is said.
+        """
+        if inputs_3d is not None:
+            feats_3d, coords_3d, _ = self._encode(inputs_3d)
+        if feats_3d is None or coords_3d is None:
+            raise ValueError("describe needs a shape: pass inputs_3d, or feats_3d and coords_3d")
+        objects = len(object_counts(coords_3d))
+        prompt = prompt or self.prompt or DEFAULT_PROMPT
+        prompts = [prompt] * objects if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != objects:
+            raise ValueError(f"{len(prompts)} prompts for {objects} objects: give one, or one an object")
+        processor = processor or Processor3D.from_pretrained(self.model_name_or_path)
+        generation = {"do_sample": False, "max_new_tokens": max_new_tokens, **generation}
+        answers = self.generate(**processor(prompts), feats_3d=feats_3d, coords_3d=coords_3d, **generation)
+        return processor.decode(answers)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def description(self, prompt: str | None = None) -> ProjectorDescription:
+        """Return what the projector is, as it is written into its file."""
+        projector = self.projector
+        return ProjectorDescription(
+            latent_dim=projector.latent_dim,
+            hidden_size=projector.hidden_size,
+            num_layers=projector.num_layers,
+            merge=projector.merge,
+            use_3d_pos=projector.use_3d_pos,
+            pos_mode=projector.pos_mode,
+            max_coord=projector.max_coord,
+            positions=self.positions,
+            max_3d_tokens=self.max_3d_tokens,
+            truncate_mode=self.truncate_mode,
+            prompt=prompt or self.prompt,
+            codebook_sha256=None if self.vae_model is None else codebook_hash(self.vae_model),
+            vl_model=self.model_name_or_path,
+        )
+
+    def save_projector(self, path: str | os.PathLike[str], prompt: str | None = None) -> None:
+        """Write the trained 3D part (`.safetensors`, or `.pt` as a torch state dict) with its description."""
+        save_projector(path, self.projector, self.description(prompt))
+
+    def load_projector(self, path: str | os.PathLike[str], verify_vae: bool = True) -> ProjectorDescription:
+        """Replace the projector by the one in a file, whatever its shape, and take over its settings.
+
+        Layers, merge, positions, budget and prompt come from the file.
+
+        Raises:
+            ValueError: it was made for another language-model width or (unless `verify_vae=False`) other codes.
+        """
+        projector, description = load_projector(path)
+        table = self._embedding_table()
+        if description.hidden_size != table.shape[1]:
+            raise ValueError(
+                f"{path} was trained for a language model of width {description.hidden_size} "
+                f"({description.vl_model}), but {self.model_name_or_path} has width {table.shape[1]}"
+            )
+        if self.vae_model is not None and verify_vae:
+            known, here = description.codebook_sha256, codebook_hash(self.vae_model)
+            if known is not None and known != here:
+                raise ValueError(
+                    f"{path} reads codes of the codebook {known[:12]}, but the VAE's is {here[:12]}: load the VAE it "
+                    "was trained with (verify_vae=False for the same one in another precision)"
+                )
+        self.projector = projector.to(table.device)
+        self.positions, self.max_3d_tokens = description.positions, description.max_3d_tokens
+        self.truncate_mode, self.prompt = description.truncate_mode, description.prompt
+        logger.info("loaded a projector of %d layers, merge %d, from %s", projector.num_layers, projector.merge, path)
+        return description
+
+    def add_lora(self, r: int = 8, alpha: int = 32, dropout: float = 0.05) -> None:
+        """Put trainable LoRA adapters on q, k, v and o of the language model's text layers."""
+        self.vl_model = adapters.add_lora(self.vl_model, r, alpha, dropout)
+
+    def load_lora(self, folder: str | os.PathLike[str], trainable: bool = False) -> None:
+        """Load LoRA adapters from a peft folder; every tensor must fit."""
+        self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)
+
+
+def load_vl_model(name_or_path: str, dtype: torch.dtype | None = None, **kwargs: Any) -> nn.Module:
+    """Load a Qwen2-VL or Qwen3-VL checkpoint by the class its `model_type` names.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    import transformers
+
+    hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
+    config = transformers.AutoConfig.from_pretrained(name_or_path, **hub)
+    _check_model_type(config.model_type, name_or_path)
+    vl_class = getattr(transformers, VL_CLASSES[config.model_type])
+    return vl_class.from_pretrained(name_or_path, dtype=dtype or torch.float32, **kwargs)  # type: ignore[no-any-return]
+
+
+def _check_model_type(model_type: str, name: str) -> None:
+    if model_type not in VL_CLASSES:
+        raise ValueError(
+            f"{name} is a {model_type!r} model; the 3D branch works on {' and '.join(sorted(VL_CLASSES))} checkpoints"
+        )
+
+
+def _sparse(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bring padded features `[B, L, D]` to the form `[M, D]`, `[M, 4]` by their mask."""
+    if feats.ndim == 2:
+        if len(feats) != len(coords):
+            raise ValueError(f"{len(feats)} rows of feats_3d, but {len(coords)} rows of coords_3d")
+        return feats, coords
+    if feats.ndim != 3 or mask is None:
+        raise ValueError(
+            f"feats_3d {list(feats.shape)}: expected [M, {feats.shape[-1]}], or [B, L, D] together with mask_3d [B, L]"
+        )
+    batch = torch.arange(len(feats), device=coords.device)[:, None].expand(mask.shape)
+    coords = torch.cat([batch[..., None], coords[..., -3:]], dim=-1)
+    mask = mask.bool()
+    return feats[mask.to(feats.device)], coords[mask.to(coords.device)]
+
+
+def _with_column(values: Tensor | None, fill: int) -> Tensor | None:
+    if values is None:
+        return None
+    return torch.cat([values.new_full((len(values), 1), fill), values], dim=1)
+
+
+def _fill_labels(layout: SequenceLayout, ids: Tensor, labels: Tensor) -> Tensor:  # [B, S']
+    if labels.shape != ids.shape:
+        raise ValueError(f"labels {list(labels.shape)} don't match input_ids {list(ids.shape)}")
+    is_text = layout.source < ids.numel()
+    picked = labels.flatten()[layout.source.clamp(max=ids.numel() - 1)]
+    return torch.where(is_text, picked, IGNORED_LABEL)

@@ -1,0 +1,253 @@
+"""Writes a chat about 3D objects as token ids: template, placeholders, labels, padding.
+
+Works with any tokenizer that has a chat template. Knows nothing of the VAE, of embeddings or of how many 3D tokens
+an object has: one placeholder stands for one object and the model expands it.
+
+User text is encoded as plain text. It never passes through the template engine, and a special token spelled out
+in it becomes ordinary characters, so no text can produce a placeholder or a template token.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vae_qwen3vl.layout import PLACEHOLDER_3D
+
+DEFAULT_PROMPT = "Describe this 3D shape in one sentence:"
+IGNORED_LABEL = -100
+ROLES = ("system", "user", "assistant")
+
+Message = Mapping[str, Any]
+Conversation = str | Sequence[Message]
+Piece = str | None
+"""A piece of user content: text, or None for an object."""
+
+# Private-use characters mark where content goes in the rendered template; only the template's text is searched.
+_MARK = "\ue0f0{}\ue0f1"
+_MARKED = re.compile("\ue0f0([0-9]+)\ue0f1")
+
+
+class Processor3D:
+    """Turns prompts or conversations (and answers) into the model's inputs.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                "the tokenizer has no chat template; use the tokenizer of an instruction-tuned model"
+            )
+        self.tokenizer = tokenizer
+        added = [str(token) for token in tokenizer.get_added_vocab() if len(str(token)) > 1]
+        self._added_ids = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+        longest_first = sorted(added, key=len, reverse=True)
+        self._added = re.compile("|".join(re.escape(token) for token in longest_first)) if added else None
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Processor3D:
+        """Load the tokenizer of a language model (folder or Hub id)."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(os.fspath(name_or_path), **kwargs))
+
+    def __call__(
+        self,
+        conversations: Conversation | Sequence[Conversation] = DEFAULT_PROMPT,
+        answers: str | Sequence[str] | None = None,
+        *,
+        objects: int = 1,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode a batch.
+
+        Args:
+            conversations: a prompt, a conversation, or a list of either. A conversation is a list of messages
+                `{"role", "content"}`; content is text, or a list of `{"type": "3d"}` and
+                `{"type": "text", "text": ...}` parts.
+            answers: one answer a conversation, for training: it becomes the assistant's turn and is supervised,
+                with its end-of-turn token; so are earlier assistant turns. It is never cut. None prepares for
+                generation.
+            objects: placeholders before the first user text of conversations that name no "3d" part themselves
+                (0 for a control without 3D).
+            padding_side: None means "right" with answers and "left" without.
+
+        Returns:
+            `input_ids` and `attention_mask` `[B, S]`, and `labels` `[B, S]` if there are answers.
+        """
+        batch = _as_batch(conversations)
+        replies: list[str | None] = [None] * len(batch)
+        if answers is not None:
+            replies = [answers] if isinstance(answers, str) else list(answers)
+            if len(replies) != len(batch):
+                raise ValueError(f"{len(batch)} conversations, but {len(replies)} answers")
+        rows = [self._encode(chat, reply, objects) for chat, reply in zip(batch, replies, strict=True)]
+        side = padding_side or ("left" if answers is None else "right")
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+        encoded = {
+            "input_ids": _pad([ids for ids, _ in rows], pad, side),
+            "attention_mask": _pad([[1] * len(ids) for ids, _ in rows], 0, side),
+        }
+        if answers is not None:
+            encoded["labels"] = _pad([labels for _, labels in rows], IGNORED_LABEL, side)
+        return encoded
+
+    def encode_text(self, text: str) -> list[int]:
+        """Encode text as plain text: no added token of the vocabulary can come out of it.
+
+        Raises:
+            ValueError: the tokenizer makes an added token of it all the same.
+        """
+        ids: list[int] = []
+        rest = text
+        while self._added is not None and (found := self._added.search(rest)):
+            cut = found.start() + 1  # inside the token's spelling, so that neither half spells it
+            ids += self._plain(rest[:cut])
+            rest = rest[cut:]
+        ids += self._plain(rest)
+        if forbidden := self._added_ids.intersection(ids):
+            raise ValueError(
+                f"the text holds the special token {self.tokenizer.convert_ids_to_tokens(min(forbidden))!r}"
+            )
+        return ids
+
+    def decode(self, token_ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row `[B, S]`, without special tokens."""
+        rows = token_ids.tolist() if isinstance(token_ids, Tensor) else [list(row) for row in token_ids]
+        kept = [[token for token in row if token >= 0] for row in rows]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in kept]
+
+    def _plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode(self, chat: Conversation, answer: str | None, objects: int) -> tuple[list[int], list[int]]:
+        messages = _as_messages(chat, objects)
+        if answer is not None:
+            messages.append(("assistant", [answer]))
+        marked, pieces = _mark(messages)
+        if answer is None:
+            ids = self._fill(self._render(marked, prompt=True), pieces)
+            return ids, [IGNORED_LABEL] * len(ids)
+        full = self._render(marked, prompt=False)
+        ids, labels, done = [], [], 0
+        for turn, (role, _) in enumerate(messages):
+            if role != "assistant":
+                continue
+            before = len(self._checked_prefix(full, marked[:turn]))
+            after = self._end_of_turn(full, marked[turn]["content"])
+            context, reply = self._fill(full[done:before], pieces), self._fill(full[before:after], pieces)
+            ids += context + reply
+            labels += [IGNORED_LABEL] * len(context) + reply
+            done = after
+        tail = self._fill(full[done:], pieces)
+        return ids + tail, labels + [IGNORED_LABEL] * len(tail)
+
+    def _render(self, marked: list[dict[str, str]], prompt: bool) -> str:
+        text = self.tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=prompt)
+        assert isinstance(text, str)
+        return text
+
+    def _checked_prefix(self, full: str, marked: list[dict[str, str]]) -> str:
+        prompt = self._render(marked, prompt=True)
+        if not full.startswith(prompt):
+            raise ValueError(
+                "the chat template does not continue its generation prompt with the assistant's turn, so the "
+                "answer's tokens can't be told apart; supervise the last turn only, or use another template"
+            )
+        return prompt
+
+    def _end_of_turn(self, full: str, content: str) -> int:
+        """Return where the turn that holds `content` ends: behind the special token that closes it."""
+        start = full.index(content) + len(content)
+        closing = self._added.search(full, start) if self._added is not None else None
+        return closing.end() if closing else len(full)
+
+    def _fill(self, rendered: str, pieces: list[Piece]) -> list[int]:
+        """Encode rendered template text, with the content put back at its marks."""
+        ids: list[int] = []
+        for number, part in enumerate(_MARKED.split(rendered)):
+            if number % 2 == 0:
+                ids += self._plain(part)  # the template's own text: special tokens count
+            else:
+                piece = pieces[int(part)]
+                ids += [PLACEHOLDER_3D] if piece is None else self.encode_text(piece)
+        return ids
+
+
+def _as_batch(conversations: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    if isinstance(conversations, str):
+        return [conversations]
+    items: list[Any] = list(conversations)
+    if not items:
+        raise ValueError("no conversation given")
+    if isinstance(items[0], Mapping):
+        return [items]
+    return items
+
+
+def _as_messages(chat: Conversation, objects: int) -> list[tuple[str, list[Piece]]]:
+    if isinstance(chat, str):
+        chat = [{"role": "user", "content": chat}]
+    messages = []
+    for message in chat:
+        role = message.get("role")
+        if role not in ROLES:
+            raise ValueError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
+        messages.append((str(role), _content_pieces(message.get("content"))))
+    if objects and not any(piece is None for _, content in messages for piece in content):
+        users = [content for role, content in messages if role == "user"]
+        if not users:
+            raise ValueError("the conversation has no user turn for the 3D object to stand in")
+        users[0][:0] = [None] * objects
+    return messages
+
+
+def _content_pieces(content: Any) -> list[Piece]:
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, Sequence):
+        raise ValueError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
+    pieces: list[Piece] = []
+    for part in content:
+        kind = part.get("type")
+        if kind == "3d":
+            pieces.append(None)
+        elif kind == "text":
+            pieces.append(str(part["text"]))
+        else:
+            raise ValueError(f"a content part must have type '3d' or 'text', not {kind!r}")
+    return pieces
+
+
+def _mark(messages: list[tuple[str, list[Piece]]]) -> tuple[list[dict[str, str]], list[Piece]]:
+    """Replace content by numbered marks, so that the template never sees it."""
+    marked, pieces = [], []
+    for role, content in messages:
+        marks = ""
+        for piece in content:
+            marks += _MARK.format(len(pieces))
+            pieces.append(piece)
+        marked.append({"role": role, "content": marks})
+    return marked, pieces
+
+
+def _pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Tensor:  # [B, S]
+    width = max(len(row) for row in rows)
+    padded = [
+        row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row
+        for row in rows
+    ]
+    return torch.tensor(padded, dtype=torch.long)

@@ -1,0 +1,133 @@
+"""The file of a trained projector: its tensors, and the description from which a model is rebuilt around it.
+
+`.safetensors` keeps the description as metadata. `.pt` is a bare torch state dict (readable with
+`weights_only=True` and `load_state_dict`) that carries the description in the state dict's own metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sdf_vqvae.runtime import atomic_path
+from vae_qwen3vl.layout import Positions
+from vae_qwen3vl.projector import OverBudget, Projector3D
+
+_KEY = "vae_qwen3vl.projector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorDescription:
+    """What a projector was built and trained as."""
+
+    latent_dim: int
+    hidden_size: int
+    num_layers: int
+    merge: int = 1
+    use_3d_pos: bool = False
+    pos_mode: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_coord: int = 64
+    positions: Positions = "mrope"
+    max_3d_tokens: int = 2048
+    truncate_mode: OverBudget = "pool"
+    prompt: str | None = None
+    """The prompt it was trained with."""
+    codebook_sha256: str | None = None
+    """Codebook of the VAE whose codes it reads."""
+    vl_model: str | None = None
+    """Name of the language model it was trained for."""
+
+    def build(self) -> Projector3D:
+        """Return a projector of this shape, not yet trained."""
+        return Projector3D(
+            latent_dim=self.latent_dim,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            use_3d_pos=self.use_3d_pos,
+            pos_mode=self.pos_mode,
+            max_coord=self.max_coord,
+            merge=self.merge,
+        )
+
+
+def save_projector(
+    path: str | os.PathLike[str], projector: Projector3D, description: ProjectorDescription
+) -> None:
+    """Write a projector to a `.safetensors` or `.pt` file, whole or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
+    text = json.dumps(dataclasses.asdict(description))
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(state, temporary, metadata={_KEY: text})
+        else:
+            ordered = OrderedDict(state)
+            ordered._metadata = {"": {"version": 1, _KEY: text}}  # type: ignore[attr-defined]
+            torch.save(ordered, temporary)
+
+
+def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, ProjectorDescription]:
+    """Read a projector file and build the projector it describes; every tensor must fit.
+
+    Raises:
+        ValueError: the file is no projector, has no description, or its tensors differ from the description.
+    """
+    state, text = _read(Path(path))
+    if text is None:
+        raise ValueError(
+            f"{path} does not say what kind of projector it holds; it was not written by save_projector"
+        )
+    description = _parse(path, text)
+    projector = description.build()
+    expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != found:
+        wrong = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        detail = ", ".join(
+            f"{name}: file {found.get(name)}, expected {expected.get(name)}" for name in wrong[:4]
+        )
+        raise ValueError(f"{path} doesn't hold the projector it describes ({len(wrong)} tensors differ: {detail})")
+    projector.load_state_dict(state)
+    return projector, description
+
+
+def _parse(path: str | os.PathLike[str], text: str) -> ProjectorDescription:
+    try:
+        return ProjectorDescription(**json.loads(text))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: the description of the projector is not readable ({error})") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    if not path.is_file():
+        raise ValueError(f"no projector file at {path}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_KEY)  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file ({error})") from error
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a torch file of plain tensors ({reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} is not a projector state dict: expected names and tensors")
+    text = getattr(state, "_metadata", {}).get("", {}).get(_KEY)
+    return dict(state), text if isinstance(text, str) else None

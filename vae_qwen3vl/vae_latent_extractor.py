@@ -1,0 +1,140 @@
+"""From a batch of sparse fields to codebook vectors, through any VAE with `Encode`, `Decode` and `vq.embeddings`.
+
+Knows what a VAE gives (codes at latent cells) and nothing of sequences or language. The VAE may be a
+`SparseSDFVQVAE` or a foreign object; its codes may be integers or floats, `[M]` or `[M, 1]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sdf_vqvae.runtime import resolve_device
+
+
+class ShapeVAE(Protocol):
+    """What the language branch needs of a VAE."""
+
+    vq: Any
+    """Has `embeddings`: the codebook, an `nn.Embedding` (or a plain tensor) `[K, D]`."""
+
+    def Encode(self, batch: Any) -> Any:
+        """Return an object with `.feats` (codes `[M, 1]`) and `.coords` (`[M, 4]` = batch, x, y, z)."""
+
+    def Decode(self, encoding_indices: Any) -> Any:
+        """Return the sparse field of those codes."""
+
+
+def codebook(vae_model: ShapeVAE) -> Tensor:
+    """Return the codebook `[K, D]` of a VAE.
+
+    Raises:
+        ValueError: the object has no `vq.embeddings`.
+    """
+    embeddings = getattr(getattr(vae_model, "vq", None), "embeddings", None)
+    table = getattr(embeddings, "weight", embeddings)
+    if not isinstance(table, Tensor) or table.ndim != 2:
+        raise ValueError(
+            f"{type(vae_model).__name__} has no codebook: expected vq.embeddings (nn.Embedding or tensor [K, D])"
+        )
+    return table
+
+
+def codebook_hash(vae_model: ShapeVAE) -> str:
+    """Return the SHA-256 of the codebook as float32: what ties a projector to the codes it was trained on."""
+    table = codebook(vae_model).detach().to("cpu", torch.float32).contiguous()
+    return hashlib.sha256(table.numpy().tobytes()).hexdigest()
+
+
+def codebook_vectors(codes: Tensor, vae_model: ShapeVAE) -> Tensor:  # [M] or [M, 1] -> [M, D]
+    """Look codes up in the VAE's codebook, without gradient.
+
+    Args:
+        codes: `[M]` or `[M, 1]`, integers (or floats that hold integers).
+        vae_model: the VAE the codes come from.
+
+    Raises:
+        ValueError: more than one code a cell, or a code outside the codebook.
+    """
+    table = codebook(vae_model).detach()
+    if codes.ndim == 2 and codes.shape[1] != 1 or codes.ndim not in (1, 2):
+        raise ValueError(f"codes must be [M] or [M, 1] (one a cell), not {list(codes.shape)}")
+    index = codes.reshape(-1)
+    if index.is_floating_point():
+        index = index.round()
+    index = index.to(table.device, torch.long)  # [M]
+    if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(table)):
+        raise ValueError(
+            f"codes run from {int(index.min())} to {int(index.max())}, but the codebook has {len(table)} entries: "
+            "they come from another VAE"
+        )
+    return F.embedding(index, table)  # [M, D]
+
+
+def extract_3d_latent(
+    batch: Any, vae_model: ShapeVAE, device: str | torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Encode a batch and return its codebook vectors.
+
+    Args:
+        batch: dict `sparse_sdf [N, 1]`, `sparse_index [N, 3]`, `batch_idx [N]` (or what the VAE's `Encode` takes).
+        vae_model: any object with `Encode`, `Decode` and `vq.embeddings`.
+        device: where to run. None runs where the VAE is; a device moves the VAE there, and it stays there.
+
+    Returns:
+        `feats [M, D]` codebook vectors and `coords` int32 `[M, 4]` = (batch, x, y, z) on the latent grid.
+    """
+    feats, coords, _ = extract_3d_latent_and_indices(batch, vae_model, device)
+    return feats, coords
+
+
+def extract_3d_latent_and_indices(
+    batch: Any, vae_model: ShapeVAE, device: str | torch.device | None = None
+) -> tuple[Tensor, Tensor, Any]:
+    """Encode a batch and return codebook vectors and the codes themselves.
+
+    Arguments as for `extract_3d_latent`. No gradient is kept; the VAE runs in eval mode and returns to the mode
+    it was in.
+
+    Returns:
+        `feats [M, D]`, `coords` int32 `[M, 4]`, and the VAE's own codes object, ready for `vae_model.Decode`.
+    """
+    if device is not None:
+        target = resolve_device(device)
+        if isinstance(vae_model, nn.Module):
+            vae_model.to(target)
+    else:
+        target = codebook(vae_model).device
+    with torch.no_grad(), _eval_mode(vae_model):
+        encoding_indices = vae_model.Encode(_to_device(batch, target))
+        feats = codebook_vectors(encoding_indices.feats, vae_model)  # [M, D]
+    coords = encoding_indices.coords.to(feats.device, torch.int32)  # [M, 4]
+    if coords.shape != (len(feats), 4):
+        raise ValueError(
+            f"the VAE returned {len(feats)} codes with coordinates {list(coords.shape)}; expected [{len(feats)}, 4]"
+        )
+    return feats, coords, encoding_indices
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+@contextlib.contextmanager
+def _eval_mode(vae_model: ShapeVAE) -> Iterator[None]:
+    if not isinstance(vae_model, nn.Module) or not vae_model.training:
+        yield
+        return
+    vae_model.eval()
+    try:
+        yield
+    finally:
+        vae_model.train()
