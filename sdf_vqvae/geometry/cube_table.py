@@ -1,16 +1,18 @@
 """The 256 ways a surface can cut one cube, worked out from one rule per cube face.
 
-Knows a single cube with signed corners and nothing of grids, values or meshes. Nothing is tabulated by hand: on
-each face the crossed edges are joined by directed segments, the segments of the six faces close into loops, and
-every loop is cut into triangles.
+Knows a single cube with signed corners and nothing of grids, values or meshes. Nothing is tabulated by hand:
+on each face the crossed edges are joined by directed segments, the segments of the six faces close into
+loops, and every loop is cut into triangles.
 
-Numbering. Corner `c` sits at `(c >> 2 & 1, c >> 1 & 1, c & 1)`, so corners are in lexicographic order of (x, y, z).
-Case `k` has corner `c` positive where bit `c` of `k` is set. An edge runs from its lower corner along one axis.
+Numbering. Corner `c` sits at `(c >> 2 & 1, c >> 1 & 1, c & 1)`, so corners are in lexicographic order of (x,
+y, z). Case `k` has corner `c` positive where bit `c` of `k` is set. An edge runs from its lower corner along
+one axis.
 
-The face rule. Seen from outside, counter-clockwise, every run of positive corners on a face is cut off from the rest
-by one segment. The rule reads only the four signs of the face, so the two cubes that share it draw the same
-segments (in opposite directions): whatever the signs, neighbouring cubes fit together without a gap. On an ambiguous
-face (signs alternate) it parts the positive corners and joins the negative ones, which keeps thin solid parts whole.
+The face rule. Seen from outside, counter-clockwise, every run of positive corners on a face is cut off from
+the rest by one segment. The rule reads only the four signs of the face, so the two cubes that share it draw
+the same segments (in opposite directions): whatever the signs, neighbouring cubes fit together without a gap.
+On an ambiguous face (signs alternate) it parts the positive corners and joins the negative ones, which keeps
+thin solid parts whole.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class CubeTable:
     triangle_count: np.ndarray
     """[256] number of triangles of each case."""
     triangle_edges: np.ndarray
-    """[256, T, 3] edge numbers, wound so that normals point towards positive corners; unused rows are zero."""
+    """[256, T, 3] edge numbers, wound so that normals point to positive corners; unused rows are 0."""
     edge_lower: np.ndarray
     """[12] lower corner of each edge."""
     edge_upper: np.ndarray
@@ -62,8 +64,8 @@ def face_cycles() -> list[tuple[int, int, int, int]]:
 def face_segments(cycle: tuple[int, int, int, int], case: int) -> list[tuple[Edge, Edge]]:
     """Return the directed segments on one face: each cuts off one run of positive corners.
 
-    A segment starts where the cycle leaves the run and ends where it entered, which winds the finished triangles so
-    that their normals point towards the positive side.
+    A segment starts where the cycle leaves the run and ends where it entered, which winds the finished
+    triangles so that their normals point towards the positive side.
     """
     positive = [bool(case >> corner & 1) for corner in cycle]
     segments = []
@@ -96,7 +98,8 @@ def trace_loops(case: int) -> list[list[Edge]]:
 def triangulate(loop: list[Edge]) -> list[tuple[Edge, Edge, Edge]]:
     """Cut a loop into triangles with the shortest diagonals, none of which lies in a face of the cube.
 
-    A diagonal inside a face could be drawn by the neighbouring cube as well, and four triangles would meet in it.
+    A diagonal inside a face could be drawn by the neighbouring cube as well, and four triangles would meet in
+    it.
     """
     cut: dict[tuple[int, int], tuple[float, list[tuple[int, int, int]]] | None] = {}
     for width in range(1, len(loop)):
@@ -114,7 +117,7 @@ def _best_cut(
     last: int,
     cut: dict[tuple[int, int], tuple[float, list[tuple[int, int, int]]] | None],
 ) -> tuple[float, list[tuple[int, int, int]]] | None:
-    """Return the cheapest triangulation of the sub-polygon first..last, or None where its chord is forbidden."""
+    """Return the cheapest triangulation of the sub-polygon first..last, None where its chord is forbidden."""
     if last == first + 1:
         return 0.0, []
     closing = last - first == len(loop) - 1

@@ -1,8 +1,8 @@
 """Marching cubes over the known cells of a sparse grid.
 
-Knows values at integer grid points and nothing of world units, bands or meshes. A cell takes part only where all
-eight of its corners are given: no value is ever made up outside, so no surface appears at the rim of the data. No
-dense grid is built and memory is linear in the number of points. CPU and CUDA run the same code.
+Knows values at integer grid points and nothing of world units, bands or meshes. A cell takes part only where
+all eight of its corners are given: no value is ever made up outside, so no surface appears at the rim of the
+data. No dense grid is built and memory is linear in the number of points. CPU and CUDA run the same code.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ def extract_isosurface(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the surface on which the field equals `level`, as triangles.
 
-    A point is positive (outside) where `value >= level`, so a value equal to the level counts as positive. Each grid
-    edge whose ends differ in sign carries one vertex at `lower + (level - a) / (b - a)`, with `a` at the end of lower
-    index and `b` at the other, shared by all triangles around it. The result is a closed orientable 2-manifold
-    wherever all cut cells are known. Where a value equals the level exactly, vertices of several edges coincide in
-    position yet stay distinct; merging them by position can make the mesh non-manifold.
+    A point is positive (outside) where `value >= level`, so a value equal to the level counts as positive.
+    Each grid edge whose ends differ in sign carries one vertex at `lower + (level - a) / (b - a)`, with `a`
+    at the end of lower index and `b` at the other, shared by all triangles around it. The result is a closed
+    orientable 2-manifold wherever all cut cells are known. Where a value equals the level exactly, vertices
+    of several edges coincide in position yet stay distinct; merging them by position can make the mesh
+    non-manifold.
 
     Args:
         values: Field at the points, [N], any floating dtype, finite.
@@ -34,12 +35,13 @@ def extract_isosurface(
         level: Value of the surface, in units of the field.
 
     Returns:
-        Vertices `[V, 3]` float32 in index units (the sample with index i is at coordinate i) and faces `[F, 3]` int64,
-        with normals pointing towards larger values. Vertices are ordered by grid edge, so equal inputs give equal
-        outputs on every device.
+        Vertices `[V, 3]` float32 in index units (the sample with index i is at coordinate i) and faces `[F,
+        3]` int64, with normals pointing towards larger values. Vertices are ordered by grid edge, so equal
+        inputs give equal outputs on every device.
 
     Raises:
-        ValueError: The shapes don't fit, a point is given twice, a value isn't finite, or nothing crosses the level.
+        ValueError: The shapes don't fit, a point is given twice, a value isn't finite, or nothing crosses the
+        level.
     """
     _check(values, index)
     level_here = torch.tensor(level, dtype=values.dtype, device=values.device)
@@ -58,9 +60,7 @@ def extract_isosurface(
     edge_id = lower * 3 + edge_axis[edges]  # [F, 3]
 
     end = torch.full((3 * len(keys),), -1, dtype=torch.int64, device=keys.device)
-    end[edge_id.flatten()] = corners[
-        cell[:, None], edge_upper[edges]
-    ].flatten()  # the same value however often
+    end[edge_id.flatten()] = corners[cell[:, None], edge_upper[edges]].flatten()  # always the same value
     used = end >= 0
     vertex_of_edge = torch.cumsum(used, 0) - 1
     crossed = torch.nonzero(used)[:, 0]  # [V]
@@ -83,7 +83,7 @@ def _check(values: torch.Tensor, index: torch.Tensor) -> None:
         raise ValueError(f"values and index must have one row per point; got {len(values)} and {len(index)}")
     if values.device != index.device:
         raise ValueError(
-            f"values and index must be on one device; got {values.device} and {index.device}; move one with .to()"
+            f"values and index must be on one device; got {values.device} and {index.device}; use .to()"
         )
     if not len(values):
         raise ValueError("no points were given, so there is no surface; check that the field isn't empty")
@@ -96,8 +96,8 @@ def _no_crossing(values: torch.Tensor, level: float) -> str:
     low, high = float(values.min()), float(values.max())
     if low < level <= high:
         return (
-            f"nothing crosses level {level:g}: the {len(values)} values run from {low:g} to {high:g}, but no cell "
-            "whose eight corners are all known is cut; the field needs a band at least two voxels wide"
+            f"nothing crosses level {level:g}: the {len(values)} values run from {low:g} to {high:g}, but no "
+            "cell with all eight corners known is cut; the band must reach two voxels to each side"
         )
     return (
         f"nothing crosses level {level:g}: the {len(values)} values run from {low:g} to {high:g}; "
@@ -106,7 +106,7 @@ def _no_crossing(values: torch.Tensor, level: float) -> str:
 
 
 def _sorted_keys(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Return sorted keys [N], the order that sorts the points [N], and the key strides of x and y (z has 1)."""
+    """Return sorted keys [N], the order that sorts the points [N], and the key strides of x and y."""
     origin = index.amin(0).long()
     # One spare column per axis, so that a step of +1 never lands on a point of the next row.
     extent = (index.amax(0).long() - origin + 2).tolist()
@@ -117,9 +117,7 @@ def _sorted_keys(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple
     keys, order = torch.sort(shifted[:, 0] * stride_x + shifted[:, 1] * stride_y + shifted[:, 2])
     repeated = int((keys[1:] == keys[:-1]).sum())
     if repeated:
-        raise ValueError(
-            f"{repeated} of {len(index)} index rows repeat a point; each point may be given once"
-        )
+        raise ValueError(f"{repeated} of {len(index)} index rows repeat a point; give each point once")
     return keys, order, (stride_x, stride_y)
 
 
@@ -130,8 +128,8 @@ def _cut_cells(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the corners [K, 8] (positions in `keys`) and the sign cases [K] of all known cells that are cut.
 
-    In sorted order a point's z-neighbour is the next entry or absent, so the four columns of a cell (8 corners) take
-    three searches. Cells drop out as soon as a corner is missing.
+    In sorted order a point's z-neighbour is the next entry or absent, so the four columns of a cell (8
+    corners) take three searches. Cells drop out as soon as a corner is missing.
     """
     stride_x, stride_y = strides
     has_above = torch.zeros_like(positive)
@@ -143,7 +141,8 @@ def _cut_cells(
         found = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
         complete = torch.nonzero((keys[found] == wanted) & has_above[found])[:, 0]
         columns = [column[complete] for column in (*columns, found)]
-    # A column's two corners are one number of 0..3; the order of columns (00, 01, 10, 11) is that of the corners.
+    # A column's two corners are one number of 0..3; the order of columns (00, 01, 10, 11) is that of the
+    # corners.
     column_case = positive.to(torch.uint8)
     column_case[:-1] += 2 * column_case[1:].clone()
     case = torch.zeros(len(columns[0]), dtype=torch.int64, device=keys.device)
@@ -161,7 +160,7 @@ def _crossing_points(
     axis: torch.Tensor,  # [V]
     level: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the points [V, 3] at which a line from `a` at `start` to `b` one step along `axis` meets the level."""
+    """Return the points [V, 3] at which the line from `a` at `start` to `b` one step on meets the level."""
     a, b, level = a.double(), b.double(), level.double()
     fraction = (level - a) / (b - a)
     return start.double().scatter_add(1, axis[:, None], fraction[:, None]).float()

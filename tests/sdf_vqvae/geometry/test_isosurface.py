@@ -1,4 +1,4 @@
-"""Promises of the iso-surface: scikit-image's vertices, a closed manifold, nothing made up where data is missing."""
+"""Promises of the iso-surface: the vertices of scikit-image, closed manifolds, nothing made up."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_fast_and_slow_twin_agree_on_a_ragged_set_of_points(level: float) -> Non
 def test_vertices_equal_scikit_image_both_ways(seed: int, level: float) -> None:
     field = smooth_noise(14, seed)
     ours, _ = surface_of(field, level)
-    # scikit-image puts one more vertex in the middle of some ambiguous cells: none of its coordinates is whole.
+    # scikit-image adds a vertex in the middle of some ambiguous cells: none of its coordinates is whole.
     theirs = marching_cubes(field, level, allow_degenerate=True)[0]
     on_edges = (theirs == np.round(theirs)).sum(axis=1) >= 2
     assert on_edges.mean() > 0.9
@@ -291,7 +291,7 @@ def test_a_zero_counts_as_positive() -> None:
     field = np.ones((3, 3, 3), dtype=np.float32)
     field[1, 1, 1] = -1.0
     field[2, 1, 1] = 0.0
-    vertices, faces = surface_of(field)
+    vertices, _ = surface_of(field)
     assert len(vertices) == 6
     assert [2.0, 1.0, 1.0] in vertices.tolist()
     field[1, 1, 1] = 0.0
@@ -352,7 +352,7 @@ def test_no_crossing_says_the_level_and_the_range() -> None:
     values, index = points_of(sphere(8, 2.0, (3.5, 3.5, 3.5)))
     with pytest.raises(ValueError, match=r"nothing crosses level 9: .* run from -1\.13\d* to 4\.06"):
         extract_isosurface(values, index, level=9.0)
-    with pytest.raises(ValueError, match="band at least two voxels"):
+    with pytest.raises(ValueError, match="band must reach two voxels"):
         extract_isosurface(values[::2], index[::2])
 
 
