@@ -106,9 +106,7 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadRepor
     with torch.no_grad():
         for name in common:
             expected[name].copy_(state[name])
-    return LoadReport(
-        source=str(path), tensors=len(common), parameters=sum(state[name].numel() for name in common)
-    )
+    return LoadReport(source=str(path), tensors=len(common), parameters=sum(state[name].numel() for name in common))
 
 
 def _some(names: list[str]) -> str:

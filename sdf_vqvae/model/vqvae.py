@@ -6,6 +6,7 @@ Knows nothing of files (`checkpoint.py`), losses (`training.py`) or language.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -100,7 +101,7 @@ class SparseSDFVQVAE(nn.Module):
         return self.encoder(self.field_tensor(batch))
 
     @torch.no_grad()
-    def Encode(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:  # noqa: N802 (the contract's name)
+    def Encode(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
         """Encode a batch dict (`sparse_sdf [N, 1]`, `sparse_index [N, 3]`, `batch_idx [N]`) to codes.
 
         Returns:
@@ -111,7 +112,7 @@ class SparseSDFVQVAE(nn.Module):
         return latent.replace(self.vq.nearest(latent.feats)[:, None])
 
     @torch.no_grad()
-    def Decode(self, encoding_indices: SparseTensor) -> SparseTensor:  # noqa: N802 (the contract's name)
+    def Decode(self, encoding_indices: SparseTensor) -> SparseTensor:
         """Decode codes (`.feats [M, 1]` integers, integers as floats accepted) to the field on the data grid.
 
         Returns:
@@ -219,7 +220,7 @@ class SparseSDFVQVAE(nn.Module):
 
 
 def _pairs(splits: list[int]) -> list[tuple[int, int]]:
-    return list(zip(splits[:-1], splits[1:], strict=True))
+    return list(itertools.pairwise(splits))
 
 
 def _read_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

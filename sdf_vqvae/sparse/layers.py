@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -34,7 +35,7 @@ class SparseGroupNorm(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Normalize `[N, C]`; the output has the input's dtype."""
         splits = x.coordinates.row_splits
-        parts = [self._one(x.feats[a:b]) for a, b in zip(splits[:-1], splits[1:], strict=True) if b > a]
+        parts = [self._one(x.feats[a:b]) for a, b in itertools.pairwise(splits) if b > a]
         return x.replace(torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def _one(self, feats: Tensor) -> Tensor:
@@ -67,9 +68,9 @@ class SparseDownsample(nn.Module):
         """Pool `[N, C]` to the cells of the coarser set `[P, C]`."""
         cells, parent = x.coordinates.coarser()
         total = x.feats.new_zeros((len(cells), x.feats.shape[1])).index_add_(0, parent, x.feats)
-        counts = x.coordinates.derived(
-            "voxels per cell", lambda: torch.bincount(parent, minlength=len(cells))
-        ).to(x.feats.dtype)
+        counts = x.coordinates.derived("voxels per cell", lambda: torch.bincount(parent, minlength=len(cells))).to(
+            x.feats.dtype
+        )
         divisor = counts + 1 if self.counts_zero else counts
         return SparseTensor(total / divisor[:, None], cells)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -75,9 +76,7 @@ class SparseTensor:
         """Return a copy on another device (the same object if it is there already)."""
         if self.feats.device == torch.device(device):
             return self
-        return SparseTensor(
-            self.feats.to(device), self.coords.to(device), side=self.side, batch_size=self.batch_size
-        )
+        return SparseTensor(self.feats.to(device), self.coords.to(device), side=self.side, batch_size=self.batch_size)
 
     def cpu(self) -> SparseTensor:
         """Return a copy in host memory."""
@@ -86,9 +85,7 @@ class SparseTensor:
     def samples(self) -> Sequence[tuple[Tensor, Tensor]]:
         """Return `(feats [n, C], xyz [n, 3])` of each sample."""
         splits = self.coordinates.row_splits
-        return [
-            (self.feats[a:b], self.coords[a:b, 1:]) for a, b in zip(splits[:-1], splits[1:], strict=True)
-        ]
+        return [(self.feats[a:b], self.coords[a:b, 1:]) for a, b in itertools.pairwise(splits)]
 
     def __repr__(self) -> str:
         return (

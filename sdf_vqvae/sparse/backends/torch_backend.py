@@ -43,11 +43,11 @@ class _Convolve(torch.autograd.Function):
             grad_feats = _gather_multiply(grad_out, _as_matrix(mirrored), neighbors)
         if ctx.needs_input_grad[1]:
             cout, cin = weight.shape[0], weight.shape[-1]
-            total = feats.new_zeros((27 * cin, cout), dtype=torch.float32)
+            total = feats.new_zeros((27 * cin, cout), dtype=torch.promote_types(feats.dtype, torch.float32))
             padded = _with_zero_row(feats)
             for rows in _blocks(neighbors, cin):
                 gathered = _gather(padded, neighbors[rows])
-                total += (gathered.T @ grad_out[rows]).float()
+                total += (gathered.T @ grad_out[rows]).to(total.dtype)
             grad_weight = total.T.reshape(cout, 3, 3, 3, cin).to(weight.dtype)
         return grad_feats, grad_weight, None
 

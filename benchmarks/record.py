@@ -1,0 +1,44 @@
+"""Writes a benchmark's numbers with what is needed to print them again: command, commit, hardware, versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdf_vqvae.runtime import atomic_path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> str:
+    """Name the device that numbers are taken on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def write_result(name: str, numbers: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write `<name>.json` and return its path."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    document = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit or "unknown",
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        **numbers,
+    }
+    path = (folder or RESULTS) / f"{name}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return path

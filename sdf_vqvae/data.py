@@ -1,0 +1,144 @@
+"""Where training objects come from: packs of meshes and streams of distance fields made from them.
+
+Knows files and sampling; nothing of networks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.sparse_sdf import SparseSDF
+
+logger = logging.getLogger(__name__)
+
+_GRID = 4095  # 12-bit positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackEntry:
+    """One mesh of a pack: a line of its `meshes.jsonl`."""
+
+    id: str
+    split: str
+    offset: int
+    size: int
+    record: dict[str, Any]
+    """The whole line: names, captions, licence and so on."""
+
+    @property
+    def source(self) -> str:
+        """The collection the mesh comes from (the part of the id before the slash)."""
+        return self.id.split("/")[0]
+
+
+class MeshPack:
+    """A folder with `meshes.bin` (Draco streams) and `meshes.jsonl` (a line a mesh).
+
+    Raises:
+        ValueError: a file is missing, or a line lacks `id`, `split`, `offset` or `size`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._blob = self.folder / "meshes.bin"
+        manifest = self.folder / "meshes.jsonl"
+        for file in (self._blob, manifest):
+            if not file.is_file():
+                raise ValueError(f"{file} does not exist: a mesh pack is a folder with meshes.bin and meshes.jsonl")
+        self.entries: list[PackEntry] = []
+        with manifest.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                record = json.loads(line)
+                try:
+                    keys = {k: record[k] for k in ("id", "split", "offset", "size")}
+                except KeyError as error:
+                    raise ValueError(f"{manifest}, line {number}: no {error} key") from error
+                self.entries.append(PackEntry(**keys, record=record))
+
+    def select(self, split: str) -> list[PackEntry]:
+        """Return the entries of one split."""
+        return [e for e in self.entries if e.split == split]
+
+    def mesh(self, entry: PackEntry) -> trimesh.Trimesh:
+        """Decode one mesh; positions are in [-0.5, 0.5]."""
+        try:
+            import DracoPy
+        except ImportError as error:
+            raise ImportError("reading mesh packs needs DracoPy: pip install 'vae-qwen3vl[training]'") from error
+        with self._blob.open("rb") as file:
+            file.seek(entry.offset)
+            decoded = DracoPy.decode(file.read(entry.size))
+        vertices = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3) / _GRID - 0.5
+        return trimesh.Trimesh(vertices, np.asarray(decoded.faces).reshape(-1, 3), process=False)
+
+
+def source_weights(entries: Sequence[PackEntry], shares: dict[str, float]) -> Tensor:
+    """Return sampling weights `[len(entries)]`: named sources get their share, the others split the rest evenly."""
+    sources = [e.source for e in entries]
+    rest = sum(s not in shares for s in sources)
+    left = 1.0 - sum(shares.values())
+    return torch.tensor([shares[s] / sources.count(s) if s in shares else left / rest for s in sources])
+
+
+class FieldStream(IterableDataset):
+    """An endless, seeded stream of distance fields `(index int16 [N, 3], distance float16 [N])` from a pack.
+
+    Each object is drawn by weight, voxelized on `device` as it is drawn, and turned by one of the 48
+    symmetries of the grid, which are exact on voxels. A mesh that cannot be voxelized is logged and skipped.
+    """
+
+    def __init__(
+        self,
+        pack: MeshPack,
+        entries: Sequence[PackEntry],
+        weights: Tensor,
+        *,
+        resolution: int,
+        band: float,
+        seed: int,
+        device: str | None = None,
+    ) -> None:
+        self.pack = pack
+        self.entries = entries
+        self.weights = weights
+        self.resolution = resolution
+        self.band = band
+        self.seed = seed
+        self.device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield objects; every worker of a loader has a stream of its own."""
+        worker = get_worker_info()
+        generator = torch.Generator().manual_seed(self.seed * 1000 + (worker.id if worker else 0))
+        device = resolve_device(self.device)
+        while True:
+            drawn = int(torch.multinomial(self.weights, 1, generator=generator))
+            entry = self.entries[drawn]
+            try:
+                field = SparseSDF.from_mesh(self.pack.mesh(entry), self.resolution, band=self.band, device=device)
+            except ValueError as error:
+                logger.warning("%s left out: %s", entry.id, error)
+                continue
+            index = random_symmetry(field.index, self.resolution, generator)
+            yield index.to(torch.int16).cpu(), field.sdf.to(torch.float16).cpu()
+
+
+def random_symmetry(index: Tensor, resolution: int, generator: torch.Generator) -> Tensor:
+    """Apply one of the 48 symmetries of a cube to voxel indices `[N, 3]`."""
+    order = torch.randperm(3, generator=generator)
+    mirrored = torch.rand(3, generator=generator) < 0.5
+    turned = index[:, order.to(index.device)]
+    return torch.where(mirrored.to(index.device), resolution - 1 - turned, turned)
