@@ -136,9 +136,7 @@ def compare_meshes(
         fscore={t: part[0] for t, part in parts.items()},
         precision={t: part[1] for t, part in parts.items()},
         recall={t: part[2] for t, part in parts.items()},
-        normal_consistency=normal_consistency(
-            normals, true_normals[nearest_true], true_normals, normals[nearest]
-        ),
+        normal_consistency=normal_consistency(normals, true_normals[nearest_true], true_normals, normals[nearest]),
         samples=samples,
     )
 
@@ -177,14 +175,14 @@ def normal_consistency(
 
 
 def unit_transform(mesh: trimesh.Trimesh) -> tuple[Array, float]:
-    """Return (center [3], scale) with which `(points - center) * scale` has its longest bounding-box side 1."""
+    """Return (center [3], scale) with which `(points - center) * scale` has its longest side 1."""
     used = _corners(mesh).reshape(-1, 3)
     low, high = used.min(axis=0), used.max(axis=0)
     return (low + high) / 2, float(1 / (high - low).max())
 
 
 def sample_surface(mesh: trimesh.Trimesh, count: int, seed: int) -> tuple[Array, Array]:
-    """Return `count` points [count, 3] drawn evenly by area, and the unit normals [count, 3] of their triangles.
+    """Return `count` points [count, 3] drawn evenly by area, and their unit normals [count, 3].
 
     The same mesh, count and seed give the same points.
 
