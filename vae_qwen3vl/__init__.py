@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from vae_qwen3vl.layout import PLACEHOLDER_3D
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
-    from vae_qwen3vl.processor import DEFAULT_PROMPT, PLACEHOLDER_3D, Processor3D
+    from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
     from vae_qwen3vl.projector import PositionEncoder3D, Projector3D
     from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
     from vae_qwen3vl.sequence_3d import prepare_3d_sequence, prepare_3d_sequence_batched
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DEFAULT_PROMPT": "vae_qwen3vl.processor",
-    "PLACEHOLDER_3D": "vae_qwen3vl.processor",
+    "PLACEHOLDER_3D": "vae_qwen3vl.layout",
     "PositionEncoder3D": "vae_qwen3vl.projector",
     "Processor3D": "vae_qwen3vl.processor",
     "Projector3D": "vae_qwen3vl.projector",

@@ -19,7 +19,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ImportError("LoRA needs peft: pip install 'vae-qwen3vl[train]' (or pip install peft)") from error
+        raise ImportError("LoRA needs peft: pip install 'vae-qwen3vl[language]'") from error
     return peft
 
 
@@ -35,7 +35,7 @@ def add_lora(vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 
     config = peft.LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
-    return peft.get_peft_model(vl_model, config)  # type: ignore[no-any-return]
+    return peft.get_peft_model(vl_model, config)
 
 
 def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bool = False) -> nn.Module:
@@ -69,4 +69,4 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
     if untrained:
         logger.warning("the LoRA adapter in %s is untrained: its B matrices are zero", folder)
     logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), config.r, folder)
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped

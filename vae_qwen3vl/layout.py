@@ -35,9 +35,7 @@ class SequenceLayout:
     """int64 `[3, B, S']`: M-RoPE positions (0 at padding)."""
 
 
-def with_placeholders(
-    input_ids: Tensor, attention_mask: Tensor, object_count: int
-) -> tuple[Tensor, Tensor, bool]:
+def with_placeholders(input_ids: Tensor, attention_mask: Tensor, object_count: int) -> tuple[Tensor, Tensor, bool]:
     """Check placeholders against the number of objects; put one before each sample that plain ids lack.
 
     Args:
@@ -119,9 +117,7 @@ def lay_out(
     source = torch.full((batch * padded,), len(slots), dtype=torch.long, device=device)
     source[slots[used]] = rows[used]
     source = source.view(batch, padded)
-    return SequenceLayout(
-        source=source, attention_mask=(source < len(slots)).long(), position_ids=pool[:, source]
-    )
+    return SequenceLayout(source=source, attention_mask=(source < len(slots)).long(), position_ids=pool[:, source])
 
 
 def _extents(coords: Tensor, counts: Tensor, positions: Positions) -> Tensor:  # [O]

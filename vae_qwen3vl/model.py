@@ -10,56 +10,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
-from vae_qwen3vl.layout import Positions, SequenceLayout, lay_out, with_placeholders
-from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
-from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D, embedding_rms
+from vae_qwen3vl.inputs import BranchInputs, merge_inputs
+from vae_qwen3vl.layout import Positions
+from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
 from vae_qwen3vl.vae_latent_extractor import (
     ShapeVAE,
     codebook,
-    codebook_hash,
     extract_3d_latent_and_indices,
+    vae_fingerprint,
 )
+from vae_qwen3vl.vl_backbone import check_model_type, embedding_rms, embedding_table, load_vl_model
 
 logger = logging.getLogger(__name__)
-
-VL_CLASSES = {
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-}
-"""The class of each supported `model_type`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchInputs:
-    """What the language model reads: text and 3D blocks in one padded sequence of length S'."""
-
-    inputs_embeds: Tensor
-    """`[B, S', H]`."""
-    attention_mask: Tensor
-    """int64 `[B, S']`."""
-    position_ids: Tensor
-    """int64 `[3, B, S']`."""
-    labels: Tensor | None
-    """int64 `[B, S']`, -100 over 3D blocks and padding."""
-    encoding_indices_3d: Any = None
-    """The VAE's codes object, where raw `inputs_3d` were encoded."""
-
-    def model_kwargs(self) -> dict[str, Tensor]:
-        """Return the arguments of the language model's forward and generate (without labels)."""
-        return {
-            "inputs_embeds": self.inputs_embeds,
-            "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
-        }
 
 
 class Qwen3VLWith3DBranch(nn.Module):
@@ -115,11 +86,11 @@ class Qwen3VLWith3DBranch(nn.Module):
         vl_model: Any = use_vl_model
         if vl_model is None:
             vl_model = load_vl_model(self.model_name_or_path, torch_dtype, **vl_kwargs)
-        _check_model_type(vl_model.config.model_type, type(vl_model).__name__)
+        check_model_type(vl_model.config.model_type, type(vl_model).__name__)
         if freeze_vl:
             vl_model.requires_grad_(False)
-        self.vl_model = vl_model
-        table = self._embedding_table()
+        self.vl_model: Any = vl_model
+        table = embedding_table(self.vl_model)
         projector = Projector3D(
             latent_dim,
             table.shape[1],
@@ -129,8 +100,6 @@ class Qwen3VLWith3DBranch(nn.Module):
         )
         projector.output_rms.fill_(embedding_rms(table))
         self.projector = projector.to(table.device)
-
-    # -- the parts ---------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "vae_model":  # nn.Module would register it: its weights would join state_dict, train() and to()
@@ -152,28 +121,19 @@ class Qwen3VLWith3DBranch(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the language model's embeddings."""
-        return self._embedding_table().device
-
-    def _embedding_table(self) -> Tensor:
-        return self.vl_model.get_input_embeddings().weight  # type: ignore[operator, union-attr, return-value]
-
-    # -- 3D tokens ---------------------------------------------------------------------------------------------
+        return embedding_table(self.vl_model).device
 
     def tokens_3d(self, feats: Tensor, coords: Tensor) -> Tokens3D:
         """Project codes `feats [M, D]`, `coords [M, 4]` to at most `max_3d_tokens` tokens an object."""
         device = self.projector.output_gain.device
-        return self.projector.project(
-            feats.to(device), coords.to(device), self.max_3d_tokens, self.truncate_mode
-        )
+        return self.projector.project(feats.to(device), coords.to(device), self.max_3d_tokens, self.truncate_mode)
 
     def count_3d_tokens(self, feats: Tensor, coords: Tensor) -> Tensor:  # [B]
         """Return how many sequence positions each object takes, its two markers included."""
         with torch.no_grad():
             return object_counts(self.tokens_3d(feats, coords).coords) + 2
 
-    def get_3d_embeds(
-        self, feats: Tensor, coords: Tensor, mask_3d: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def get_3d_embeds(self, feats: Tensor, coords: Tensor, mask_3d: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the embedded 3D tokens of a batch of objects, padded to the longest.
 
         Args:
@@ -187,7 +147,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         tokens = self.tokens_3d(*_sparse(feats, coords, mask_3d))
         batch = int(tokens.coords[-1, 0]) + 1
         embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, tokens.coords, batch, max_3d_tokens=0)
-        return embeds.to(self._embedding_table().dtype), mask
+        return embeds.to(embedding_table(self.vl_model).dtype), mask
 
     def get_3d_embeds_and_encoding_indices(
         self, inputs_3d: Any, device: str | torch.device | None = None
@@ -209,8 +169,6 @@ class Qwen3VLWith3DBranch(nn.Module):
         if self.vae_model is None:
             raise ValueError("inputs_3d needs a VAE: build the model with vae_model=..., or pass feats_3d/coords_3d")
         return extract_3d_latent_and_indices(inputs_3d, self.vae_model, device)
-
-    # -- the sequence ------------------------------------------------------------------------------------------
 
     def build_inputs(
         self,
@@ -249,29 +207,18 @@ class Qwen3VLWith3DBranch(nn.Module):
         input_ids = input_ids.to(device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
         tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
-        objects = int(tokens.coords[-1, 0]) + 1 if len(tokens.coords) else 0
-        ids, valid, added = with_placeholders(input_ids, mask.bool(), objects)
-        if added:
-            labels = _with_column(labels, IGNORED_LABEL)
-            mm_token_type_ids = _with_column(mm_token_type_ids, 0)
-        text_positions = None
-        if image_grid_thw is not None or video_grid_thw is not None:
-            text_positions = self._image_positions(
-                ids, valid, image_grid_thw, video_grid_thw, mm_token_type_ids
-            )
-        layout = lay_out(
-            ids,
-            valid,
-            tokens.coords,
+        return merge_inputs(
+            self.vl_model,
+            input_ids,
+            mask,
+            None if labels is None else labels.to(device),
+            tokens,
+            self.projector.markers(),
             positions=self.positions,
             padding_side=padding_side,
-            text_positions=text_positions,
-        )
-        return BranchInputs(
-            inputs_embeds=self._fill_embeds(layout, ids, tokens, objects),
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-            labels=None if labels is None else _fill_labels(layout, ids, labels.to(device)),
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids.to(device),
             encoding_indices_3d=encoding_indices,
         )
 
@@ -286,54 +233,11 @@ class Qwen3VLWith3DBranch(nn.Module):
         if (feats_3d is None) != (coords_3d is None):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
-            table = self._embedding_table()
+            table = embedding_table(self.vl_model)
             nothing = torch.zeros((0, 4), dtype=torch.long, device=table.device)
             return Tokens3D(embeds=table.new_zeros((0, table.shape[1])), coords=nothing), None
         tokens = self.tokens_3d(*_sparse(feats_3d, coords_3d, mask_3d))
-        return Tokens3D(
-            embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)
-        ), encoding_indices
-
-    def _fill_embeds(self, layout: SequenceLayout, ids: Tensor, tokens: Tokens3D, objects: int) -> Tensor:
-        text = self.vl_model.get_input_embeddings()(ids.clamp(min=0).flatten())  # type: ignore[operator]
-        start, end = self.projector.markers().to(text)
-        pool = torch.cat(
-            [
-                text,
-                start.expand(objects, -1),
-                end.expand(objects, -1),
-                tokens.embeds.to(text),
-                text.new_zeros((1, text.shape[1])),
-            ]
-        )  # in the layout's order
-        return pool[layout.source]  # [B, S', H]
-
-    def _image_positions(
-        self,
-        ids: Tensor,
-        valid: Tensor,
-        image_grid_thw: Tensor | None,
-        video_grid_thw: Tensor | None,
-        mm_token_type_ids: Tensor | None,
-    ) -> Tensor:  # [3, B, S]
-        config = self.vl_model.config
-        if mm_token_type_ids is None:
-            image, video = ids == config.image_token_id, ids == config.video_token_id  # type: ignore[union-attr]
-            mm_token_type_ids = image.int() + 2 * video.int()
-        positions, _ = self._base_model().model.get_rope_index(
-            ids,
-            mm_token_type_ids=mm_token_type_ids.to(ids.device),
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            attention_mask=valid.long(),
-        )
-        return positions  # type: ignore[no-any-return]
-
-    def _base_model(self) -> Any:
-        wrapped: Any = self.vl_model
-        return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-
-    # -- forward and generation --------------------------------------------------------------------------------
+        return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
 
     def forward(
         self,
@@ -352,7 +256,6 @@ class Qwen3VLWith3DBranch(nn.Module):
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
             with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
         """
-        vision = {key: kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw")}
         inputs = self.build_inputs(
             input_ids,
             attention_mask,
@@ -362,7 +265,8 @@ class Qwen3VLWith3DBranch(nn.Module):
             coords_3d,
             mask_3d,
             mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
-            **vision,
+            image_grid_thw=kwargs.get("image_grid_thw"),
+            video_grid_thw=kwargs.get("video_grid_thw"),
         )
         outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
@@ -391,8 +295,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             128 new tokens unless `kwargs` say otherwise. Without `input_ids`, `kwargs` pass through unchanged.
         """
         if input_ids is None:
-            return self.vl_model.generate(**kwargs)  # type: ignore[operator, union-attr]
-        vision = {key: kwargs.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+            return self.vl_model.generate(**kwargs)
         inputs = self.build_inputs(
             input_ids,
             attention_mask,
@@ -403,11 +306,12 @@ class Qwen3VLWith3DBranch(nn.Module):
             mask_3d,
             padding_side="left",  # generation continues from the last slot
             mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
-            **vision,
+            image_grid_thw=kwargs.get("image_grid_thw"),
+            video_grid_thw=kwargs.get("video_grid_thw"),
         )
         if not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = 128
-        return self.vl_model.generate(**inputs.model_kwargs(), **kwargs)  # type: ignore[operator, union-attr]
+        return self.vl_model.generate(**inputs.model_kwargs(), **kwargs)
 
     def describe(
         self,
@@ -445,10 +349,10 @@ class Qwen3VLWith3DBranch(nn.Module):
         answers = self.generate(**processor(prompts), feats_3d=feats_3d, coords_3d=coords_3d, **generation)
         return processor.decode(answers)
 
-    # -- files -------------------------------------------------------------------------------------------------
-
-    def description(self, prompt: str | None = None) -> ProjectorDescription:
+    def description(self, prompt: str | None = None, vae_hash: str | None = None) -> ProjectorDescription:
         """Return what the projector is, as it is written into its file."""
+        if self.vae_model is not None:
+            vae_hash = vae_fingerprint(self.vae_model)
         projector = self.projector
         return ProjectorDescription(
             latent_dim=projector.latent_dim,
@@ -462,13 +366,21 @@ class Qwen3VLWith3DBranch(nn.Module):
             max_3d_tokens=self.max_3d_tokens,
             truncate_mode=self.truncate_mode,
             prompt=prompt or self.prompt,
-            codebook_sha256=None if self.vae_model is None else codebook_hash(self.vae_model),
+            vae_hash=vae_hash,
             vl_model=self.model_name_or_path,
         )
 
-    def save_projector(self, path: str | os.PathLike[str], prompt: str | None = None) -> None:
-        """Write the trained 3D part (`.safetensors`, or `.pt` as a torch state dict) with its description."""
-        save_projector(path, self.projector, self.description(prompt))
+    def save_projector(
+        self, path: str | os.PathLike[str], prompt: str | None = None, vae_hash: str | None = None
+    ) -> None:
+        """Write the trained 3D part (`.safetensors`, or `.pt` as a torch state dict) with its description.
+
+        Args:
+            path: file to write.
+            prompt: the prompt it was trained with.
+            vae_hash: fingerprint of the VAE behind cached codes, where the model holds no VAE itself.
+        """
+        save_projector(path, self.projector, self.description(prompt, vae_hash))
 
     def load_projector(self, path: str | os.PathLike[str], verify_vae: bool = True) -> ProjectorDescription:
         """Replace the projector by the one in a file, whatever its shape, and take over its settings.
@@ -479,18 +391,18 @@ class Qwen3VLWith3DBranch(nn.Module):
             ValueError: it was made for another language-model width or (unless `verify_vae=False`) other codes.
         """
         projector, description = load_projector(path)
-        table = self._embedding_table()
+        table = embedding_table(self.vl_model)
         if description.hidden_size != table.shape[1]:
             raise ValueError(
                 f"{path} was trained for a language model of width {description.hidden_size} "
                 f"({description.vl_model}), but {self.model_name_or_path} has width {table.shape[1]}"
             )
         if self.vae_model is not None and verify_vae:
-            known, here = description.codebook_sha256, codebook_hash(self.vae_model)
+            known, here = description.vae_hash, vae_fingerprint(self.vae_model)
             if known is not None and known != here:
                 raise ValueError(
-                    f"{path} reads codes of the codebook {known[:12]}, but the VAE's is {here[:12]}: load the VAE it "
-                    "was trained with (verify_vae=False for the same one in another precision)"
+                    f"{path} was trained on codes of the VAE {known[:12]}, but this VAE is {here[:12]}: load the VAE "
+                    "it was trained with (or pass verify_vae=False if encoder and codebook are the same)"
                 )
         self.projector = projector.to(table.device)
         self.positions, self.max_3d_tokens = description.positions, description.max_3d_tokens
@@ -507,28 +419,6 @@ class Qwen3VLWith3DBranch(nn.Module):
         self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)
 
 
-def load_vl_model(name_or_path: str, dtype: torch.dtype | None = None, **kwargs: Any) -> nn.Module:
-    """Load a Qwen2-VL or Qwen3-VL checkpoint by the class its `model_type` names.
-
-    Raises:
-        ValueError: another kind of model.
-    """
-    import transformers
-
-    hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
-    config = transformers.AutoConfig.from_pretrained(name_or_path, **hub)
-    _check_model_type(config.model_type, name_or_path)
-    vl_class = getattr(transformers, VL_CLASSES[config.model_type])
-    return vl_class.from_pretrained(name_or_path, dtype=dtype or torch.float32, **kwargs)  # type: ignore[no-any-return]
-
-
-def _check_model_type(model_type: str, name: str) -> None:
-    if model_type not in VL_CLASSES:
-        raise ValueError(
-            f"{name} is a {model_type!r} model; the 3D branch works on {' and '.join(sorted(VL_CLASSES))} checkpoints"
-        )
-
-
 def _sparse(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Bring padded features `[B, L, D]` to the form `[M, D]`, `[M, 4]` by their mask."""
     if feats.ndim == 2:
@@ -537,23 +427,9 @@ def _sparse(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor,
         return feats, coords
     if feats.ndim != 3 or mask is None:
         raise ValueError(
-            f"feats_3d {list(feats.shape)}: expected [M, {feats.shape[-1]}], or [B, L, D] together with mask_3d [B, L]"
+            f"feats_3d have shape {list(feats.shape)}: expected [M, D], or [B, L, D] together with mask_3d [B, L]"
         )
     batch = torch.arange(len(feats), device=coords.device)[:, None].expand(mask.shape)
     coords = torch.cat([batch[..., None], coords[..., -3:]], dim=-1)
     mask = mask.bool()
     return feats[mask.to(feats.device)], coords[mask.to(coords.device)]
-
-
-def _with_column(values: Tensor | None, fill: int) -> Tensor | None:
-    if values is None:
-        return None
-    return torch.cat([values.new_full((len(values), 1), fill), values], dim=1)
-
-
-def _fill_labels(layout: SequenceLayout, ids: Tensor, labels: Tensor) -> Tensor:  # [B, S']
-    if labels.shape != ids.shape:
-        raise ValueError(f"labels {list(labels.shape)} don't match input_ids {list(ids.shape)}")
-    is_text = layout.source < ids.numel()
-    picked = labels.flatten()[layout.source.clamp(max=ids.numel() - 1)]
-    return torch.where(is_text, picked, IGNORED_LABEL)

@@ -45,9 +45,7 @@ class Processor3D:
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                "the tokenizer has no chat template; use the tokenizer of an instruction-tuned model"
-            )
+            raise ValueError("the tokenizer has no chat template; use the tokenizer of an instruction-tuned model")
         self.tokenizer = tokenizer
         added = [str(token) for token in tokenizer.get_added_vocab() if len(str(token)) > 1]
         self._added_ids = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
@@ -234,7 +232,8 @@ def _content_pieces(content: Any) -> list[Piece]:
 
 def _mark(messages: list[tuple[str, list[Piece]]]) -> tuple[list[dict[str, str]], list[Piece]]:
     """Replace content by numbered marks, so that the template never sees it."""
-    marked, pieces = [], []
+    marked: list[dict[str, str]] = []
+    pieces: list[Piece] = []
     for role, content in messages:
         marks = ""
         for piece in content:
@@ -247,7 +246,6 @@ def _mark(messages: list[tuple[str, list[Piece]]]) -> tuple[list[dict[str, str]]
 def _pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Tensor:  # [B, S]
     width = max(len(row) for row in rows)
     padded = [
-        row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row
-        for row in rows
+        row + [value] * (width - len(row)) if side == "right" else [value] * (width - len(row)) + row for row in rows
     ]
     return torch.tensor(padded, dtype=torch.long)

@@ -175,12 +175,6 @@ class Projector3D(nn.Module):
         return _unit_rms(hidden) * (self.output_rms * (1 + self.output_gain))
 
 
-def embedding_rms(table: Tensor, rows_at_once: int = 8192) -> float:
-    """Return the root mean square of an embedding table `[V, H]`, in float32 pieces."""
-    total = sum(float(rows.float().square().sum()) for rows in table.detach().split(rows_at_once))
-    return (total / table.numel()) ** 0.5
-
-
 def _unit_rms(hidden: Tensor) -> Tensor:
     wide = hidden.float()
     return wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + 1e-12)

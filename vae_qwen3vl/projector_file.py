@@ -41,8 +41,8 @@ class ProjectorDescription:
     truncate_mode: OverBudget = "pool"
     prompt: str | None = None
     """The prompt it was trained with."""
-    codebook_sha256: str | None = None
-    """Codebook of the VAE whose codes it reads."""
+    vae_hash: str | None = None
+    """Fingerprint of the VAE whose codes it reads."""
     vl_model: str | None = None
     """Name of the language model it was trained for."""
 
@@ -59,9 +59,7 @@ class ProjectorDescription:
         )
 
 
-def save_projector(
-    path: str | os.PathLike[str], projector: Projector3D, description: ProjectorDescription
-) -> None:
+def save_projector(path: str | os.PathLike[str], projector: Projector3D, description: ProjectorDescription) -> None:
     """Write a projector to a `.safetensors` or `.pt` file, whole or not at all."""
     state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
     text = json.dumps(dataclasses.asdict(description))
@@ -84,20 +82,14 @@ def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, Projector
     """
     state, text = _read(Path(path))
     if text is None:
-        raise ValueError(
-            f"{path} does not say what kind of projector it holds; it was not written by save_projector"
-        )
+        raise ValueError(f"{path} does not say what kind of projector it holds; it was not written by save_projector")
     description = _parse(path, text)
     projector = description.build()
     expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        detail = ", ".join(
-            f"{name}: file {found.get(name)}, expected {expected.get(name)}" for name in wrong[:4]
-        )
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        detail = ", ".join(f"{name}: file {found.get(name)}, expected {expected.get(name)}" for name in wrong[:4])
         raise ValueError(f"{path} doesn't hold the projector it describes ({len(wrong)} tensors differ: {detail})")
     projector.load_state_dict(state)
     return projector, description

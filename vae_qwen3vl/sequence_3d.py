@@ -219,9 +219,7 @@ def keep_head(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tenso
 
 def _check_rows(feats: Tensor, coords: Tensor, truncate_mode: str) -> None:
     if feats.ndim != 2 or coords.ndim != 2 or coords.shape[1] != 4 or len(feats) != len(coords):
-        raise ValueError(
-            f"expected feats [M, D] and coords [M, 4], got {list(feats.shape)} and {list(coords.shape)}"
-        )
+        raise ValueError(f"expected feats [M, D] and coords [M, 4], got {list(feats.shape)} and {list(coords.shape)}")
     if truncate_mode not in ("head", "none"):
         raise ValueError(f"truncate_mode must be 'head' or 'none', not {truncate_mode!r}")
 

@@ -46,8 +46,14 @@ def codebook(vae_model: ShapeVAE) -> Tensor:
     return table
 
 
-def codebook_hash(vae_model: ShapeVAE) -> str:
-    """Return the SHA-256 of the codebook as float32: what ties a projector to the codes it was trained on."""
+def vae_fingerprint(vae_model: ShapeVAE) -> str:
+    """Return what ties a projector to the codes it was trained on.
+
+    It is the VAE's own `fingerprint()` (a `SparseSDFVQVAE` has one), else the SHA-256 of its codebook.
+    """
+    own = getattr(vae_model, "fingerprint", None)
+    if callable(own):
+        return str(own())
     table = codebook(vae_model).detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(table.numpy().tobytes()).hexdigest()
 
@@ -63,7 +69,7 @@ def codebook_vectors(codes: Tensor, vae_model: ShapeVAE) -> Tensor:  # [M] or [M
         ValueError: more than one code a cell, or a code outside the codebook.
     """
     table = codebook(vae_model).detach()
-    if codes.ndim == 2 and codes.shape[1] != 1 or codes.ndim not in (1, 2):
+    if codes.ndim not in (1, 2) or (codes.ndim == 2 and codes.shape[1] != 1):
         raise ValueError(f"codes must be [M] or [M, 1] (one a cell), not {list(codes.shape)}")
     index = codes.reshape(-1)
     if index.is_floating_point():

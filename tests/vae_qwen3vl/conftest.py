@@ -45,9 +45,7 @@ def build_tokenizer():
     words = "Describe this 3D shape in one sentence: a red robot. A chair with four legs. user assistant system"
     backend.train_from_iterator([words] * 4, trainer)
     backend.add_tokens([AddedToken("<tool_call>", special=False)])  # added, yet not special: Qwen has such
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHATML
     return tokenizer
 

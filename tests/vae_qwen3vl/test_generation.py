@@ -1,0 +1,168 @@
+"""Generation with a cache says what full forwards say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+
+PROMPTS = ["hi", "a longer prompt here", "and one more?"]
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return Processor3D(tokenizer)
+
+
+@pytest.fixture
+def build(vl_model):
+    def make(vae=None, **kwargs):
+        torch.manual_seed(5)
+        vl_model.generation_config.eos_token_id = None
+        kwargs = {"latent_dim": 8, "projector_num_layers": 2, **kwargs}
+        return Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, **kwargs).eval()
+
+    return make
+
+
+def full_forward_logits(model, inputs, new, feats, coords):
+    """Return `[B, new, V]`: what one uncached forward over prompt and continuation predicts at each new token."""
+    rows = []
+    for row in range(len(new)):
+        real = inputs["attention_mask"][row].bool()
+        ids = torch.cat([inputs["input_ids"][row][real], new[row]])[None]
+        mine = coords[:, 0] == row
+        alone = coords[mine].clone()
+        alone[:, 0] = 0
+        with torch.no_grad():
+            rows.append(model(ids, feats_3d=feats[mine], coords_3d=alone).logits[0, -len(new[row]) - 1 : -1])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("positions", ["mrope", "sequential"])
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("objects", [0, 1], ids=["plain ids", "placeholders"])
+def test_cached_generation_equals_full_forwards(build, processor, make_codes, positions, cache, objects):
+    model = build(positions=positions)
+    inputs = processor(PROMPTS, objects=objects)
+    feats, coords = make_codes([40, 3, 17])
+    out = model.generate(
+        **inputs,
+        feats_3d=feats,
+        coords_3d=coords,
+        max_new_tokens=12,
+        cache_implementation=cache,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **GREEDY,
+    )
+    assert out.sequences.shape == (3, 12)
+    full = full_forward_logits(model, inputs, out.sequences, feats, coords)
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), full, rtol=0, atol=1e-4)
+    assert torch.equal(full.argmax(-1), out.sequences)
+
+
+def test_cached_generation_equals_uncached(build, processor, make_codes):
+    model = build(merge=2, max_3d_tokens=10)
+    feats, coords = make_codes([90, 3, 17])
+    inputs = {**processor(PROMPTS), "feats_3d": feats, "coords_3d": coords, "max_new_tokens": 8, **GREEDY}
+    assert torch.equal(model.generate(**inputs), model.generate(**inputs, use_cache=False))
+
+
+def test_a_batch_generates_what_its_samples_generate_alone(build, vae, processor, make_batch):
+    model = build(vae)
+    batch = make_batch([60, 9, 30])
+    together = model.generate(**processor(PROMPTS), inputs_3d=batch, max_new_tokens=8, **GREEDY)
+    for row, prompt in enumerate(PROMPTS):
+        mine = batch["batch_idx"] == row
+        single = {key: value[mine] for key, value in batch.items()}
+        single["batch_idx"] = torch.zeros_like(single["batch_idx"])
+        alone = model.generate(**processor(prompt), inputs_3d=single, max_new_tokens=8, **GREEDY)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_beams_equal_those_of_each_sample_and_sampling_runs(build, processor, make_codes):
+    model = build()
+    feats, coords = make_codes([20, 5])
+    search = {"num_beams": 3, "max_new_tokens": 6, **GREEDY}
+    together = model.generate(**processor(PROMPTS[:2]), feats_3d=feats, coords_3d=coords, **search)
+    mine = coords[:, 0] == 0
+    alone = model.generate(**processor(PROMPTS[0]), feats_3d=feats[mine], coords_3d=coords[mine], **search)
+    assert torch.equal(together[0], alone[0])
+    drawn = model.generate(
+        **processor(PROMPTS[:2]),
+        feats_3d=feats,
+        coords_3d=coords,
+        max_new_tokens=6,
+        do_sample=True,
+        num_return_sequences=2,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert drawn.shape == (4, 6)
+
+
+def test_a_second_turn_continues_on_the_first_turns_cache(build, processor, make_codes):
+    model = build()
+    feats, coords = make_codes([25])
+    shape = {"feats_3d": feats, "coords_3d": coords}
+    chat = [{"role": "user", "content": "What is it?"}]
+    first = processor(chat)
+    out = model.generate(**first, **shape, max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
+    more = torch.tensor([[2, 1, *processor.encode_text("user\nWhy?"), 2, 1, *processor.encode_text("assistant\n")]])
+    ids = torch.cat([first["input_ids"], out.sequences, more], dim=1)
+    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shape, "max_new_tokens": 6, **GREEDY}
+    fresh = model.generate(**second)
+    assert torch.equal(model.generate(**second, past_key_values=out.past_key_values), fresh)
+
+
+def test_generation_with_an_image_and_a_shape_equals_full_forwards(build, make_codes):
+    model = build()
+    ids = torch.tensor([[7, 3, 5, 5, 5, 5, 4, -200, 10, 12]])
+    feats, coords = make_codes([14])
+    inputs = {
+        "feats_3d": feats,
+        "coords_3d": coords,
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "pixel_values": torch.randn(16, 3 * 2 * 16, generator=torch.Generator().manual_seed(0)),
+    }
+    new = model.generate(ids, **inputs, max_new_tokens=6, **GREEDY)
+    with torch.no_grad():
+        logits = model(torch.cat([ids, new], dim=1), **inputs).logits[0, -7:-1]
+    assert torch.equal(logits.argmax(-1), new[0])
+
+
+def test_positions_change_the_answer_so_the_test_above_can_fail(build, processor, make_codes):
+    model = build()
+    feats, coords = make_codes([40])
+    inputs = model.build_inputs(**processor("hi"), feats_3d=feats, coords_3d=coords, padding_side="left")
+    with torch.no_grad():
+        right = model.vl_model(**inputs.model_kwargs()).logits[0, -1]
+        lost = model.vl_model(inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask).logits[0, -1]
+    assert (right - lost).abs().max() > 1e-2
+
+
+def test_describe_answers_each_object(build, vae, processor, make_batch):
+    model = build(vae)
+    batch = make_batch([60, 9])
+    answers = model.describe(batch, processor=processor, max_new_tokens=4)
+    assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
+    expected = model.generate(**processor([DEFAULT_PROMPT] * 2), inputs_3d=batch, max_new_tokens=4, do_sample=False)
+    assert answers == processor.decode(expected)
+    with pytest.raises(ValueError, match="3 prompts for 2 objects"):
+        model.describe(batch, prompt=PROMPTS, processor=processor)
+    with pytest.raises(ValueError, match="needs a shape"):
+        model.describe(processor=processor)
+
+
+def test_generate_without_ids_passes_through(build):
+    model = build()
+    embeds = model.vl_model.get_input_embeddings()(torch.tensor([[7, 8, 9]]))
+    mask = torch.ones(1, 3, dtype=torch.long)
+    ours = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=3, **GREEDY)
+    assert torch.equal(
+        ours, model.vl_model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=3, **GREEDY)
+    )

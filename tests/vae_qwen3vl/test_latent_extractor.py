@@ -1,0 +1,64 @@
+"""Codebook vectors from any VAE."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vae_qwen3vl.vae_latent_extractor import (
+    codebook_vectors,
+    extract_3d_latent,
+    extract_3d_latent_and_indices,
+    vae_fingerprint,
+)
+
+
+def test_features_are_the_codebook_rows_of_the_codes_that_decode_takes(vae, make_batch):
+    feats, coords, indices = extract_3d_latent_and_indices(make_batch([30, 50]), vae)
+    assert torch.equal(feats, vae.vq.embeddings.weight[indices.feats[:, 0].long()])
+    assert coords.dtype == torch.int32 and coords.shape == (len(feats), 4)
+    assert torch.equal(vae.Decode(indices).coords, coords)
+    pair = extract_3d_latent(make_batch([30, 50]), vae)
+    assert torch.equal(pair[0], feats) and torch.equal(pair[1], coords)
+
+
+def test_nothing_trains_and_the_vae_keeps_its_mode(vae, make_batch):
+    vae.train()
+    feats, _ = extract_3d_latent(make_batch([10]), vae)
+    assert not feats.requires_grad and vae.training
+    vae.eval()
+    extract_3d_latent(make_batch([10]), vae, device="cpu")
+    assert not vae.training
+
+
+def test_a_vae_that_is_no_module_works(vae, make_batch):
+    plain = SimpleNamespace(Encode=vae.Encode, Decode=vae.Decode, vq=SimpleNamespace(embeddings=torch.randn(64, 8)))
+    feats, _, indices = extract_3d_latent_and_indices(make_batch([10]), plain)
+    assert torch.equal(feats, plain.vq.embeddings[indices.feats[:, 0].long()])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_codes_may_be_integers_or_floats(vae, dtype, shape):
+    codes = torch.tensor([5, 0, 63]).reshape(shape).to(dtype)
+    assert torch.equal(codebook_vectors(codes, vae), vae.vq.embeddings.weight[[5, 0, 63]].detach())
+
+
+def test_codes_of_another_codebook_are_refused(vae):
+    with pytest.raises(ValueError, match="64 entries"):
+        codebook_vectors(torch.tensor([64]), vae)
+    with pytest.raises(ValueError, match="one a cell"):
+        codebook_vectors(torch.zeros(3, 2), vae)
+    with pytest.raises(ValueError, match="no codebook"):
+        codebook_vectors(torch.zeros(3), SimpleNamespace())
+
+
+def test_the_fingerprint_follows_the_codebook(vae):
+    before = vae_fingerprint(vae)
+    assert before == vae_fingerprint(vae)
+    vae.vq.embeddings.weight.data[0, 0] += 1
+    assert vae_fingerprint(vae) != before
+    vae.fingerprint = lambda: "its own"
+    assert vae_fingerprint(vae) == "its own"

@@ -1,0 +1,363 @@
+"""The model: merging, positions, loss, gradients, state. A plain, slow twin builds each sample alone."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vae_qwen3vl.layout import PLACEHOLDER_3D
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
+
+PROMPTS = ["hi", "a longer prompt here"]
+ANSWERS = ["a red robot.", "no"]
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return Processor3D(tokenizer)
+
+
+@pytest.fixture
+def build(vl_model):
+    def make(vae=None, **kwargs):
+        torch.manual_seed(5)
+        kwargs = {"latent_dim": 8, "projector_num_layers": 2, **kwargs}
+        return Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, **kwargs).eval()
+
+    return make
+
+
+def slow_twin(model, ids, mask, labels, objects):
+    """Return the logits and labels of each row, built token by token; `objects` are (feats, coords [n, 3])."""
+    results, queue = [], list(objects)
+    for row in range(len(ids)):
+        tokens = [
+            (i, t) for i, t, m in zip(ids[row].tolist(), labels[row].tolist(), mask[row].tolist(), strict=True) if m
+        ]
+        if PLACEHOLDER_3D not in [i for i, _ in tokens]:
+            tokens.insert(0, (PLACEHOLDER_3D, -100))
+        embeds, places, targets, at = [], [], [], 0
+        for token, target in tokens:
+            if token != PLACEHOLDER_3D:
+                embeds.append(model.vl_model.get_input_embeddings().weight[token])
+                places.append([at] * 3)
+                targets.append(target)
+                at += 1
+                continue
+            feats, xyz = queue.pop(0)
+            made = model.tokens_3d(feats, torch.cat([torch.zeros_like(xyz[:, :1]), xyz], dim=1))
+            start, end = model.projector.markers()
+            embeds.append(start)
+            places.append([at] * 3)
+            largest = at
+            for number, (row_embed, (_, x, y, z)) in enumerate(zip(made.embeds, made.coords.tolist(), strict=True)):
+                embeds.append(row_embed)
+                place = [at + 1 + z, at + 1 + y, at + 1 + x]
+                places.append(place if model.positions == "mrope" else [at + 1 + number] * 3)
+                largest = max(largest, *places[-1])
+            embeds.append(end)
+            places.append([largest + 1] * 3)
+            targets += [-100] * (len(made.embeds) + 2)
+            at = largest + 2
+        logits = model.vl_model(
+            inputs_embeds=torch.stack(embeds)[None],
+            position_ids=torch.tensor(places).T[:, None],
+        ).logits[0]
+        results.append((logits, torch.tensor(targets)))
+    assert not queue
+    return results
+
+
+def split(feats, coords):
+    return [
+        (feats[coords[:, 0] == number], coords[coords[:, 0] == number][:, 1:])
+        for number in range(int(coords[:, 0].max()) + 1)
+    ]
+
+
+def assert_equals_twin(model, inputs, feats, coords):
+    outputs = model(**inputs, feats_3d=feats, coords_3d=coords)
+    labels = inputs.get("labels", torch.full_like(inputs["input_ids"], -100))
+    twin = slow_twin(model, inputs["input_ids"], inputs["attention_mask"], labels, split(feats, coords))
+    assert outputs.logits.shape[1] == max(len(logits) for logits, _ in twin)
+    for row, (logits, _) in enumerate(twin):
+        torch.testing.assert_close(outputs.logits[row, : len(logits)], logits, rtol=1e-4, atol=1e-4)
+    if "labels" in inputs:
+        shifted = torch.cat([logits[:-1] for logits, _ in twin]), torch.cat([target[1:] for _, target in twin])
+        torch.testing.assert_close(outputs["loss"], F.cross_entropy(*shifted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", [1, 2, 4])
+@pytest.mark.parametrize("positions", ["mrope", "sequential"])
+def test_a_batch_of_unequal_objects_equals_the_slow_twin(build, processor, make_codes, merge, positions):
+    model = build(merge=merge, positions=positions)
+    assert_equals_twin(model, processor(PROMPTS, ANSWERS), *make_codes([5, 40]))
+
+
+@pytest.mark.parametrize("max_3d_tokens", [0, 7, 25, 1000])
+@pytest.mark.parametrize("truncate_mode", ["pool", "head"])
+def test_every_budget_equals_the_slow_twin(build, processor, make_codes, max_3d_tokens, truncate_mode):
+    model = build(max_3d_tokens=max_3d_tokens, truncate_mode=truncate_mode, use_3d_pos=True)
+    feats, coords = make_codes([5, 40])
+    assert_equals_twin(model, processor(PROMPTS, ANSWERS), feats, coords)
+    lengths = (model.count_3d_tokens(feats, coords) - 2).tolist()
+    assert lengths[0] == 5 if max_3d_tokens != 7 else lengths[0] <= 7
+    assert 0 < lengths[1] <= (max_3d_tokens or 40)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_plain_ids_take_the_object_in_front_whatever_their_padding(build, processor, make_codes, side):
+    model = build()
+    inputs = processor(PROMPTS, ANSWERS, objects=0, padding_side=side)
+    assert_equals_twin(model, inputs, *make_codes([12, 30]))
+
+
+def test_several_objects_go_to_their_placeholders_in_order(build, processor, make_codes):
+    model = build()
+    content = [{"type": "3d"}, {"type": "text", "text": "or"}, {"type": "3d"}, {"type": "3d"}]
+    chats = [[{"role": "user", "content": content}], "one"]
+    assert_equals_twin(model, processor(chats, ANSWERS), *make_codes([6, 20, 3, 11]))
+
+
+def test_the_brief_usage_returns_the_codes_that_decode_takes(build, vae, make_batch, tokenizer):
+    model = build(vae)
+    text = tokenizer(["A shape.", "Another shape."], padding=True, return_tensors="pt")
+    batch = make_batch([30, 80])
+    outputs = model.forward_with_3d(
+        input_ids=text["input_ids"], attention_mask=text["attention_mask"], labels=text["input_ids"], inputs_3d=batch
+    )
+    assert outputs["loss"].ndim == 0 and outputs.logits.shape[0] == 2
+    assert model.vae_model.Decode(outputs["encoding_indices_3d"]).feats.shape[1] == 1
+
+    embeds, mask, indices = model.get_3d_embeds_and_encoding_indices(batch)
+    assert torch.equal(indices.feats, outputs["encoding_indices_3d"].feats)
+    assert embeds.shape == (*mask.shape, 48)
+    assert mask.sum(1).tolist() == torch.bincount(indices.coords[:, 0]).tolist()
+
+    feats = vae.vq.embeddings.weight[indices.feats[:, 0].long()]
+    again = model(**text, feats_3d=feats, coords_3d=indices.coords)
+    torch.testing.assert_close(again.logits, outputs.logits)
+    assert "encoding_indices_3d" not in again
+
+
+def test_embeddings_of_a_batch_equal_those_of_its_samples(build, make_codes):
+    model = build(use_3d_pos=True)
+    feats, coords = make_codes([5, 40, 12])
+    embeds, mask = model.get_3d_embeds(feats, coords)
+    assert mask.sum(1).tolist() == [5, 40, 12]
+    for number, (part, xyz) in enumerate(split(feats, coords)):
+        alone, _ = model.get_3d_embeds(part, torch.cat([torch.zeros_like(xyz[:, :1]), xyz], dim=1))
+        torch.testing.assert_close(embeds[number][mask[number]], alone[0])
+
+
+def test_padded_features_with_a_mask_equal_the_sparse_form(build, processor, make_codes):
+    model = build()
+    feats, coords = make_codes([5, 40])
+    padded, place, mask = torch.zeros(2, 40, 8), torch.zeros(2, 40, 4, dtype=torch.int32), torch.zeros(2, 40)
+    for number, (part, xyz) in enumerate(split(feats, coords)):
+        padded[number, : len(part)], place[number, : len(part), 1:], mask[number, : len(part)] = part, xyz, 1
+    inputs = processor(PROMPTS, ANSWERS)
+    dense = model(**inputs, feats_3d=padded, coords_3d=place, mask_3d=mask)
+    torch.testing.assert_close(dense.loss, model(**inputs, feats_3d=feats, coords_3d=coords).loss)
+    with pytest.raises(ValueError, match="mask_3d"):
+        model(**inputs, feats_3d=padded, coords_3d=place)
+
+
+def test_without_3d_it_is_the_language_model(build, processor):
+    model = build()
+    inputs = processor(PROMPTS, ANSWERS, objects=0)
+    torch.testing.assert_close(model(**inputs).loss, model.vl_model(**inputs).loss)
+
+
+def test_3d_reaches_the_answer_and_its_place_matters(build, processor, make_codes):
+    model = build()
+    inputs = processor(["hi"], ["a red robot."])
+    feats, coords = make_codes([30])
+    base = model(**inputs, feats_3d=feats, coords_3d=coords).logits[0, -1]
+    other = model(**inputs, feats_3d=-feats, coords_3d=coords).logits[0, -1]
+    moved = coords.clone()
+    moved[0, 1:] = torch.tensor([11, 11, 11]) - moved[0, 1:]
+    assert (base - other).abs().max() > 1e-3
+    assert (base - model(**inputs, feats_3d=feats, coords_3d=moved).logits[0, -1]).abs().max() > 1e-5
+
+
+def test_only_the_projector_trains(build, vae, processor, make_batch):
+    model = build(vae, use_3d_pos=True).train()
+    assert not vae.training
+    model(**processor(PROMPTS, ANSWERS), inputs_3d=make_batch([20, 40])).loss.backward()
+    trained = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert trained == {f"projector.{name}" for name, _ in model.projector.named_parameters()}
+    assert all(not name.startswith("vl_model") for name, value in model.named_parameters() if value.requires_grad)
+    assert all(value.grad is None for value in vae.parameters())
+
+
+def test_lora_trains_the_text_layers_and_comes_back_from_its_folder(build, processor, make_codes, make_vl, tmp_path):
+    pytest.importorskip("peft")
+    model = build()
+    model.add_lora(r=2, alpha=4, dropout=0.0)
+    inputs = {**processor(PROMPTS, ANSWERS)}
+    feats, coords = make_codes([5, 20])
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(**inputs, feats_3d=feats, coords_3d=coords).loss.backward()
+        optimizer.step()
+    trained = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert {name for name in trained if not name.startswith("projector.")} == {
+        name for name, _ in model.named_parameters() if "lora_" in name
+    }
+    assert not any("visual" in name for name in trained)
+
+    model.vl_model.save_pretrained(tmp_path / "lora_final")
+    model.save_projector(tmp_path / "projector_final.pt")
+    kind = model.vl_model.config.model_type
+    fresh = Qwen3VLWith3DBranch(latent_dim=8, use_vl_model=make_vl(kind)).eval()
+    fresh.load_projector(tmp_path / "projector_final.pt")
+    fresh.load_lora(tmp_path / "lora_final")
+    with torch.no_grad():
+        expected = model.eval()(**inputs, feats_3d=feats, coords_3d=coords).logits
+        torch.testing.assert_close(fresh(**inputs, feats_3d=feats, coords_3d=coords).logits, expected)
+    assert not any(value.requires_grad for value in fresh.vl_model.parameters())
+    with pytest.raises(ValueError, match="already has LoRA"):
+        fresh.add_lora()
+
+    other = Qwen3VLWith3DBranch(latent_dim=8, use_vl_model=make_vl(kind, hidden=96))
+    with pytest.raises(ValueError, match="doesn't fit"):
+        other.load_lora(tmp_path / "lora_final")
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        other.load_lora(tmp_path)
+
+
+def test_the_vae_stays_outside_state_mode_and_dtype(build, vae):
+    model = build(vae)
+    assert model.vae_model is vae
+    assert not any("vae" in name or "vq" in name for name in model.state_dict())
+    assert id(vae) not in {id(module) for module in model.modules()}
+    model.train().to(torch.bfloat16)
+    assert not vae.training and vae.weight.dtype == torch.float32 and not vae.weight.requires_grad
+    other = copy.deepcopy(vae)
+    model.vae_model = other
+    assert model.vae_model is other and id(other) not in {id(module) for module in model.modules()}
+
+
+def test_the_projector_starts_at_the_scale_of_the_text(build, make_codes):
+    model = build()
+    embeds, mask = model.get_3d_embeds(*make_codes([30]))
+    text = model.vl_model.get_input_embeddings().weight
+    torch.testing.assert_close(embeds[mask].square().mean(), text.square().mean(), rtol=1e-3, atol=0)
+    assert 0.3 < model.projector.markers().square().mean() / text.square().mean() < 3
+
+
+def test_a_saved_projector_rebuilds_the_model_around_it(build, vae, processor, make_batch, tmp_path):
+    model = build(vae, merge=2, use_3d_pos=True, positions="sequential", max_3d_tokens=9)
+    model.save_projector(tmp_path / "projector.safetensors", prompt="What is it?")
+    plain = build(vae)
+    plain.load_projector(tmp_path / "projector.safetensors")
+    assert (plain.positions, plain.max_3d_tokens, plain.prompt) == ("sequential", 9, "What is it?")
+    inputs, batch = processor(PROMPTS, ANSWERS), make_batch([20, 40])
+    torch.testing.assert_close(plain(**inputs, inputs_3d=batch).logits, model(**inputs, inputs_3d=batch).logits)
+
+    vae.vq.embeddings.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="load the VAE it was trained with"):
+        plain.load_projector(tmp_path / "projector.safetensors")
+    plain.load_projector(tmp_path / "projector.safetensors", verify_vae=False)
+
+
+def test_a_projector_of_another_width_is_refused(build, make_vl, tmp_path):
+    model = build()
+    model.save_projector(tmp_path / "projector.safetensors")
+    wide = Qwen3VLWith3DBranch(latent_dim=8, use_vl_model=make_vl("qwen2_vl", hidden=96))
+    with pytest.raises(ValueError, match=r"width 48.*width 96"):
+        wide.load_projector(tmp_path / "projector.safetensors")
+
+
+def test_a_checkpoint_folder_opens_by_its_model_type(vl_model, tmp_path):
+    vl_model.save_pretrained(tmp_path / "vl")
+    model = Qwen3VLWith3DBranch(tmp_path / "vl", latent_dim=8)
+    assert type(model.vl_model) is type(vl_model)
+    assert next(model.vl_model.parameters()).dtype == torch.float32
+    half = Qwen3VLWith3DBranch(tmp_path / "vl", latent_dim=8, torch_dtype=torch.bfloat16)
+    assert next(half.vl_model.parameters()).dtype == torch.bfloat16
+
+
+def test_half_precision_language_models_take_3d(build, vl_model, processor, make_codes):
+    model = build()
+    model.vl_model.to(torch.bfloat16)
+    feats, coords = make_codes([5, 20])
+    assert torch.isfinite(model(**processor(PROMPTS, ANSWERS), feats_3d=feats, coords_3d=coords).loss)
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    import transformers
+
+    transformers.LlamaConfig(hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'llama' model.*qwen2_vl and qwen3_vl"):
+        Qwen3VLWith3DBranch(tmp_path)
+
+
+def test_mismatches_are_named(build, vae, processor, make_codes, make_batch):
+    model = build()
+    feats, coords = make_codes([5, 20])
+    inputs = processor(PROMPTS)
+    with pytest.raises(ValueError, match="2 3D placeholders, but 3 3D objects"):
+        model(**inputs, **dict(zip(("feats_3d", "coords_3d"), make_codes([2, 2, 2]), strict=True)))
+    with pytest.raises(ValueError, match="2 3D placeholders, but 0 3D objects"):
+        model(**inputs)
+    with pytest.raises(ValueError, match="3 3D objects for 2 rows"):
+        plain = processor(PROMPTS, objects=0)
+        model(**plain, **dict(zip(("feats_3d", "coords_3d"), make_codes([2, 2, 2]), strict=True)))
+    with pytest.raises(ValueError, match=r"no codes for \[1\]"):
+        missing = coords.clone()
+        missing[:, 0] *= 2
+        model(**inputs, feats_3d=feats, coords_3d=missing)
+    with pytest.raises(ValueError, match="latent_dim=8"):
+        model(**inputs, feats_3d=feats[:, :5], coords_3d=coords)
+    with pytest.raises(ValueError, match="belong together"):
+        model(**inputs, feats_3d=feats)
+    with pytest.raises(ValueError, match="needs a VAE"):
+        model(**inputs, inputs_3d=make_batch([5, 5]))
+    with pytest.raises(ValueError, match="not both"):
+        build(vae)(**inputs, inputs_3d=make_batch([5, 5]), feats_3d=feats, coords_3d=coords)
+    with pytest.raises(ValueError, match="'mrope' or 'sequential'"):
+        build(positions="spiral")
+    with pytest.raises(ValueError, match="'pool' or 'head'"):
+        build(truncate_mode="tail")
+
+
+def test_a_foreign_vae_without_module_gives_its_width(vl_model, vae, make_batch, processor):
+    plain = SimpleNamespace(Encode=vae.Encode, Decode=vae.Decode, vq=SimpleNamespace(embeddings=torch.randn(64, 11)))
+    model = Qwen3VLWith3DBranch(vae_model=plain, use_vl_model=vl_model, latent_dim=16)
+    assert model.projector.latent_dim == 11
+    assert model(**processor(["hi"]), inputs_3d=make_batch([9])).logits.shape[0] == 1
+
+
+def test_images_keep_their_own_positions_beside_3d(build, make_codes):
+    model = build()
+    ids = torch.tensor([[7, 3, 5, 5, 5, 5, 4, 9, 10], [7, 8, 3, 5, 5, 5, 5, 4, 11]])
+    grid = torch.tensor([[1, 4, 4], [1, 4, 4]])
+    pixels = torch.randn(32, 3 * 2 * 16, generator=torch.Generator().manual_seed(0))
+    alone = model.vl_model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixels,
+        image_grid_thw=grid,
+        mm_token_type_ids=(ids == 5).int(),
+    )
+    merged = model(ids, pixel_values=pixels, image_grid_thw=grid)
+    torch.testing.assert_close(merged.logits, alone.logits, rtol=1e-4, atol=1e-4)
+
+    feats, coords = make_codes([6, 9])
+    after = torch.cat([ids, torch.tensor([[PLACEHOLDER_3D, 12]] * 2)], dim=1)
+    inputs = model.build_inputs(after, feats_3d=feats, coords_3d=coords, image_grid_thw=grid)
+    plain, _ = model.vl_model.model.get_rope_index(ids, (ids == 5).int(), image_grid_thw=grid)
+    assert torch.equal(inputs.position_ids[:, :, : ids.shape[1]], plain)
+    base = int(plain[:, 0].max()) + 1
+    block = inputs.position_ids[:, 0, ids.shape[1] + 1 : ids.shape[1] + 7]
+    mine = model.tokens_3d(feats, coords).coords
+    assert torch.equal(block, base + 1 + mine[mine[:, 0] == 0][:, [3, 2, 1]].T)
+    assert inputs.position_ids[0, 0, ids.shape[1] + 8] == block.max() + 2

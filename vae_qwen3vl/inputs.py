@@ -1,0 +1,114 @@
+"""Merges text and 3D tokens into what the language model reads: embeddings, mask, positions, labels.
+
+Knows the language model's embedding table and positions; knows neither the VAE nor how 3D tokens are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vae_qwen3vl.layout import Positions, SequenceLayout, lay_out, with_placeholders
+from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.projector import Tokens3D
+from vae_qwen3vl.vl_backbone import image_text_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchInputs:
+    """Text and 3D blocks in one padded sequence of length S'."""
+
+    inputs_embeds: Tensor
+    """`[B, S', H]`."""
+    attention_mask: Tensor
+    """int64 `[B, S']`."""
+    position_ids: Tensor
+    """int64 `[3, B, S']`."""
+    labels: Tensor | None
+    """int64 `[B, S']`, -100 over 3D blocks and padding."""
+    encoding_indices_3d: Any = None
+    """The VAE's codes object, where raw `inputs_3d` were encoded."""
+
+    def model_kwargs(self) -> dict[str, Tensor]:
+        """Return the arguments of the language model's forward and generate (without labels)."""
+        return {
+            "inputs_embeds": self.inputs_embeds,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+
+
+def merge_inputs(
+    vl_model: nn.Module,
+    input_ids: Tensor,  # [B, S]
+    attention_mask: Tensor,  # [B, S]
+    labels: Tensor | None,  # [B, S]
+    tokens: Tokens3D,
+    markers: Tensor,  # [2, H]
+    *,
+    positions: Positions,
+    padding_side: Literal["left", "right"],
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    mm_token_type_ids: Tensor | None = None,
+    encoding_indices_3d: Any = None,
+) -> BranchInputs:
+    """Put each object's block at its placeholder (or in front of its row) and pad the rows once.
+
+    All tensors are on one device. `Qwen3VLWith3DBranch.build_inputs` describes the arguments.
+    """
+    if labels is not None and labels.shape != input_ids.shape:
+        raise ValueError(f"labels {list(labels.shape)} don't match input_ids {list(input_ids.shape)}")
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask {list(attention_mask.shape)} doesn't match input_ids {list(input_ids.shape)}"
+        )
+    objects = int(tokens.coords[-1, 0]) + 1 if len(tokens.coords) else 0
+    ids, valid, added = with_placeholders(input_ids, attention_mask.bool(), objects)
+    if added:
+        labels = _with_column(labels, IGNORED_LABEL)
+        mm_token_type_ids = _with_column(mm_token_type_ids, 0)
+    text_positions = None
+    if image_grid_thw is not None or video_grid_thw is not None:
+        text_positions = image_text_positions(vl_model, ids, valid, image_grid_thw, video_grid_thw, mm_token_type_ids)
+    layout = lay_out(
+        ids,
+        valid,
+        tokens.coords,
+        positions=positions,
+        padding_side=padding_side,
+        text_positions=text_positions,
+    )
+    return BranchInputs(
+        inputs_embeds=_fill_embeds(vl_model, layout, ids, tokens, markers, objects),
+        attention_mask=layout.attention_mask,
+        position_ids=layout.position_ids,
+        labels=None if labels is None else _fill_labels(layout, labels),
+        encoding_indices_3d=encoding_indices_3d,
+    )
+
+
+def _fill_embeds(
+    vl_model: Any, layout: SequenceLayout, ids: Tensor, tokens: Tokens3D, markers: Tensor, objects: int
+) -> Tensor:  # [B, S', H]
+    text = vl_model.get_input_embeddings()(ids.clamp(min=0).flatten())  # [B * S, H]
+    start, end = markers.to(text)
+    padding = text.new_zeros((1, text.shape[1]))
+    blocks = [start.expand(objects, -1), end.expand(objects, -1), tokens.embeds.to(text)]
+    pool = torch.cat([text, *blocks, padding])  # in the layout's order
+    return pool[layout.source]
+
+
+def _fill_labels(layout: SequenceLayout, labels: Tensor) -> Tensor:  # [B, S']
+    is_text = layout.source < labels.numel()
+    picked = labels.flatten()[layout.source.clamp(max=labels.numel() - 1)]
+    return torch.where(is_text, picked, IGNORED_LABEL)
+
+
+def _with_column(values: Tensor | None, fill: int) -> Tensor | None:
+    if values is None:
+        return None
+    return torch.cat([values.new_full((len(values), 1), fill), values], dim=1)

@@ -1,0 +1,85 @@
+"""The language model itself: which class opens a checkpoint, and the little the 3D branch asks of it.
+
+Knows transformers' public interface; knows nothing of 3D.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VL_CLASSES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""The class of each supported `model_type`."""
+
+_HUB_ARGUMENTS = ("revision", "cache_dir", "local_files_only", "token")
+
+
+def load_vl_model(name_or_path: str, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    """Load a Qwen2-VL or Qwen3-VL checkpoint by the class that its `model_type` names.
+
+    Args:
+        name_or_path: folder or Hub id.
+        dtype: of the weights; float32 if None.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: another kind of model.
+    """
+    import transformers
+
+    hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+    config = transformers.AutoConfig.from_pretrained(name_or_path, **hub)
+    check_model_type(config.model_type, name_or_path)
+    vl_class = getattr(transformers, VL_CLASSES[config.model_type])
+    return vl_class.from_pretrained(name_or_path, dtype=dtype or torch.float32, **kwargs)
+
+
+def check_model_type(model_type: str, name: str) -> None:
+    """Raise a ValueError that names the supported kinds unless `model_type` is one of them."""
+    if model_type not in VL_CLASSES:
+        supported = " and ".join(sorted(VL_CLASSES))
+        raise ValueError(f"{name} is a {model_type!r} model; the 3D branch works on {supported} checkpoints")
+
+
+def embedding_table(vl_model: Any) -> Tensor:
+    """Return the text embeddings `[V, H]`."""
+    return vl_model.get_input_embeddings().weight
+
+
+def embedding_rms(table: Tensor, rows_at_once: int = 8192) -> float:
+    """Return the root mean square of an embedding table `[V, H]`, in float32 pieces."""
+    starts = range(0, len(table), rows_at_once)
+    pieces = (table.detach()[start : start + rows_at_once].float() for start in starts)
+    return (sum(piece.square().sum().item() for piece in pieces) / table.numel()) ** 0.5
+
+
+def image_text_positions(
+    vl_model: Any,
+    input_ids: Tensor,  # [B, S]
+    attention_mask: Tensor,  # [B, S]
+    image_grid_thw: Tensor | None,
+    video_grid_thw: Tensor | None,
+    mm_token_type_ids: Tensor | None,
+) -> Tensor:  # [3, B, S]
+    """Return the model's own M-RoPE positions of text, images and videos.
+
+    Any id that is no image or video token counts as text. Without `mm_token_type_ids` they are found from the
+    model's image and video token ids.
+    """
+    base = vl_model.get_base_model() if hasattr(vl_model, "get_base_model") else vl_model
+    if mm_token_type_ids is None:
+        image, video = input_ids == base.config.image_token_id, input_ids == base.config.video_token_id
+        mm_token_type_ids = image.int() + 2 * video.int()
+    positions, _ = base.model.get_rope_index(
+        input_ids,
+        mm_token_type_ids=mm_token_type_ids.to(input_ids.device),
+        image_grid_thw=image_grid_thw,
+        video_grid_thw=video_grid_thw,
+        attention_mask=attention_mask.long(),
+    )
+    return positions
