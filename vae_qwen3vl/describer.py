@@ -1,0 +1,118 @@
+"""A model that describes shapes, ready to use: language model, projector and adapter that belong together.
+
+Knows which trained parts are shipped and for which language model. Building, merging and generating are
+`model.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdf_vqvae.codes import ShapeCodes
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.runtime import resolve_device
+from vae_qwen3vl.default_lm import DEFAULT_LM, default_lm_folder, resolve_vl_model
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR_NAME = "projector.safetensors"
+LORA_NAME = "lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a model says about one object."""
+
+    text: str
+    prompt: str
+    tokens_3d: int
+    """3D tokens that the language model read, without the two markers."""
+
+
+def shipped_weights() -> tuple[Path | None, Path | None]:
+    """Return the shipped projector file and adapter folder, None for what this installation lacks."""
+    from importlib import resources
+
+    folder = Path(str(resources.files("vae_qwen3vl") / "weights"))
+    projector, lora = folder / PROJECTOR_NAME, folder / LORA_NAME
+    return projector if projector.is_file() else None, lora if lora.is_dir() else None
+
+
+def load_describer(
+    vae: SparseSDFVQVAE,
+    vl_model: str | os.PathLike[str] | None = None,
+    projector: str | os.PathLike[str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Qwen3VLWith3DBranch:
+    """Load a language model with its 3D branch, in evaluation mode.
+
+    Args:
+        vae: the tokenizer whose codes it will read.
+        vl_model: see `resolve_vl_model`; None is the default language model.
+        projector: trained projector; None takes the shipped one, which belongs to the default language model.
+        lora: adapter folder trained with that projector; None takes the shipped one with the shipped projector.
+        device: where to; CUDA where present by default.
+        dtype: of the language model; float32 by default.
+
+    Raises:
+        ValueError: no projector is known for this language model, or the parts do not fit each other.
+        LanguageModelUnavailableError: the language model can't be had.
+    """
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+    source = resolve_vl_model(vl_model)
+    is_default = source == default_lm_folder()
+    if vl_model is None:
+        logger.info("language model: %s (the default)", DEFAULT_LM)
+    if projector is None and lora is None:
+        if not is_default:
+            raise ValueError(
+                f"the shipped projector belongs to {DEFAULT_LM}, not to {vl_model}: give --projector_ckpt "
+                "(and --lora_dir) trained for it"
+            )
+        projector, lora = shipped_weights()
+    model = Qwen3VLWith3DBranch(str(source), vae_model=vae, torch_dtype=dtype, max_3d_tokens=512)
+    if projector is not None:
+        model.load_projector(projector)
+    else:
+        logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
+    if lora is not None:
+        model.load_lora(lora)
+    return model.to(resolve_device(device)).eval()
+
+
+def describe(
+    model: Qwen3VLWith3DBranch, codes: ShapeCodes, prompt: str | None = None, *, max_new_tokens: int = 64
+) -> Description:
+    """Answer a prompt about one object's codes, greedily.
+
+    Args:
+        model: from `load_describer`, with the tokenizer the codes were made with.
+        codes: the object.
+        prompt: None takes the one the projector was trained with.
+        max_new_tokens: length of the answer.
+    """
+    from sdf_vqvae.shapes import check_codes
+    from vae_qwen3vl.processor import DEFAULT_PROMPT
+    from vae_qwen3vl.vae_latent_extractor import codebook_vectors
+
+    vae = model.vae_model
+    check_codes(vae, codes)
+    sparse = codes.to_sparse_tensor(vae.device)
+    feats = codebook_vectors(sparse.feats, vae)  # [M, D]
+    asked = prompt or model.prompt or DEFAULT_PROMPT
+    (text,) = model.describe(feats_3d=feats, coords_3d=sparse.coords, prompt=asked, max_new_tokens=max_new_tokens)
+    tokens = int(model.count_3d_tokens(feats, sparse.coords)[0]) - 2
+    return Description(text=text, prompt=asked, tokens_3d=tokens)
