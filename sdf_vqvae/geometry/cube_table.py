@@ -163,6 +163,4 @@ def cube_table() -> CubeTable:
         edges[case, : len(triangles)] = np.reshape(triangles, (-1, 3))
     lower, upper = np.array(EDGES, dtype=np.int64).T
     axis = np.array([{4: 0, 2: 1, 1: 2}[high - low] for low, high in EDGES], dtype=np.int64)
-    return CubeTable(
-        triangle_count=count, triangle_edges=edges, edge_lower=lower, edge_upper=upper, edge_axis=axis
-    )
+    return CubeTable(triangle_count=count, triangle_edges=edges, edge_lower=lower, edge_upper=upper, edge_axis=axis)

@@ -82,9 +82,7 @@ def _check(values: torch.Tensor, index: torch.Tensor) -> None:
     if len(values) != len(index):
         raise ValueError(f"values and index must have one row per point; got {len(values)} and {len(index)}")
     if values.device != index.device:
-        raise ValueError(
-            f"values and index must be on one device; got {values.device} and {index.device}; use .to()"
-        )
+        raise ValueError(f"values and index must be on one device; got {values.device} and {index.device}; use .to()")
     if not len(values):
         raise ValueError("no points were given, so there is no surface; check that the field isn't empty")
     if not torch.isfinite(values).all():

@@ -40,6 +40,8 @@ _BLOCK_SIDES = (1, 2, 4, 8, 16)
 _CHUNK_PIXELS = 1 << 20
 # Directions towards the lights in camera space (right, up, towards the viewer), with their strengths.
 _LIGHTS = (((-0.60, 0.75, 0.50), 0.85), ((0.90, 0.10, 0.40), 0.16), ((0.0, -0.2, 1.0), 0.18))
+_WRAP = 0.2
+"""How far light reaches round an edge, as the cosine at which it ends; 0 is a hard terminator."""
 _AMBIENT_BELOW, _AMBIENT_ABOVE = 0.10, 0.26
 
 
@@ -395,7 +397,8 @@ def _shade(normal: Array) -> Array:
     up = 0.5 + 0.5 * normal[:, 1]
     shade = _AMBIENT_BELOW + (_AMBIENT_ABOVE - _AMBIENT_BELOW) * up
     for direction, strength in _LIGHTS:
-        shade += strength * (normal @ (np.array(direction) / np.linalg.norm(direction))).clip(min=0)
+        cosine = normal @ (np.array(direction) / np.linalg.norm(direction))
+        shade += strength * ((cosine + _WRAP) / (1 + _WRAP)).clip(min=0)
     return shade
 
 

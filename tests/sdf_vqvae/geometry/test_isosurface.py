@@ -123,9 +123,7 @@ def test_each_of_the_256_cases_joins_its_crossed_edges_as_the_face_rule_says() -
         edges = directed_edges(triangles)
         assert all(count == 1 for count in edges.values()), case
         rim = {edge for edge in edges if edge[::-1] not in edges}
-        assert rim == {
-            (number[a], number[b]) for cycle in face_cycles() for a, b in face_segments(cycle, case)
-        }, case
+        assert rim == {(number[a], number[b]) for cycle in face_cycles() for a, b in face_segments(cycle, case)}, case
 
 
 def test_no_diagonal_of_the_256_cases_lies_in_a_cube_face() -> None:
@@ -147,8 +145,7 @@ def test_both_cubes_beside_a_face_draw_the_same_segments() -> None:
         lower_of_other = sum(1 << corner - step for corner, positive in on_high.items() if positive)
         ours = {((a[0], a[1]), (b[0], b[1])) for a, b in face_segments(high, upper_of_one)}
         theirs = {
-            ((b[0] + step, b[1] + step), (a[0] + step, a[1] + step))
-            for a, b in face_segments(low, lower_of_other)
+            ((b[0] + step, b[1] + step), (a[0] + step, a[1] + step)) for a, b in face_segments(low, lower_of_other)
         }
         assert ours == theirs
 
@@ -225,7 +222,7 @@ def test_faces_agree_with_scikit_image_outside_ambiguous_cells() -> None:
 # ---------------------------------------------------------------- topology
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     field=arrays(
         np.float32,
@@ -374,3 +371,14 @@ def test_wrong_input_is_refused_by_name(spoil, message: str) -> None:
     values, index = points_of(np.array([-1, 1, 1, 1, 1, 1, 1, 1], dtype=np.float32).reshape(2, 2, 2))
     with pytest.raises(ValueError, match=message):
         extract_isosurface(*spoil(values, index))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_gives_the_same_surface_as_the_cpu() -> None:
+    values, index = points_of(smooth_noise(40, seed=2))
+    vertices, faces = extract_isosurface(values, index, level=0.1)
+    on_cuda = extract_isosurface(values.cuda(), index.cuda(), level=0.1)
+    assert on_cuda[0].device.type == "cuda"
+    assert torch.equal(on_cuda[0].cpu(), vertices)
+    assert torch.equal(on_cuda[1].cpu(), faces)

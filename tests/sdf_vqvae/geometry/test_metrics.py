@@ -58,9 +58,7 @@ def test_formulas_on_distances_known_by_hand() -> None:
     to_truth, to_prediction = np.array([0.0, 0.2]), np.array([0.1, 0.1, 0.4])
     assert chamfer_l1(to_truth, to_prediction) == pytest.approx((0.1 + 0.2) / 2)
     assert chamfer_l2(to_truth, to_prediction) == pytest.approx(0.02 + 0.06)
-    assert fscore(to_truth, to_prediction, 0.15) == pytest.approx(
-        (2 * 0.5 * (2 / 3) / (0.5 + 2 / 3), 0.5, 2 / 3)
-    )
+    assert fscore(to_truth, to_prediction, 0.15) == pytest.approx((2 * 0.5 * (2 / 3) / (0.5 + 2 / 3), 0.5, 2 / 3))
     assert fscore(to_truth + 1, to_prediction + 1, 0.15) == (0.0, 0.0, 0.0)
 
 
@@ -126,9 +124,7 @@ def test_a_missing_prediction_scores_the_worst_case(missing: trimesh.Trimesh | N
 def test_scores_become_flat_rows_for_json() -> None:
     row = compare_meshes(sphere(), sphere(), samples=1000, thresholds=(0.1,)).to_dict()
     assert json.loads(json.dumps(row)) == row
-    assert {"chamfer_l1", "chamfer_l2", "fscore@0.1", "recall@0.1", "normal_consistency", "failed"} <= set(
-        row
-    )
+    assert {"chamfer_l1", "chamfer_l2", "fscore@0.1", "recall@0.1", "normal_consistency", "failed"} <= set(row)
 
 
 def test_wrong_input_is_refused_by_name() -> None:
