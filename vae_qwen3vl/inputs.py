@@ -99,7 +99,7 @@ def _fill_embeds(
     padding = text.new_zeros((1, text.shape[1]))
     blocks = [start.expand(objects, -1), end.expand(objects, -1), tokens.embeds.to(text)]
     pool = torch.cat([text, *blocks, padding])  # in the layout's order
-    return pool[layout.source]
+    return pool.index_select(0, layout.source.flatten()).unflatten(0, layout.source.shape)
 
 
 def _fill_labels(layout: SequenceLayout, labels: Tensor) -> Tensor:  # [B, S']

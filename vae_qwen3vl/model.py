@@ -62,7 +62,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         max_3d_tokens: int = 2048,
         use_3d_pos: bool = False,
         projector_num_layers: int = 1,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         use_vl_model: nn.Module | None = None,
         *,
         merge: int = 1,

@@ -37,13 +37,14 @@ class Processor3D:
     """Turns prompts or conversations (and answers) into the model's inputs.
 
     Args:
-        tokenizer: a transformers tokenizer with a chat template.
+        tokenizer: a transformers tokenizer with a chat template, or a processor that has one.
 
     Raises:
         ValueError: the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("the tokenizer has no chat template; use the tokenizer of an instruction-tuned model")
         self.tokenizer = tokenizer

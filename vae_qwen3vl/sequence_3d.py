@@ -34,6 +34,10 @@ def object_counts(coords: Tensor) -> Tensor:  # [N, 4] -> [B]
     Raises:
         ValueError: an object id has no row (an object without codes), naming it.
     """
+    if len(coords) and int(coords[:, 0].max()) >= len(coords):
+        raise ValueError(
+            f"the 3D batch has id {int(coords[:, 0].max())}, but only {len(coords)} codes: ids count up from 0"
+        )
     counts = torch.bincount(coords[:, 0].long())
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
@@ -52,8 +56,15 @@ def sequence_keys(coords: Tensor, bits: int | None = None) -> Tensor:  # [N, 4] 
 
 
 def key_bits(coords: Tensor) -> int:
-    """Return how many bits hold every x, y and z of `coords`."""
-    return max(1, int(coords[:, 1:].max()).bit_length()) if len(coords) else 1
+    """Return how many bits hold every x, y and z of `coords`.
+
+    Raises:
+        ValueError: the coordinates are too large for one int64 key.
+    """
+    bits = max(1, int(coords[:, 1:].max()).bit_length()) if len(coords) else 1
+    if bits > 16:
+        raise ValueError(f"coords reach {int(coords[:, 1:].max())}, but latent grids end at 65535")
+    return bits
 
 
 def coords_of_keys(keys: Tensor, bits: int) -> Tensor:  # [N] -> [N, 4]

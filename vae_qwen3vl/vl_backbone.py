@@ -19,7 +19,7 @@ VL_CLASSES = {
 _HUB_ARGUMENTS = ("revision", "cache_dir", "local_files_only", "token")
 
 
-def load_vl_model(name_or_path: str, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+def load_vl_model(name_or_path: str, dtype: torch.dtype | str | None = None, **kwargs: Any) -> Any:
     """Load a Qwen2-VL or Qwen3-VL checkpoint by the class that its `model_type` names.
 
     Args:

@@ -166,3 +166,33 @@ def test_generate_without_ids_passes_through(build):
     assert torch.equal(
         ours, model.vl_model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=3, **GREEDY)
     )
+
+
+@pytest.mark.slow
+def test_the_default_language_model_generates_what_full_forwards_say(make_codes):
+    from vae_qwen3vl.default_lm import default_lm_folder
+
+    folder = default_lm_folder()
+    if folder is None:
+        pytest.skip("the default language model is not on this machine")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(folder, latent_dim=8).eval()
+    processor = Processor3D.from_pretrained(folder)
+    plain = model.generate(
+        **processor("What is the capital of France?", objects=0), max_new_tokens=8, do_sample=False
+    )
+    assert "Paris" in processor.decode(plain)[0]
+
+    inputs = processor(["What is it?", "And this object, what could it be?"])
+    feats, coords = make_codes([60, 9])
+    out = model.generate(
+        **inputs,
+        feats_3d=feats,
+        coords_3d=coords,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **GREEDY,
+    )
+    full = full_forward_logits(model, inputs, out.sequences, feats, coords)
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), full, rtol=0, atol=5e-3)

@@ -62,3 +62,27 @@ def test_the_fingerprint_follows_the_codebook(vae):
     assert vae_fingerprint(vae) != before
     vae.fingerprint = lambda: "its own"
     assert vae_fingerprint(vae) == "its own"
+
+
+def test_our_own_vae_gives_the_same_contract():
+    from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+
+    torch.manual_seed(0)
+    field = {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64}
+    own = SparseSDFVQVAE(
+        resolution=8, model_channels=32, num_head_channels=32, num_blocks=1, num_embeddings=32, field=field
+    ).eval()
+    index = torch.stack(torch.meshgrid(*[torch.arange(20, 30)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    values = ((index - 25.0).norm(dim=1) - 4) / 3
+    near = values.abs() <= 1
+    count = int(near.sum())
+    batch = {
+        "sparse_sdf": values[near].repeat(2)[:, None],
+        "sparse_index": index[near].repeat(2, 1),
+        "batch_idx": torch.arange(2).repeat_interleave(count),
+    }
+    feats, coords, indices = extract_3d_latent_and_indices(batch, own)
+    assert torch.equal(feats, own.vq.embeddings.weight[indices.feats[:, 0]])
+    assert torch.bincount(coords[:, 0]).tolist() == [len(coords) // 2] * 2
+    assert vae_fingerprint(own) == own.fingerprint()
+    assert len(own.Decode(indices).feats) > len(coords)

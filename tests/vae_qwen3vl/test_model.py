@@ -222,6 +222,8 @@ def test_lora_trains_the_text_layers_and_comes_back_from_its_folder(build, proce
     with torch.no_grad():
         expected = model.eval()(**inputs, feats_3d=feats, coords_3d=coords).logits
         torch.testing.assert_close(fresh(**inputs, feats_3d=feats, coords_3d=coords).logits, expected)
+    prompts = {**processor(PROMPTS), "feats_3d": feats, "coords_3d": coords, "max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(fresh.generate(**prompts), model.generate(**prompts))
     assert not any(value.requires_grad for value in fresh.vl_model.parameters())
     with pytest.raises(ValueError, match="already has LoRA"):
         fresh.add_lora()

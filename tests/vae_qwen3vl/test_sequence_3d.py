@@ -129,5 +129,9 @@ def test_bad_coordinates_are_refused():
         prepare_3d_sequence(torch.zeros(3, 8), torch.zeros(3, 3))
     with pytest.raises(ValueError, match="negative"):
         prepare_3d_sequence(torch.zeros(1, 8), torch.tensor([[0, -1, 0, 0]]))
+    with pytest.raises(ValueError, match="latent grids end at"):
+        prepare_3d_sequence(torch.zeros(1, 8), torch.tensor([[0, 1 << 20, 0, 0]]))
+    with pytest.raises(ValueError, match="only 1 codes"):
+        pool_to_budget(torch.zeros(1, 8), torch.tensor([[10**12, 0, 0, 0]]), 4)
     with pytest.raises(ValueError, match="'head' or 'none'"):
         prepare_3d_sequence(torch.zeros(1, 8), torch.zeros(1, 4), truncate_mode="tail")
