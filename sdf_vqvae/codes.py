@@ -54,9 +54,7 @@ class ShapeCodes:
     def to_sparse_tensor(self, device: torch.device | str = "cpu") -> SparseTensor:
         """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` int64 on the latent grid."""
         coords = torch.cat([torch.zeros_like(self.coords[:, :1]), self.coords], dim=1)
-        return SparseTensor(
-            self.codes.long()[:, None].to(device), coords.to(device), side=self.latent_resolution
-        )
+        return SparseTensor(self.codes.long()[:, None].to(device), coords.to(device), side=self.latent_resolution)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""

@@ -1,0 +1,1 @@
+"""Meshes and distance fields: reading, voxelizing, extracting surfaces, comparing, drawing."""

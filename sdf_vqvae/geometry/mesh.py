@@ -1,0 +1,120 @@
+"""Mesh files in and out, and the one normalization that everything after them relies on.
+
+Knows nothing of voxels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+
+from sdf_vqvae.runtime import atomic_path
+
+READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
+LONGEST_SIDE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedMesh:
+    """A mesh in the world cube [-0.5, 0.5]^3: bounding box centered, longest side 0.95, equal vertices welded."""
+
+    vertices: Tensor
+    """float64 `[V, 3]`, world units."""
+    faces: Tensor
+    """int64 `[F, 3]`."""
+    center: tuple[float, float, float]
+    """Center of the bounding box in source units; world = (source - center) * scale."""
+    scale: float
+    """World units a source unit."""
+    watertight: bool
+    """Every edge is shared by exactly two faces that run along it in opposite directions."""
+
+
+def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
+    """Read a mesh file (GLB, glTF, OBJ, PLY, STL, OFF); a scene is flattened with its transforms.
+
+    Raises:
+        ValueError: the file is missing, of another kind, damaged, or holds no triangle.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"the mesh file {file} does not exist")
+    if file.suffix.lower() not in READABLE:
+        raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
+    try:
+        mesh = trimesh.load_scene(file, process=False).to_mesh()
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{file} is not a readable {file.suffix[1:].upper()} file: {error}") from error
+    if len(mesh.faces) == 0:
+        raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
+    return mesh
+
+
+def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
+    """Weld equal vertices, drop faces without area in index space, and move the mesh into the world cube.
+
+    Raises:
+        ValueError: no face, coordinates that are not finite, face indices out of range, or no extent.
+    """
+    vertices = np.asarray(mesh.vertices, dtype=np.float64)
+    faces = np.asarray(mesh.faces, dtype=np.int64)
+    if len(faces) == 0:
+        raise ValueError("the mesh has no faces")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"face indices must lie in 0..{len(vertices) - 1}, got {faces.min()}..{faces.max()}")
+    used = np.unique(faces)
+    if not np.isfinite(vertices[used]).all():
+        raise ValueError("the mesh has vertices that are not finite numbers")
+    vertices, welded = np.unique(vertices[faces.reshape(-1)], axis=0, return_inverse=True)
+    faces = welded.reshape(-1, 3)
+    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
+    if len(faces) == 0:
+        raise ValueError("every face of the mesh has two equal corners")
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    extent = float((high - low).max())
+    if not 0 < extent < np.inf:
+        raise ValueError(f"the mesh has no usable extent: its longest side is {extent}")
+    center = (low + high) / 2
+    scale = LONGEST_SIDE / extent
+    return NormalizedMesh(
+        vertices=torch.from_numpy((vertices - center) * scale),
+        faces=torch.from_numpy(faces),
+        center=(float(center[0]), float(center[1]), float(center[2])),
+        scale=scale,
+        watertight=is_watertight(faces),
+    )
+
+
+def is_watertight(faces: np.ndarray) -> bool:
+    """Return whether every directed edge of `[F, 3]` faces occurs once, and once in the other direction."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    size = int(faces.max()) + 1
+    forward, counts = np.unique(edges[:, 0] * size + edges[:, 1], return_counts=True)
+    backward = np.unique(edges[:, 1] * size + edges[:, 0])
+    return bool((counts == 1).all()) and np.array_equal(forward, backward)
+
+
+def to_source_units(mesh: trimesh.Trimesh, center: tuple[float, float, float], scale: float) -> trimesh.Trimesh:
+    """Move a mesh from the world cube back to the units and place of its source."""
+    vertices = np.asarray(mesh.vertices) / scale + np.asarray(center)
+    return trimesh.Trimesh(vertices, mesh.faces, process=False)
+
+
+def write_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
+    """Write OBJ, PLY, GLB, STL or OFF by the suffix, replacing an earlier file only when complete.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITABLE:
+        raise ValueError(f"{path}: cannot write {suffix or 'a file without a suffix'!r}; use one of {WRITABLE}")
+    with atomic_path(path) as temporary:
+        mesh.export(temporary)

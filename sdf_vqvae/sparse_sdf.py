@@ -1,0 +1,270 @@
+"""One object's distance field, described well enough to be used by anyone, and its `.npz` file.
+
+Knows nothing of codes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+
+from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.geometry.voxelize import voxelize
+from sdf_vqvae.runtime import atomic_path, resolve_device
+
+_FORMAT = 1
+_DESCRIPTION = ("kind", "unit", "band", "sampling", "center", "scale", "watertight", "sign_method", "format")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldDescription:
+    """What the numbers of a distance field mean."""
+
+    kind: str
+    """`sdf` (signed, negative inside) or `udf` (unsigned)."""
+    unit: str
+    """`band` (clip(d / (band * h), -1, 1)) or `world` (raw distance in the unit cube)."""
+    band: float | None
+    """Half width in voxels of the shell that is stored; None if unknown."""
+    sampling: str
+    """`center`: sample i at (i + 0.5) / R - 0.5; `corner`: at i / (R - 1) - 0.5."""
+    resolution: int
+    """Grid side R; voxel size h = 1 / R."""
+
+    def __post_init__(self) -> None:
+        """Check every value; the message names the key."""
+        for key, allowed in {
+            "kind": ("sdf", "udf"),
+            "unit": ("band", "world"),
+            "sampling": ("center", "corner"),
+        }.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"field {key} must be one of {allowed}, got {getattr(self, key)!r}")
+        if self.band is not None and not 0 < self.band < math.inf:
+            raise ValueError(f"field band must be a positive number of voxels or unknown, got {self.band}")
+        if self.unit == "band" and self.band is None:
+            raise ValueError("a field in units of its band needs the band")
+        if self.resolution < 1:
+            raise ValueError(f"field resolution must be positive, got {self.resolution}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as plain values for JSON."""
+        return {
+            "kind": self.kind,
+            "unit": self.unit,
+            "band": self.band,
+            "sampling": self.sampling,
+            "resolution": self.resolution,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FieldDescription:
+        """Read what `to_dict` wrote (British `centre` is accepted).
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is out of range.
+        """
+        names = {"kind", "unit", "band", "sampling", "resolution"}
+        if set(values) != names:
+            raise ValueError(f"a field description has the keys {sorted(names)}, got {sorted(values)}")
+        return cls(**{**values, "sampling": str(values["sampling"]).replace("centre", "center")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseSDF:
+    """The distance field of one object on the voxels near its surface."""
+
+    sdf: Tensor
+    """float32 `[N]`, in the unit of the field."""
+    index: Tensor
+    """int32 `[N, 3]` = (x, y, z) in 0..R-1."""
+    field: FieldDescription
+    center: tuple[float, float, float]
+    """world = (source - center) * scale."""
+    scale: float
+    watertight: bool
+    """Whether the source mesh was closed."""
+    sign_method: str
+    """`winding`, `winding+shell` or `none`."""
+
+    def __post_init__(self) -> None:
+        """Check shapes, ranges and finiteness."""
+        if self.sdf.ndim != 1 or self.index.shape != (len(self.sdf), 3) or len(self.sdf) == 0:
+            raise ValueError(
+                f"sdf must have shape [N] and index [N, 3], N > 0; got {list(self.sdf.shape)} "
+                f"and {list(self.index.shape)}"
+            )
+        if self.index.is_floating_point() or not self.sdf.is_floating_point():
+            raise ValueError(f"sdf must be floats and index integers, got {self.sdf.dtype} and {self.index.dtype}")
+        low, high = (int(v) for v in torch.aminmax(self.index))
+        if low < 0 or high >= self.field.resolution:
+            raise ValueError(f"index must lie in 0..{self.field.resolution - 1}, got {low}..{high}")
+        if not bool(torch.isfinite(self.sdf).all()):
+            raise ValueError("sdf holds values that are not finite")
+
+    @classmethod
+    def from_mesh(
+        cls,
+        mesh: str | os.PathLike[str] | trimesh.Trimesh,
+        resolution: int = 256,
+        *,
+        band: float = 3.0,
+        signed: bool = True,
+        device: str | torch.device | None = None,
+    ) -> SparseSDF:
+        """Voxelize a mesh file or a trimesh object.
+
+        Args:
+            mesh: path or mesh, in any units.
+            resolution: grid side R, 8..1024.
+            band: half width in voxels of the stored shell.
+            signed: False for unsigned distances (kind `udf`).
+            device: where to compute; CUDA where present by default. The result stays there.
+
+        Raises:
+            ValueError: the mesh cannot be read or used; see `load_mesh`, `normalize_mesh` and `voxelize`.
+        """
+        source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
+        normalized = normalize_mesh(source)
+        target = resolve_device(device)
+        found = voxelize(
+            normalized.vertices.to(target),
+            normalized.faces.to(target),
+            resolution=resolution,
+            band=band,
+            signed=signed,
+            watertight=normalized.watertight,
+        )
+        return cls(
+            sdf=found.distance,
+            index=found.index,
+            field=FieldDescription(
+                kind="sdf" if signed else "udf", unit="band", band=band, sampling="center", resolution=resolution
+            ),
+            center=normalized.center,
+            scale=normalized.scale,
+            watertight=normalized.watertight,
+            sign_method=found.sign_method,
+        )
+
+    def to(self, device: torch.device | str) -> SparseSDF:
+        """Return a copy on another device."""
+        return replace(self, sdf=self.sdf.to(device), index=self.index.to(device))
+
+    def to_batch(self) -> dict[str, Tensor]:
+        """Return the batch dict of this object alone."""
+        return collate_sparse_sdf([self])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed `.npz`, replacing an earlier file only when complete.
+
+        Keys: `sparse_sdf` float32 `[N, 1]`, `sparse_index` int32 `[N, 3]`, `resolution` (the original
+        system's three), and `kind, unit, band, sampling, center, scale, watertight, sign_method, format`.
+        """
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                sparse_sdf=self.sdf.cpu().numpy().astype(np.float32)[:, None],
+                sparse_index=self.index.cpu().numpy().astype(np.int32),
+                resolution=np.int64(self.field.resolution),
+                kind=np.str_(self.field.kind),
+                unit=np.str_(self.field.unit),
+                band=np.float64(np.nan if self.field.band is None else self.field.band),
+                sampling=np.str_(self.field.sampling),
+                center=np.asarray(self.center, dtype=np.float64),
+                scale=np.float64(self.scale),
+                watertight=np.bool_(self.watertight),
+                sign_method=np.str_(self.sign_method),
+                format=np.int64(_FORMAT),
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SparseSDF:
+        """Read a field file; one of the original system reads as raw unsigned distances of unknown band.
+
+        Raises:
+            ValueError: the file is missing or damaged, a key is missing, or an array has another shape or range.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except FileNotFoundError as error:
+            raise ValueError(f"the field file {path} does not exist") from error
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} is not a readable field file: {error}") from error
+        try:
+            return cls._from_arrays(arrays)
+        except KeyError as error:
+            raise ValueError(f"{path} lacks the key {error}; it has {sorted(arrays)}") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> SparseSDF:
+        sdf, index, resolution = arrays["sparse_sdf"], arrays["sparse_index"], int(arrays["resolution"])
+        if sdf.ndim not in (1, 2) or sdf.size != len(sdf):
+            raise ValueError(f"sparse_sdf must have shape [N, 1], got {list(sdf.shape)}")
+        if not np.issubdtype(index.dtype, np.integer):
+            raise ValueError(f"sparse_index must hold integers, got {index.dtype}")
+        tensors = {
+            "sdf": torch.from_numpy(sdf.reshape(-1).astype(np.float32)),
+            "index": torch.from_numpy(index.astype(np.int32)),
+        }
+        present = [key for key in _DESCRIPTION if key in arrays]
+        if not present:
+            field = FieldDescription(kind="udf", unit="world", band=None, sampling="corner", resolution=resolution)
+            return cls(
+                **tensors, field=field, center=(0.0, 0.0, 0.0), scale=1.0, watertight=False, sign_method="none"
+            )
+        if int(arrays["format"]) != _FORMAT:
+            raise ValueError(f"format {int(arrays['format'])} is newer than this version reads ({_FORMAT})")
+        band = float(arrays["band"])
+        x, y, z = (float(v) for v in arrays["center"])
+        return cls(
+            **tensors,
+            field=FieldDescription(
+                kind=str(arrays["kind"]),
+                unit=str(arrays["unit"]),
+                band=None if math.isnan(band) else band,
+                sampling=str(arrays["sampling"]),
+                resolution=resolution,
+            ),
+            center=(x, y, z),
+            scale=float(arrays["scale"]),
+            watertight=bool(arrays["watertight"]),
+            sign_method=str(arrays["sign_method"]),
+        )
+
+
+def collate_sparse_sdf(objects: Sequence[SparseSDF]) -> dict[str, Tensor]:
+    """Join fields to the batch dict that `SparseSDFVQVAE.Encode` takes.
+
+    Returns:
+        `sparse_sdf` float32 `[N, 1]`, `sparse_index` int64 `[N, 3]`, `batch_idx` int64 `[N]`.
+
+    Raises:
+        ValueError: no object, or fields of different descriptions.
+    """
+    if not objects:
+        raise ValueError("collate_sparse_sdf needs at least one object")
+    for i, other in enumerate(objects):
+        if other.field != objects[0].field:
+            raise ValueError(
+                f"objects of one batch need one kind of field: 0 has {objects[0].field}, {i} {other.field}"
+            )
+    sizes = torch.tensor([len(o.sdf) for o in objects])
+    device = objects[0].sdf.device
+    return {
+        "sparse_sdf": torch.cat([o.sdf.to(device) for o in objects]).float()[:, None],
+        "sparse_index": torch.cat([o.index.to(device) for o in objects]).long(),
+        "batch_idx": torch.arange(len(objects)).repeat_interleave(sizes).to(device),
+    }
