@@ -84,10 +84,11 @@ def loft(rings: Array, *, first: Point | None = None, last: Point | None = None,
     return Part(vertices=joined, faces=surface if outward else surface[:, ::-1])
 
 
-def circle(segments: int) -> Array:
-    """Return a unit circle [segments, 2]."""
+def circle(segments: int, roundness: float = 1.0) -> Array:
+    """Return a unit circle [segments, 2]; a lower roundness moves it towards a square."""
     angle = np.arange(segments) * (2 * np.pi / segments)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    around = np.stack([np.cos(angle), np.sin(angle)], axis=1).round(12)
+    return np.sign(around) * np.abs(around) ** roundness
 
 
 def smoothed(points: Sequence[Point], rounds: int = 3, ring: bool = False) -> Array:
@@ -121,7 +122,14 @@ def _turned_rings(profile: Array, segments: int) -> Array:
     return rings
 
 
-def tube(path: Sequence[Point] | Array, size: Sequence[float] | Array, *, flat: Point, segments: int = 20) -> Part:
+def tube(
+    path: Sequence[Point] | Array,
+    size: Sequence[float] | Array,
+    *,
+    flat: Point,
+    segments: int = 20,
+    roundness: float = 1.0,
+) -> Part:
     """Sweep an ellipse along a path that lies in a plane.
 
     Args:
@@ -129,6 +137,7 @@ def tube(path: Sequence[Point] | Array, size: Sequence[float] | Array, *, flat: 
         size: Half extents (in the plane, out of it), one pair or one per point.
         flat: Normal of the plane.
         segments: Points around.
+        roundness: 1 is an ellipse, less is boxier.
     """
     line = np.asarray(path, dtype=np.float64)
     extents = np.broadcast_to(np.asarray(size, dtype=np.float64), (len(line), 2))
@@ -136,7 +145,7 @@ def tube(path: Sequence[Point] | Array, size: Sequence[float] | Array, *, flat: 
     along = np.gradient(line, axis=0)
     side = np.cross(normal, along)
     side /= np.linalg.norm(side, axis=1, keepdims=True)
-    around = circle(segments)
+    around = circle(segments, roundness)
     rings = line[:, None] + (extents[:, :1] * around[:, 0])[..., None] * side[:, None]
     return loft(rings + (extents[:, 1:] * around[:, 1])[..., None] * normal)
 
@@ -167,10 +176,12 @@ def bent(part: Part, bend: Callable[[Array], Array]) -> Part:
 def wing(
     root: Point, tip: Point, *, root_chord: float, tip_chord: float, thickness: float, up: Point, steps: int = 8
 ) -> Part:
-    """Return a wing with a rounded nose and a thin tail edge; chords run along -Z from the given leading points."""
+    """Return a wing with a rounded nose and a blunt tail edge; chords run along -Z from the given leading points."""
     around = circle(32)
     nose = 0.5 * (1 - around[:, 0])  # 0 at the leading edge, 1 at the trailing edge
-    half = np.sign(around[:, 1]) * 1.48 * (np.sqrt(nose) - nose) * (1 - 0.35 * nose) + 0.02 * around[:, 1]
+    section = 1.48 * (np.sqrt(nose) - nose) * (1 - 0.35 * nose)
+    # Edges thinner than a voxel of a coarse grid would come back ragged.
+    blunt = 0.028 * np.minimum(1, 2.5 * np.abs(around[:, 1]))
     normal = np.asarray(up, dtype=np.float64)
     rings = []
     for share in np.linspace(0, 1, steps):
@@ -178,7 +189,8 @@ def wing(
         if share > 0.97:
             chord *= 0.94
         lead = (1 - share) * np.asarray(root, dtype=np.float64) + share * np.asarray(tip, dtype=np.float64)
-        ring = lead + (half * chord * thickness)[:, None] * normal
+        half = np.sign(around[:, 1]) * np.maximum(section * chord * thickness, blunt)
+        ring = lead + half[:, None] * normal
         ring[:, 2] -= nose * chord
         rings.append(ring)
     return loft(np.array(rings))
@@ -219,7 +231,7 @@ def _slat(width: float, tall: float, thick: float) -> Part:
     """Return a flat bar along X that bows backwards in the middle."""
     x = np.linspace(-width / 2, width / 2, 24)
     path = np.stack([x, 0 * x, -0.035 * (1 - (2 * x / width) ** 2)], axis=1)
-    return tube(path, (thick / 2, tall / 2), flat=(0, 1, 0), segments=24)
+    return tube(path, (thick / 2, tall / 2), flat=(0, 1, 0), segments=24, roundness=0.5)
 
 
 def mug() -> list[Part]:
@@ -299,7 +311,7 @@ def rocket() -> list[Part]:
     share = np.linspace(0, 1, len(outline))[:, None]
     middle, half = (outline + inner) / 2, np.linalg.norm(outline - inner, axis=1, keepdims=True) / 2
     across = (outline - inner) / (2 * half)
-    around = circle(28)
+    around = circle(28, 0.7)
     # Each ring runs round the fin from its outer to its inner outline.
     rings = np.zeros((len(outline), len(around), 3))
     rings[..., :2] = middle[:, None] + half[:, None] * around[:, :1] * across[:, None]
@@ -333,8 +345,8 @@ def plane() -> list[Part]:
         wing((0.12, -0.16, 0.95), (2.75, 0.12, -0.95), **span, up=(0, 1, 0), steps=12),
         wing((0.04, 0.20, -2.05), (1.08, 0.30, -2.72), root_chord=0.78, tip_chord=0.34, thickness=0.10, up=(0, 1, 0)),
     ]
-    outside = [(0.150, 0.36), (0.185, 0.34), (0.195, 0.10), (0.165, -0.34), (0.120, -0.46)]
-    inside = [(0.105, -0.44), (0.125, -0.20), (0.130, 0.20), (0.135, 0.33)]
+    outside = [(0.160, 0.36), (0.195, 0.34), (0.205, 0.10), (0.180, -0.34), (0.145, -0.46)]
+    inside = [(0.090, -0.46), (0.110, -0.20), (0.115, 0.20), (0.120, 0.34)]
     cowl = smoothed([*outside, *inside], 2, ring=True)
     spinner = [(0, 0.16), (0.03, 0.12), (0.045, 0.05), (0.15, 0.04)]
     core = smoothed([*spinner, (0.15, -0.10), (0.08, -0.30), (0.05, -0.52), (0, -0.60)], 2)
