@@ -13,7 +13,7 @@ for name in ("sdf_vqvae", "vae_qwen3vl"):
     home = Path(package.__file__).resolve()
     assert site in home.parents, f"{name} came from {home}, not from the wheel in {site}"
     for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "_triton")):  # kernels: loaded on CUDA only
             importlib.import_module(module.name)
             count += 1
 weights = resources.files("sdf_vqvae") / "weights"
