@@ -1,7 +1,7 @@
 """Train a tokenizer on a pack of meshes.
 
     python scripts/train_tokenizer.py --pack meshes/ --vae_config configs/vae/sdf_vqvae_256.json \
-        --output_dir outputs/tokenizer --max_seconds 480 --workers 6
+        --output_dir outputs/tokenizer --max_seconds 480 --share ldraw=0.25
 
 Writes `model.safetensors`, `config.json` and `log.jsonl`. Meshes are voxelized on the GPU as they are drawn.
 This is the minimal trainer: one GPU, no resume.
@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-
-from torch.utils.data import DataLoader
 
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.data import FieldStream, MeshPack, source_weights
@@ -28,10 +26,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pack", type=Path, required=True, help="folder with meshes.bin and meshes.jsonl")
     parser.add_argument("--vae_config", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=0, help="processes that voxelize (0: in this one)")
+    parser.add_argument("--echo", type=int, default=4, help="draws of an object before it is voxelized anew")
+    parser.add_argument("--max_faces", type=int, default=8000, help="leave out meshes with more faces")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", action="append", default=[], metavar="SOURCE=SHARE",
-                        help="give a source this share of the draws, e.g. ldraw=0.3; the rest is drawn evenly")  # fmt: skip
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="SOURCE=SHARE",
+        help="give a source this share of the draws, e.g. ldraw=0.3; the rest is drawn evenly",
+    )
     for field in dataclasses.fields(TrainingOptions):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     return parser
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     device = resolve_device()
     config = VAEConfig.from_json(options.vae_config)
     pack = MeshPack(options.pack)
-    entries = pack.select("train")
+    entries = [e for e in pack.select("train") if e.record["faces"] <= options.max_faces]
     shares = {name: float(share) for name, share in (s.split("=") for s in options.share)}
     stream = FieldStream(
         pack,
@@ -55,18 +59,12 @@ def main(argv: list[str] | None = None) -> None:
         band=config.field.band or 3.0,
         seed=options.seed,
         device=str(device),
-    )
-    loader = DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=options.workers,
-        multiprocessing_context="spawn" if options.workers else None,
-        prefetch_factor=8 if options.workers else None,
+        echo=options.echo,
     )
     vae = SparseSDFVQVAE(config).to(device)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainingOptions)}
     trainer = TokenizerTrainer(vae, TrainingOptions(**settings), options.output_dir)
-    trainer.run(batches_by_voxels(iter(loader), options.voxels_per_batch, device))
+    trainer.run(batches_by_voxels(iter(stream), options.voxels_per_batch, device))
 
 
 if __name__ == "__main__":

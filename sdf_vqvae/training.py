@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,18 +140,23 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, sign_weight: float) 
     `mean |p - t|` over all voxels, the same over those within a third of the band, and `sign_weight` times
     the cross-entropy of the sign, reading (1 + p) / 2 as the probability of being outside.
     """
-    known = ~target.isnan()
-    p, t = prediction[known].float(), target[known]
+    known = (~target.isnan()).float()
+    p, t = prediction.float(), torch.nan_to_num(target)
+    near = known * (t.abs() < 1 / 3)
     error = (p - t).abs()
-    near = t.abs() < 1 / 3
     agreement = ((1 + p * torch.where(t >= 0, 1.0, -1.0)) / 2).clamp(min=1e-4)
     parts = {
-        "l1": error.mean(),
-        "l1_near": error[near].mean(),
-        "sign": -agreement.log().mean(),
-        "wrong_sign": (agreement < 0.5).float().mean(),
+        "l1": _mean(error, known),
+        "l1_near": _mean(error, near),
+        "sign": _mean(-agreement.log(), known),
+        "wrong_sign": _mean((agreement < 0.5).float(), known),
     }
     return parts["l1"] + parts["l1_near"] + sign_weight * parts["sign"], parts
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; selecting rows by a mask instead would sort them in the backward pass."""
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 class TokenizerTrainer:
@@ -175,8 +181,8 @@ class TokenizerTrainer:
         self.quantizing = False
         self.counts = torch.zeros(vae.config.num_embeddings, device=vae.device)
 
-    def step(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, float]:
-        """Run one optimizer step and return its measurements (synchronizes only through the return value)."""
+    def step(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
+        """Run one optimizer step and return its measurements, still on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * _schedule(progress, step, self.options.warmup_steps)
         field = self.vae.field_tensor(batch)
@@ -199,13 +205,13 @@ class TokenizerTrainer:
         self.average.update_parameters(self.vae)
         self._follow_codebook(out, progress)
         measured = {"loss": total, "commitment": out["commitment_loss"], "grad_norm": norm, **parts}
-        return {name: value.detach() for name, value in measured.items()}  # type: ignore[misc]
+        return {name: value.detach() for name, value in measured.items()}
 
-    def _follow_codebook(self, out: dict[str, Tensor], progress: float) -> None:
+    def _follow_codebook(self, out: dict[str, Any], progress: float) -> None:
         if self.quantizing:
             self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
             return
-        self.reservoir = [*self.reservoir[-15:], out["latent"].feats.detach()]  # type: ignore[attr-defined]
+        self.reservoir = [*self.reservoir[-15:], out["latent"].feats.detach()]
         samples = torch.cat(self.reservoir)
         if progress >= self.options.bypass_share and len(samples) >= self.vae.config.num_embeddings:
             self.vae.vq.initialize(samples)
@@ -249,6 +255,7 @@ class TokenizerTrainer:
     def save(self) -> None:
         """Write the averaged weights, with the current codebook where moving averages learn it."""
         averaged = self.average.module
+        assert isinstance(averaged, SparseSDFVQVAE)
         averaged.vq.load_state_dict(self.vae.vq.state_dict())
         save_vae(averaged, self.folder)
 

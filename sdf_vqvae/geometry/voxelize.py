@@ -26,6 +26,7 @@ _SMALLEST_INSIDE = 1e-4
 _MISSED_SHARE = 0.1
 _SHELL_HALF_THICKNESS = 0.5
 _PROBE_DISTANCE = 0.1
+_PROBES = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +234,12 @@ class _Bricks:
 def _missed_faces(corners: Tensor) -> Tensor | None:
     """Return a mask `[F]` of faces with outside on both sides, or None if they are a small share of the area.
 
-    Every face is probed on both sides of points spread over it, about one a voxel area, at most 64 a face.
+    Every face is probed on both sides of points spread over it: one a voxel area, as far as `_PROBES` go round.
     """
     normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = normal.norm(dim=1)
     area = length / 2
-    counts = area.ceil().long().clamp(1, 64)
+    counts = area.ceil().long().clamp(1, max(1, _PROBES // len(corners)))
     rows = torch.arange(len(corners), device=corners.device).repeat_interleave(counts)
     number = torch.arange(len(rows), device=corners.device) - (torch.cumsum(counts, 0) - counts)[rows]
     # A low-discrepancy sequence on the square, folded onto the triangle (Roberts, 2018: the R2 sequence).

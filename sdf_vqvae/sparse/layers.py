@@ -67,12 +67,14 @@ class SparseDownsample(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Pool `[N, C]` to the cells of the coarser set `[P, C]`."""
         cells, parent = x.coordinates.coarser()
-        total = x.feats.new_zeros((len(cells), x.feats.shape[1])).index_add_(0, parent, x.feats)
+        # In float32: sums of half-precision numbers lose digits, and half-precision atomics are slow.
+        feats = x.feats.float()
+        total = feats.new_zeros((len(cells), feats.shape[1])).index_add_(0, parent, feats)
         counts = x.coordinates.derived("voxels per cell", lambda: torch.bincount(parent, minlength=len(cells))).to(
             x.feats.dtype
         )
         divisor = counts + 1 if self.counts_zero else counts
-        return SparseTensor(total / divisor[:, None], cells)
+        return SparseTensor((total / divisor[:, None]).to(x.feats.dtype), cells)
 
 
 class SparseSubdivide(nn.Module):
@@ -80,4 +82,6 @@ class SparseSubdivide(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[N, C]` to `[8 N, C]`, children of a voxel adjacent, z fastest."""
-        return SparseTensor(x.feats.repeat_interleave(8, dim=0), x.coordinates.finer())
+        # expand, not repeat_interleave: the gradient is then a sum over eight rows instead of scattered atomics.
+        copies = x.feats[:, None].expand(-1, 8, -1).reshape(-1, x.feats.shape[1])
+        return SparseTensor(copies, x.coordinates.finer())
