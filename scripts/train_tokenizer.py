@@ -28,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--echo", type=int, default=4, help="draws of an object before it is voxelized anew")
     parser.add_argument("--max_faces", type=int, default=8000, help="leave out meshes with more faces")
+    parser.add_argument("--max_voxels", type=int, default=1_500_000, help="leave out objects with more voxels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--share",
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         device=str(device),
         echo=options.echo,
+        max_voxels=options.max_voxels,
     )
     vae = SparseSDFVQVAE(config).to(device)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(TrainingOptions)}

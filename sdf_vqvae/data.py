@@ -103,6 +103,7 @@ class FieldStream(IterableDataset):
         echo: how often each voxelized object is drawn, on average, before it is forgotten ("data echoing",
             Choi et al., 2019): drawing again is cheaper than voxelizing. Draws come in random order from a
             buffer of `buffer` objects, each time turned anew.
+        max_voxels: objects with more voxels are left out (a bound on the memory of a step).
     """
 
     def __init__(
@@ -117,8 +118,10 @@ class FieldStream(IterableDataset):
         device: str | None = None,
         echo: int = 1,
         buffer: int = 512,
+        max_voxels: int = 2_000_000,
     ) -> None:
         self.echo = echo
+        self.max_voxels = max_voxels
         self.buffer = buffer
         self.pack = pack
         self.entries = entries
@@ -150,6 +153,9 @@ class FieldStream(IterableDataset):
                 field = SparseSDF.from_mesh(self.pack.mesh(entry), self.resolution, band=self.band, device=device)
             except ValueError as error:
                 logger.warning("%s left out: %s", entry.id, error)
+                continue
+            if len(field.sdf) > self.max_voxels:
+                logger.info("%s left out: %d voxels, more than %d", entry.id, len(field.sdf), self.max_voxels)
                 continue
             yield field.index.to(torch.int16), field.sdf.to(torch.float16)
 

@@ -57,6 +57,8 @@ class TrainingOptions:
     """Largest gradient norm."""
     log_every: int = 50
     """Steps between log lines."""
+    save_every: int = 500
+    """Steps between saved weights."""
 
 
 def collate_fields(objects: list[tuple[Tensor, Tensor]], device: torch.device) -> dict[str, Tensor]:
@@ -247,6 +249,8 @@ class TokenizerTrainer:
                 records.append(record)
                 bar.set_postfix({k: f"{record[k]:.4f}" for k in ("l1", "l1_near", "wrong_sign")})
                 self._write_log(records)
+            if step and step % self.options.save_every == 0:
+                self.save()
         bar.close()
         self.save()
         self._write_log(records)

@@ -93,8 +93,8 @@ class CoordinateSet:
     @cached_property
     def row_splits(self) -> list[int]:
         """Row numbers where each sample begins, and the row count last (`batch_size + 1` numbers)."""
-        counts = torch.bincount(self.coords[:, 0].long(), minlength=self.batch_size)
-        return [0, *torch.cumsum(counts, 0).tolist()]
+        bounds = torch.arange(self.batch_size + 1, dtype=torch.int32, device=self.device)
+        return torch.searchsorted(self.coords[:, 0].contiguous(), bounds).tolist()
 
     @property
     def is_sorted(self) -> bool:
@@ -113,10 +113,11 @@ class CoordinateSet:
         return self._coarser
 
     def finer(self) -> CoordinateSet:
-        """Return the set of all eight children of every voxel; children of a voxel are adjacent, z fastest."""
-        return self.derived("finer", self._subdivide)
+        """Return the set of all eight children of every voxel; children of a voxel are adjacent, z fastest.
 
-    def _subdivide(self) -> CoordinateSet:
+        The children know their cells, so the cells must not keep the children: sets that hold each other
+        would leave their tables on the GPU until the garbage collector comes by.
+        """
         doubled = self.coords.clone()
         doubled[:, 1:] *= 2
         offsets = torch.tensor([(0, *o) for o in product((0, 1), repeat=3)], device=self.device)
