@@ -6,6 +6,7 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 import trimesh
@@ -18,7 +19,9 @@ from sdf_vqvae.sparse_sdf import SparseSDF
 
 
 def voxelize_for(vae: SparseSDFVQVAE, mesh: str | os.PathLike[str] | trimesh.Trimesh) -> SparseSDF:
-    """Voxelize a mesh (or file) into the field that a tokenizer was trained on.
+    """Voxelize a mesh (or file) into the field that a tokenizer reads.
+
+    Only the part of the band that the encoder sees is computed; its values are those of the whole field.
 
     Raises:
         ValueError: the mesh cannot be used, or the tokenizer reads fields that meshes are not turned into here.
@@ -29,7 +32,9 @@ def voxelize_for(vae: SparseSDFVQVAE, mesh: str | os.PathLike[str] | trimesh.Tri
             f"this VAE reads fields of the original system ({field.to_dict()}): make them with its own tools, "
             "or give a VAE config whose field has unit 'band' and sampling 'center'"
         )
-    return SparseSDF.from_mesh(mesh, field.resolution, band=field.band, signed=field.kind == "sdf", device=vae.device)
+    seen = vae.config.input_band or field.band
+    part = SparseSDF.from_mesh(mesh, field.resolution, band=seen, signed=field.kind == "sdf", device=vae.device)
+    return replace(part, sdf=part.sdf * (seen / field.band), field=field)
 
 
 def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:

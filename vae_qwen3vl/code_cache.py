@@ -1,0 +1,136 @@
+"""Codes of many objects in one file: encode once, train many times.
+
+Knows objects by their ids and the tokenizer by its fingerprint; captions and batches are `data.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.shapes import voxelize_for
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "sdf-vqvae-code-cache/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeCache:
+    """Codes of n objects, one after another.
+
+    The file is safetensors with `codes [T]` int32, `coords [T, 3]` int16 and `splits [n + 1]` int64;
+    ids, failures and the fingerprint are JSON under the metadata key `code_cache`.
+    """
+
+    codes: Tensor
+    """int32 `[T]`."""
+    coords: Tensor
+    """int16 `[T, 3]` = (x, y, z) on the latent grid."""
+    splits: Tensor
+    """int64 `[n + 1]`: where each object begins."""
+    ids: tuple[str, ...]
+    failures: dict[str, str]
+    """Reason by id of every object that could not be encoded."""
+    vae_hash: str
+    """`SparseSDFVQVAE.fingerprint()` of the tokenizer that made the codes."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def object(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return codes `[M]` and coordinates `[M, 3]` of object i."""
+        start, stop = int(self.splits[i]), int(self.splits[i + 1])
+        return self.codes[start:stop], self.coords[start:stop]
+
+    def check(self, vae: SparseSDFVQVAE) -> None:
+        """Raise a ValueError unless the codes were made by this tokenizer."""
+        here = vae.fingerprint()
+        if self.vae_hash != here:
+            raise ValueError(
+                f"the code cache is stale: made by the VAE {self.vae_hash[:12]}, this one is {here[:12]}; "
+                "delete the file to encode anew"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, replacing an earlier one only when complete."""
+        from safetensors.torch import save_file
+
+        about = {"format": _FORMAT, "ids": self.ids, "failures": self.failures, "vae_hash": self.vae_hash}
+        tensors = {"codes": self.codes, "coords": self.coords, "splits": self.splits}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"code_cache": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CodeCache:
+        """Read the file.
+
+        Raises:
+            ValueError: the file is not a code cache, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["code_cache"])
+                tensors = {name: file.get_tensor(name) for name in ("codes", "coords", "splits")}
+            if about["format"] != _FORMAT:
+                raise ValueError(
+                    f"{path}: a code cache of format {about['format']!r}, this version reads {_FORMAT!r}"
+                )
+            return cls(**tensors, ids=tuple(about["ids"]), failures=about["failures"], vae_hash=about["vae_hash"])
+        except OSError as error:
+            raise ValueError(f"cannot read the code cache {path}: {error}") from error
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a code cache: {error}") from error
+
+
+def encode_pack(
+    vae: SparseSDFVQVAE, pack: MeshPack, entries: Sequence[PackEntry], max_seconds: float = float("inf")
+) -> CodeCache:
+    """Voxelize and encode meshes of a pack, in the order given.
+
+    Args:
+        vae: the tokenizer.
+        pack: where the meshes are.
+        entries: which of them.
+        max_seconds: stop after this time; the cache then holds the first of the entries, which is logged.
+    """
+    from tqdm import tqdm
+
+    codes, coords, sizes, ids, failures = [], [], [0], [], {}
+    start = time.perf_counter()
+    for entry in tqdm(entries, unit="mesh", mininterval=5):
+        if time.perf_counter() - start > max_seconds:
+            logger.warning("stopped after %.0f s: %d of %d meshes encoded", max_seconds, len(ids), len(entries))
+            break
+        try:
+            encoded = vae.Encode(voxelize_for(vae, pack.mesh(entry)).to_batch())
+        except ValueError as error:
+            failures[entry.id] = str(error)
+            logger.warning("%s not encoded: %s", entry.id, error)
+            continue
+        codes.append(encoded.feats[:, 0].to("cpu", torch.int32))
+        coords.append(encoded.coords[:, 1:].to("cpu", torch.int16))
+        sizes.append(len(encoded))
+        ids.append(entry.id)
+    if not ids:
+        raise ValueError(f"none of {len(entries)} meshes could be encoded: {failures}")
+    return CodeCache(
+        codes=torch.cat(codes),
+        coords=torch.cat(coords),
+        splits=torch.cumsum(torch.tensor(sizes), 0),
+        ids=tuple(ids),
+        failures=failures,
+        vae_hash=vae.fingerprint(),
+    )
