@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vae_ckpt")
     parser.add_argument("--vl_model", help="default: the embedded language model")
     parser.add_argument("--merge", type=int, default=4, choices=(1, 2, 4), help="cells an axis in one 3D token")
+    parser.add_argument("--max_3d_tokens", type=int, default=512, help="3D tokens of an object at most (pooled)")
     parser.add_argument("--projector_layers", type=int, default=2)
     parser.add_argument("--lora_r", type=int, default=8, help="rank of the adapters; 0 for none")
     parser.add_argument("--ldraw_share", type=float, default=0.25, help="share of LDraw parts among the draws")
@@ -97,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     model = Qwen3VLWith3DBranch(
         source,
         vae_model=vae,
-        torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        max_3d_tokens=512,
+        torch_dtype=torch.bfloat16,
+        max_3d_tokens=options.max_3d_tokens,
         projector_num_layers=options.projector_layers,
         merge=options.merge,
     ).to(device)
