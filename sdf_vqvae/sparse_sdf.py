@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +20,16 @@ import trimesh
 from torch import Tensor
 
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import voxelize
+from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION, voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
 _FORMAT = 1
+# What NumPy and zipfile raise on damaged archives.
+_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OSError, EOFError, MemoryError,
+           SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
+_ORIGINAL = ("sparse_sdf", "sparse_index", "resolution")
 _DESCRIPTION = ("kind", "unit", "band", "sampling", "center", "scale", "watertight", "sign_method", "format")
+_KEYS = _ORIGINAL + _DESCRIPTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +60,8 @@ class FieldDescription:
             raise ValueError(f"field band must be a positive number of voxels or unknown, got {self.band}")
         if self.unit == "band" and self.band is None:
             raise ValueError("a field in units of its band needs the band")
-        if self.resolution < 1:
-            raise ValueError(f"field resolution must be positive, got {self.resolution}")
+        if not 1 <= self.resolution <= MAX_RESOLUTION:
+            raise ValueError(f"field resolution must lie in 1..{MAX_RESOLUTION}, got {self.resolution}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values for JSON."""
@@ -79,7 +86,7 @@ class FieldDescription:
         return cls(**{**values, "sampling": str(values["sampling"]).replace("centre", "center")})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SparseSDF:
     """The distance field of one object on the voxels near its surface."""
 
@@ -97,7 +104,7 @@ class SparseSDF:
     """`winding`, `winding+shell` or `none`."""
 
     def __post_init__(self) -> None:
-        """Check shapes, ranges and finiteness."""
+        """Check shapes, ranges and finiteness; one voxel is checked to stand once only where a file is read."""
         if self.sdf.ndim != 1 or self.index.shape != (len(self.sdf), 3) or len(self.sdf) == 0:
             raise ValueError(
                 f"sdf must have shape [N] and index [N, 3], N > 0; got {list(self.sdf.shape)} "
@@ -110,6 +117,14 @@ class SparseSDF:
             raise ValueError(f"index must lie in 0..{self.field.resolution - 1}, got {low}..{high}")
         if not bool(torch.isfinite(self.sdf).all()):
             raise ValueError("sdf holds values that are not finite")
+        if self.field.unit == "band" and float(self.sdf.abs().max()) > 1 + 1e-6:
+            raise ValueError("sdf in units of the band must lie in -1..1")
+        if self.field.kind == "udf" and float(self.sdf.min()) < 0:
+            raise ValueError("sdf holds negative values, but the field is of kind 'udf' (unsigned)")
+        if len(self.center) != 3 or not all(math.isfinite(v) for v in self.center):
+            raise ValueError(f"center must be three finite numbers, got {self.center}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
 
     @classmethod
     def from_mesh(
@@ -196,25 +211,35 @@ class SparseSDF:
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+                arrays = {name: archive[name] for name in _KEYS if name in archive.files}
         except FileNotFoundError as error:
             raise ValueError(f"the field file {path} does not exist") from error
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} is not a readable field file: {error}") from error
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is not a readable field file (.npz): {reason}") from error
         try:
             return cls._from_arrays(arrays)
         except KeyError as error:
             raise ValueError(f"{path} lacks the key {error}; it has {sorted(arrays)}") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> SparseSDF:
-        sdf, index, resolution = arrays["sparse_sdf"], arrays["sparse_index"], int(arrays["resolution"])
-        if sdf.ndim not in (1, 2) or sdf.size != len(sdf):
-            raise ValueError(f"sparse_sdf must have shape [N, 1], got {list(sdf.shape)}")
-        if not np.issubdtype(index.dtype, np.integer):
-            raise ValueError(f"sparse_index must hold integers, got {index.dtype}")
+        sdf, index = arrays["sparse_sdf"], arrays["sparse_index"]
+        resolution = _scalar(arrays, "resolution", int)
+        if sdf.shape not in ((len(index), 1), (len(index),)) or not np.issubdtype(sdf.dtype, np.floating):
+            raise ValueError(
+                f"sparse_sdf must be floats [N, 1] for N = {len(index)} rows of sparse_index, "
+                f"got {sdf.dtype} {list(sdf.shape)}"
+            )
+        if not np.issubdtype(index.dtype, np.integer) or index.shape[1:] != (3,):
+            raise ValueError(f"sparse_index must be integers [N, 3], got {index.dtype} {list(index.shape)}")
+        # Before the narrowing to int32, which would wrap round.
+        if index.size and not (index.min() >= 0 and index.max() < resolution):
+            raise ValueError(f"sparse_index must lie in 0..{resolution - 1}, got {index.min()}..{index.max()}")
+        if len(np.unique(index.astype(np.int64) @ (resolution ** np.arange(3)))) < len(index):
+            raise ValueError("sparse_index holds a voxel more than once")
         tensors = {
             "sdf": torch.from_numpy(sdf.reshape(-1).astype(np.float32)),
             "index": torch.from_numpy(index.astype(np.int32)),
@@ -225,24 +250,39 @@ class SparseSDF:
             return cls(
                 **tensors, field=field, center=(0.0, 0.0, 0.0), scale=1.0, watertight=False, sign_method="none"
             )
-        if int(arrays["format"]) != _FORMAT:
-            raise ValueError(f"format {int(arrays['format'])} is newer than this version reads ({_FORMAT})")
-        band = float(arrays["band"])
+        version = _scalar(arrays, "format", int)
+        if version != _FORMAT:
+            raise ValueError(f"format is {version}; this version reads {_FORMAT}")
+        band = _scalar(arrays, "band", float)
+        if arrays["center"].shape != (3,):
+            raise ValueError(f"center must have shape [3], got {list(arrays['center'].shape)}")
         x, y, z = (float(v) for v in arrays["center"])
         return cls(
             **tensors,
             field=FieldDescription(
-                kind=str(arrays["kind"]),
-                unit=str(arrays["unit"]),
+                kind=_scalar(arrays, "kind", str),
+                unit=_scalar(arrays, "unit", str),
                 band=None if math.isnan(band) else band,
-                sampling=str(arrays["sampling"]),
+                sampling=_scalar(arrays, "sampling", str).replace("centre", "center"),
                 resolution=resolution,
             ),
             center=(x, y, z),
-            scale=float(arrays["scale"]),
-            watertight=bool(arrays["watertight"]),
-            sign_method=str(arrays["sign_method"]),
+            scale=_scalar(arrays, "scale", float),
+            watertight=_scalar(arrays, "watertight", bool),
+            sign_method=_scalar(arrays, "sign_method", str),
         )
+
+
+_T = TypeVar("_T", int, float, bool, str)
+_KINDS_OF_NUMBERS = {int: "iu", float: "f", bool: "b", str: "U"}
+
+
+def _scalar(arrays: Mapping[str, np.ndarray], key: str, kind: type[_T]) -> _T:
+    """Return the one value of a key, which must be of that kind."""
+    array = arrays[key]
+    if array.size != 1 or array.dtype.kind not in _KINDS_OF_NUMBERS[kind]:
+        raise ValueError(f"{key} must be one {kind.__name__}, got {array.dtype} {list(array.shape)}")
+    return kind(array.reshape(()).item())
 
 
 def collate_sparse_sdf(objects: Sequence[SparseSDF]) -> dict[str, Tensor]:

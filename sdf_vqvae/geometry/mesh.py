@@ -6,6 +6,8 @@ Knows nothing of voxels.
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,14 @@ from sdf_vqvae.runtime import atomic_path
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
+# What trimesh and the readers it calls raise on damaged files (found by damaging files).
+_DAMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, NameError, ArithmeticError, AssertionError, RuntimeError,
+    OSError, EOFError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NormalizedMesh:
     """A mesh in the world cube [-0.5, 0.5]^3: bounding box centered, longest side 0.95, equal vertices welded."""
 
@@ -50,11 +57,19 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
     try:
         mesh = trimesh.load_scene(file, process=False).to_mesh()
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{file} is not a readable {file.suffix[1:].upper()} file: {error}") from error
-    if len(mesh.faces) == 0:
+        faces = len(mesh.faces)
+    except ImportError as error:
+        raise ValueError(f"{file} needs a library that is not installed: {_one_line(error)}") from error
+    except _DAMAGE as error:
+        kind = file.suffix[1:].upper()
+        raise ValueError(f"{file} is not a readable {kind} file: {_one_line(error)}") from error
+    if faces == 0:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     return mesh
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
@@ -67,22 +82,25 @@ def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
     faces = np.asarray(mesh.faces, dtype=np.int64)
     if len(faces) == 0:
         raise ValueError("the mesh has no faces")
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.shape[1:] != (3,):
+        raise ValueError(f"a mesh has vertices [V, 3] and faces [F, 3], got {vertices.shape} and {faces.shape}")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"face indices must lie in 0..{len(vertices) - 1}, got {faces.min()}..{faces.max()}")
-    used = np.unique(faces)
-    if not np.isfinite(vertices[used]).all():
+    used, faces = np.unique(faces, return_inverse=True)
+    vertices = vertices[used]
+    if not np.isfinite(vertices).all():
         raise ValueError("the mesh has vertices that are not finite numbers")
-    vertices, welded = np.unique(vertices[faces.reshape(-1)], axis=0, return_inverse=True)
-    faces = welded.reshape(-1, 3)
+    vertices, welded = _weld(vertices)
+    faces = welded[faces.reshape(-1, 3)]
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
     if len(faces) == 0:
         raise ValueError("every face of the mesh has two equal corners")
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    extent = float((high - low).max())
-    if not 0 < extent < np.inf:
+    low, high = vertices[faces].min(axis=(0, 1)), vertices[faces].max(axis=(0, 1))
+    # Halves, since the sum or difference of the largest floats is not finite.
+    center, extent = low / 2 + high / 2, 2 * float((high / 2 - low / 2).max())
+    scale = LONGEST_SIDE / extent if extent > 0 else np.inf
+    if not 0 < scale < np.inf:
         raise ValueError(f"the mesh has no usable extent: its longest side is {extent}")
-    center = (low + high) / 2
-    scale = LONGEST_SIDE / extent
     return NormalizedMesh(
         vertices=torch.from_numpy((vertices - center) * scale),
         faces=torch.from_numpy(faces),
@@ -90,6 +108,16 @@ def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
         scale=scale,
         watertight=is_watertight(faces),
     )
+
+
+def _weld(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different vertices `[W, 3]`, sorted, and which of them each of the given `[V, 3]` is. int64 `[V]`"""
+    order = np.lexsort(vertices.T[::-1])
+    ranked = vertices[order]
+    new = np.append(True, (ranked[1:] != ranked[:-1]).any(axis=1))
+    number = np.empty(len(vertices), dtype=np.int64)
+    number[order] = np.cumsum(new) - 1
+    return ranked[new], number
 
 
 def is_watertight(faces: np.ndarray) -> bool:

@@ -51,7 +51,7 @@ class Triangles:
         return self.table.shape[1]
 
     def squared_distance(self, triangle: Tensor, points: Tensor, offsets: Tensor) -> Tensor:
-        """Return squared distances to triangle `[P]` of the points `[3, P]` moved by each offset `[K, 3]`. `[K, P]`"""
+        """Return squared distances to triangles `[P]` of points `[3, P]` moved by each offset `[K, 3]`. `[K, P]`"""
         ux, uy, uz, vx, vy, vz, nx, ny, nz, ox, oy, oz, base, apex_u, apex_v, left, right = self.table.index_select(
             1, triangle
         ).unbind(0)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdf_vqvae.geometry.sheets import missed_faces
+from sdf_vqvae.geometry.sheets import inside_out, missed_faces
 from sdf_vqvae.geometry.signs import BRICK, inside_voxels, positions
 from sdf_vqvae.geometry.triangle_distance import PAIRS, Triangles, corner_offsets, refine
 
+MAX_RESOLUTION = 1024
 _COARSEST = 64
 # An inside voxel this close to a face within the solid must not read as zero, which counts as outside.
 _SMALLEST_INSIDE = 1e-4
@@ -51,7 +52,8 @@ def voxelize(
         faces: int `[F, 3]`.
         resolution: grid side R; samples sit at cell centers, (i + 0.5) / R - 0.5.
         band: half width of the band in voxels.
-        signed: negative where the generalized winding number exceeds 0.5 (Jacobson et al., 2013).
+        signed: negative where the generalized winding number exceeds 0.5 (Jacobson et al., 2013). A mesh whose
+            faces look inward as a whole is turned round first.
         watertight: the mesh is known to be closed, so the search for open sheets is left out.
 
     Where the surface of the winding number misses more than a tenth of the mesh's area (open sheets), the
@@ -60,8 +62,8 @@ def voxelize(
     Raises:
         ValueError: the resolution is out of 8..1024, the band is not positive, or no voxel lies within it.
     """
-    if not 8 <= resolution <= 1024:
-        raise ValueError(f"resolution must lie in 8..1024, got {resolution}")
+    if not 8 <= resolution <= MAX_RESOLUTION:
+        raise ValueError(f"resolution must lie in 8..{MAX_RESOLUTION}, got {resolution}")
     if not 0 < band < float("inf"):
         raise ValueError(f"band must be positive (voxels), got {band}")
     vertices = (vertices.double() + 0.5) * resolution - 0.5
@@ -77,6 +79,8 @@ def voxelize(
     method = "none"
     if signed:
         method = "winding"
+        if inside_out(corners, watertight=watertight):
+            faces, corners = faces.flip(1), corners.flip(1)
         inside = inside_voxels(bricks.known(squared), bricks.origins, place, vertices, faces)
         distance = torch.where(inside, -distance.clamp(min=_SMALLEST_INSIDE), distance)
         missed = None if watertight else missed_faces(corners)
@@ -163,7 +167,7 @@ class _Bricks:
         return positions(self.origins, place).long()
 
     def sorted_index(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the voxels within the grid int64 `[N, 3]` of buffer places, in lexicographic order, and the places."""
+        """Return the voxels int64 `[N, 3]` of the places that lie within the grid, sorted, and those places."""
         index = self._index(place)
         inside = (index < self.resolution).all(1)
         index, place = index[inside], place[inside]
