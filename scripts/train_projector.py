@@ -37,6 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vae_config", help="default: the shipped tokenizer")
     parser.add_argument("--vae_ckpt")
     parser.add_argument("--vl_model", help="default: the embedded language model")
+    parser.add_argument("--projector_ckpt", type=Path, help="go on from this projector ...")
+    parser.add_argument("--lora_dir", type=Path, help="... and this adapter")
     parser.add_argument("--merge", type=int, default=4, choices=(1, 2, 4), help="cells an axis in one 3D token")
     parser.add_argument("--max_3d_tokens", type=int, default=512, help="3D tokens of an object at most (pooled)")
     parser.add_argument("--projector_layers", type=int, default=2)
@@ -103,7 +105,12 @@ def main(argv: list[str] | None = None) -> None:
         projector_num_layers=options.projector_layers,
         merge=options.merge,
     ).to(device)
-    if options.lora_r:
+    if options.projector_ckpt is not None:
+        model.load_projector(options.projector_ckpt)
+        model.max_3d_tokens = options.max_3d_tokens
+    if options.lora_dir is not None:
+        model.load_lora(options.lora_dir, trainable=True)
+    elif options.lora_r:
         model.add_lora(r=options.lora_r, alpha=2 * options.lora_r)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(AlignmentOptions)}
     processor = Processor3D.from_pretrained(source)

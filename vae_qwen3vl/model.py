@@ -119,6 +119,12 @@ class Qwen3VLWith3DBranch(nn.Module):
         self._vae = (vae_model,)
 
     @property
+    def vl_label(self) -> str:
+        """The language model's name for files that travel: its Hub id, or its folder's last name."""
+        name = self.model_name_or_path
+        return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+
+    @property
     def device(self) -> torch.device:
         """Device of the language model's embeddings."""
         return embedding_table(self.vl_model).device
@@ -367,7 +373,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             truncate_mode=self.truncate_mode,
             prompt=prompt or self.prompt,
             vae_hash=vae_hash,
-            vl_model=self.model_name_or_path,
+            vl_model=self.vl_label,
         )
 
     def save_projector(
