@@ -31,7 +31,7 @@ def write_result(name: str, numbers: dict[str, Any], folder: Path | None = None)
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     document = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "commit": commit or "unknown",
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(),
@@ -42,3 +42,12 @@ def write_result(name: str, numbers: dict[str, Any], folder: Path | None = None)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _command() -> str:
+    """Return the command line without `--out`, which only says where the numbers went."""
+    arguments = list(sys.argv)
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        del arguments[place : place + 2]
+    return shlex.join(["python", *arguments])

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from sdf_vqvae.sparse_sdf import SparseSDF
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ROWS = ("ceiling", "continuous", "discrete")
 
 
@@ -50,7 +52,7 @@ def evaluate_reconstruction(
     seconds: dict[str, float] = {}
     config = vae.config
 
-    def timed(name: str, work: Callable[[], object]) -> object:
+    def timed(name: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
         result = work()
         if vae.device.type == "cuda":
@@ -62,7 +64,6 @@ def evaluate_reconstruction(
         "voxelize",
         lambda: SparseSDF.from_mesh(mesh, config.data_resolution, band=config.field.band or 3.0, device=vae.device),
     )
-    assert isinstance(field, SparseSDF)
     batch = field.to_batch()
     whole = SparseTensor(
         batch["sparse_sdf"],
@@ -70,16 +71,12 @@ def evaluate_reconstruction(
         side=config.data_resolution,
     )
     codes = timed("encode", lambda: vae.Encode(batch))
-    assert isinstance(codes, SparseTensor)
     meshes = {
         "ceiling": _surface(lambda: vae.sparse2mesh(whole)),
         "continuous": _surface(lambda: vae.sparse2mesh(vae.decode_latent(vae.encode_latent(batch)))),
         "discrete": timed("decode", lambda: _surface(lambda: vae.decode_mesh(codes))),
     }
-    scores = {
-        row: compare_meshes(meshes[row], truth, samples=samples, seed=seed)  # type: ignore[arg-type]
-        for row in ROWS
-    }
+    scores = {row: compare_meshes(meshes[row], truth, samples=samples, seed=seed) for row in ROWS}
     return ReconstructionResult(
         scores=scores,
         codes=len(codes),

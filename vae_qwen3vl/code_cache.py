@@ -108,7 +108,9 @@ def encode_pack(
     """
     from tqdm import tqdm
 
-    codes, coords, sizes, ids, failures = [], [], [0], [], {}
+    codes, coords, sizes = [], [], [0]
+    ids: list[str] = []
+    failures: dict[str, str] = {}
     start = time.perf_counter()
     for entry in tqdm(entries, unit="mesh", mininterval=5):
         if time.perf_counter() - start > max_seconds:
