@@ -12,7 +12,8 @@ from sdf_vqvae.geometry.winding import checked_winding_number
 
 # The winding surface may miss this share of the mesh's area.
 _MISSED_SHARE = 0.1
-_PROBE_DISTANCE = 0.1
+# Voxels. A solid thinner than this by a face is skin that no grid shows, so its faces count as missed.
+_PROBE_DISTANCE = 0.5
 # Points probed to learn shares of the area, and per face (on average) to learn which faces.
 _PROBES = 8_000
 _PROBES_A_FACE = 2
@@ -42,7 +43,7 @@ def inside_out(corners: Tensor, *, watertight: bool) -> bool:
 def missed_faces(corners: Tensor) -> Tensor | None:
     """Return a mask `[F]` of faces with outside on both sides, or None if they are a small share of the area.
 
-    A point of a face is on the skin of a solid if inside and outside differ on its two sides, a tenth of a voxel
+    A point of a face is on the skin of a solid if inside and outside differ on its two sides, half a voxel
     away. First the share is measured on points spread evenly over the whole surface; only where it is large is
     every face looked at, and counts as missed if most of its points are. Inside on both sides is no miss.
 

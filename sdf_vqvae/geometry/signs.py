@@ -16,7 +16,11 @@ from sdf_vqvae.geometry.winding import checked_winding_number
 BRICK = 8
 # Bricks whose pieces are found at a time (about 10 KB each).
 _BRICKS = 1 << 12
-_SLACK = 1e-3
+# Joins no voxel to others that stands on the surface or nearly so: its own winding number is no answer for them.
+_SLACK = 0.02
+# A voxel this near stands on the surface. Its own winding number means nothing; its surroundings are asked.
+_ON_SURFACE = 1e-3
+_SURROUNDINGS = (0.05, 0.037, 0.043)
 # What an approximate winding number may be wrong by (see `winding`).
 _TOLERANCE = 0.02
 # Pairs of a brick and a piece of the boundary at a time, and at most: beyond it, asking every voxel is cheaper.
@@ -38,7 +42,21 @@ def inside_voxels(squared: Tensor, origins: Tensor, place: Tensor, vertices: Ten
     """
     corners = vertices[faces]
     if place.is_cuda:  # the kernel is faster than the search for pieces
-        return checked_winding_number(positions(origins, place), corners) > 0.5
+        inside = checked_winding_number(positions(origins, place), corners) > 0.5
+    else:
+        inside = _ask_speakers(squared, origins, place, vertices, faces)
+    touching = (squared[place] < _ON_SURFACE**2).nonzero().squeeze(1)
+    if len(touching):
+        way = torch.tensor([-1, 1], device=place.device)
+        around = torch.cartesian_prod(way, way, way) * vertices.new_tensor(_SURROUNDINGS)  # [8, 3]
+        points = positions(origins, place[touching])[:, None] + around
+        everywhere = (checked_winding_number(points.reshape(-1, 3), corners) > 0.5).view(-1, len(around)).all(1)
+        inside[touching] = everywhere
+    return inside
+
+
+def _ask_speakers(squared: Tensor, origins: Tensor, place: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
+    corners = vertices[faces]
     speaker = place // BRICK**3 * BRICK**3 + _pieces(squared)[place]
     speaks = torch.zeros(len(squared), dtype=torch.bool, device=place.device)
     speaks[speaker] = True

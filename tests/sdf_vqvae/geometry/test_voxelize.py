@@ -1,0 +1,349 @@
+"""The voxelizer against exact references: every voxel of the band, its distance and its sign."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+
+import igl
+import numpy as np
+import point_cloud_utils
+import pytest
+import torch
+import trimesh
+
+from sdf_vqvae.geometry import signs, triangle_distance
+from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
+from sdf_vqvae.geometry.sheets import inside_out, missed_faces
+from sdf_vqvae.geometry.triangle_distance import Triangles
+from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
+
+BAND = 3.0
+
+
+def field_of(mesh: NormalizedMesh, resolution: int, **options) -> VoxelField:
+    return voxelize(mesh.vertices, mesh.faces, resolution=resolution, watertight=mesh.watertight, **options)
+
+
+def world(index, resolution: int) -> np.ndarray:
+    return (np.asarray(index, dtype=np.float64) + 0.5) / resolution - 0.5
+
+
+def voxels(field: VoxelField) -> np.ndarray:
+    return field.distance.numpy() * BAND
+
+
+def exact_distance(mesh: NormalizedMesh, index, resolution: int) -> np.ndarray:
+    """Unsigned distances in voxels, from libigl in float64."""
+    found = igl.point_mesh_squared_distance(world(index, resolution), mesh.vertices.numpy(), mesh.faces.numpy())
+    return np.sqrt(found[0]) * resolution
+
+
+def whole_grid(resolution: int) -> np.ndarray:
+    return np.stack(np.meshgrid(*[np.arange(resolution)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def rim(field: VoxelField, resolution: int) -> np.ndarray:
+    """The voxels next to the stored ones."""
+    steps = np.array(list(product((-1, 0, 1), repeat=3)))
+    near = np.unique((field.index.numpy()[:, None] + steps).reshape(-1, 3), axis=0)
+    near = near[((near >= 0) & (near < resolution)).all(axis=1)]
+    side = np.array([resolution**2, resolution, 1])
+    return near[~np.isin(near @ side, field.index.numpy().astype(np.int64) @ side)]
+
+
+def assert_complete_and_exact(mesh: NormalizedMesh, resolution: int) -> VoxelField:
+    field = field_of(mesh, resolution, signed=False)
+    error = np.abs(voxels(field) - exact_distance(mesh, field.index, resolution))
+    assert error.max() < 1e-3
+    outside = rim(field, resolution)
+    if len(outside):
+        assert exact_distance(mesh, outside, resolution).min() > BAND - 1e-3
+    return field
+
+
+def boxes(*centers, extents=(1, 1, 1)) -> trimesh.Trimesh:
+    parts = [trimesh.creation.box(extents, transform=trimesh.transformations.translation_matrix(c)) for c in centers]
+    return trimesh.util.concatenate(parts)
+
+
+def sheet(bumps: int = 0) -> trimesh.Trimesh:
+    """A square without thickness, tilted; wavy with bumps."""
+    side = np.linspace(-1, 1, 12)
+    x, y = (v.reshape(-1) for v in np.meshgrid(side, side, indexing="ij"))
+    z = 0.1 * np.sin(bumps * np.pi * x)
+    i = np.arange(144).reshape(12, 12)[:-1, :-1].reshape(-1)
+    faces = np.concatenate([np.stack([i, i + 12, i + 1], 1), np.stack([i + 1, i + 12, i + 13], 1)])
+    square = trimesh.Trimesh(np.stack([x, y, z], 1), faces, process=False)
+    square.apply_transform(trimesh.transformations.rotation_matrix(0.4, [1, 2, 0]))
+    return square
+
+
+@pytest.mark.parametrize("resolution", [8, 30, 64])
+def test_every_voxel_of_the_grid_within_the_band_and_no_other(resolution):
+    mesh = normalize_mesh(trimesh.creation.torus(1.0, 0.3, major_sections=24, minor_sections=12))
+    field = field_of(mesh, resolution, signed=False)
+    grid = whole_grid(resolution)
+    distance = exact_distance(mesh, grid, resolution)
+    np.testing.assert_array_equal(field.index.numpy(), grid[distance <= BAND])  # also: in lexicographic order
+    np.testing.assert_allclose(voxels(field), distance[distance <= BAND], atol=1e-4)
+    assert field.sign_method == "none" and field.index.dtype == torch.int32 and field.distance.dtype == torch.float32
+
+
+def test_signed_distance_of_a_cube_is_the_formula():
+    resolution = 50
+    field = field_of(normalize_mesh(trimesh.creation.box()), resolution)
+    beyond = np.abs(world(field.index, resolution)) - 0.475
+    expected = np.linalg.norm(beyond.clip(min=0), axis=1) + beyond.max(axis=1).clip(max=0)
+    np.testing.assert_allclose(voxels(field), expected * resolution, atol=2e-4)
+    assert field.sign_method == "winding"
+
+
+def test_signed_distance_of_a_ball_is_the_formula():
+    resolution = 96
+    field = field_of(normalize_mesh(trimesh.creation.icosphere(subdivisions=5)), resolution)
+    expected = np.linalg.norm(world(field.index, resolution), axis=1) - 0.475
+    np.testing.assert_allclose(voxels(field), expected * resolution, atol=0.05)  # the facets are that flat
+
+
+def test_overlapping_boxes_are_one_solid():
+    resolution = 64
+    mesh = normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))
+    field = field_of(mesh, resolution)
+    points = world(field.index, resolution) / mesh.scale + mesh.center
+    inside = (np.abs(points) < 0.5).all(axis=1) | (np.abs(points - [0.5, 0.3, 0.2]) < 0.5).all(axis=1)
+    np.testing.assert_array_equal(voxels(field) < 0, inside)
+
+
+def test_a_zero_is_outside_and_a_face_within_a_solid_is_no_zero():
+    # Corners of the boxes stand exactly on samples; the two share a wall of which both sides are inside.
+    resolution, side = 64, 20 / 64
+    mesh = boxes((-side / 2, 0, 0), (side / 2, 0, 0), extents=(side, side, side))
+    vertices = torch.from_numpy(np.array(mesh.vertices) + 0.5 / resolution)
+    field = voxelize(vertices, torch.from_numpy(np.array(mesh.faces)), resolution=resolution)
+    index, value = field.index.numpy(), voxels(field)
+    wall = (index[:, 0] == 32) & (np.abs(index[:, 1:] - 32) < 7).all(axis=1)
+    assert wall.sum() == 13**2 and (value[wall] < 0).all() and (value[wall] > -1e-3).all()
+    skin = (index[:, 0] == 12) & (np.abs(index[:, 1:] - 32) < 10).all(axis=1)
+    assert skin.any() and np.abs(value[skin]).max() < 1e-3
+    assert not np.signbit(value[value == 0]).any()
+
+
+def test_slivers_and_faces_without_area_are_exact():
+    random = np.random.default_rng(0)
+    for width in (1e-2, 1e-4, 1e-6, 1e-8, 0.0):
+        along, away = random.normal(size=(2, 3))
+        a, b = -0.2 * along / np.linalg.norm(along), 0.2 * along / np.linalg.norm(along)
+        corners = np.stack([a, b, a + random.uniform(0, 1) * (b - a) + width / 256 * away])
+        field = voxelize(torch.from_numpy(corners), torch.tensor([[0, 1, 2]]), resolution=256, signed=False)
+        share = (((world(field.index, 256) - a) @ (b - a)) / ((b - a) @ (b - a))).clip(0, 1)
+        distance = np.linalg.norm(world(field.index, 256) - a - share[:, None] * (b - a), axis=1) * 256
+        np.testing.assert_allclose(voxels(field), distance, atol=3 * width + 2e-4)
+        ends = ((world(field.index, 256) - a) @ (b - a)) / ((b - a) @ (b - a))
+        assert ends.min() < 0 and ends.max() > 1  # the rounded ends are there
+
+
+def test_a_face_shrunk_to_a_point_is_a_point():
+    corners = torch.full((3, 3), 0.1, dtype=torch.float64)
+    field = voxelize(corners, torch.tensor([[0, 1, 2]]), resolution=40, signed=False)
+    np.testing.assert_allclose(voxels(field), np.linalg.norm(world(field.index, 40) - 0.1, axis=1) * 40, atol=1e-4)
+
+
+def test_a_huge_slanted_face_costs_its_area_and_not_its_box(monkeypatch):
+    corners = torch.tensor([[-0.47, -0.47, -0.47], [0.47, 0.4, -0.3], [-0.3, 0.47, 0.47]], dtype=torch.float64)
+    asked = []
+    original = Triangles.squared_distance
+
+    def counted(self, triangle, points, offsets):
+        asked.append(len(triangle) * len(offsets))
+        return original(self, triangle, points, offsets)
+
+    monkeypatch.setattr(Triangles, "squared_distance", counted)
+    field = voxelize(corners, torch.tensor([[0, 1, 2]]), resolution=512, signed=False)
+    assert sum(asked) < 4 * len(field.index)
+    assert len(field.index) < 512**3 / 100
+    share = np.random.default_rng(0).permutation(len(field.index))[:2000]
+    mesh = NormalizedMesh(
+        vertices=corners, faces=torch.tensor([[0, 1, 2]]), center=(0.0, 0.0, 0.0), scale=1.0, watertight=False
+    )
+    np.testing.assert_allclose(voxels(field)[share], exact_distance(mesh, field.index[share], 512), atol=1e-3)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    mesh = normalize_mesh(sheet())
+    solid = normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))
+    before = [field_of(mesh, 60), field_of(solid, 60)]
+    monkeypatch.setattr(triangle_distance, "PAIRS", {"cpu": 97})
+    monkeypatch.setattr("sdf_vqvae.geometry.voxelize.PAIRS", {"cpu": 97})
+    monkeypatch.setattr(signs, "_BRICKS", 5)
+    monkeypatch.setattr(signs, "_BOUNDARY_PAIRS", 50)
+    for one, other in zip(before, [field_of(mesh, 60), field_of(solid, 60)], strict=True):
+        assert torch.equal(one.index, other.index) and torch.equal(one.distance, other.distance)
+
+
+def test_pieces_speak_for_their_voxels_exactly(monkeypatch):
+    # A ball with a hole, a slit between two plates, a thin wall: every voxel as if it were asked alone.
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.7)
+    plates = boxes((0, 0, 0), (0, 0, 0.12), extents=(1, 1, 0.1))
+    for shape, resolution in ((ball, 60), (plates, 64), (boxes((0, 0, 0), extents=(1, 1, 0.01)), 100)):
+        mesh = normalize_mesh(shape)
+        field = field_of(mesh, resolution)
+        assert field.sign_method == "winding"
+        winding = igl.winding_number(mesh.vertices.numpy(), mesh.faces.numpy(), world(field.index, resolution))
+        sure = (np.abs(winding - 0.5) > 1e-3) & (np.abs(voxels(field)) > 1e-3)
+        assert ((winding > 0.5) == (voxels(field) < 0))[sure].all() and sure.mean() > 0.9
+
+
+def test_a_closed_mesh_asks_for_few_winding_numbers(monkeypatch):
+    asked = []
+    original = signs.checked_winding_number
+    monkeypatch.setattr(signs, "checked_winding_number", lambda p, *rest: asked.append(len(p)) or original(p, *rest))
+    field = field_of(normalize_mesh(trimesh.creation.icosphere(subdivisions=3)), 128)
+    assert sum(asked) < len(field.index) / 10
+
+
+def test_an_open_sheet_becomes_a_closed_shell_one_voxel_thick():
+    resolution = 64
+    mesh = normalize_mesh(sheet())
+    field = field_of(mesh, resolution)
+    assert field.sign_method == "winding+shell"
+    expected = exact_distance(mesh, field.index, resolution) - 0.5
+    np.testing.assert_allclose(voxels(field), expected, atol=1e-3)
+    assert (exact_distance(mesh, field.index, resolution) <= BAND).all()  # the band is round the mesh, not the shell
+
+
+def test_a_wavy_sheet_is_closed_nearly_everywhere():
+    mesh = normalize_mesh(sheet(bumps=2))
+    field = field_of(mesh, 64)
+    # Hollows of the waves are skin of what the winding number calls inside, the rest becomes the shell: near the
+    # sheet some voxel is inside. Where the one ends and the other begins a gap may stay.
+    inside = field.index.numpy()[voxels(field) < 0]
+    vertices = (mesh.vertices.numpy() + 0.5) * 64 - 0.5
+    away = np.linalg.norm(vertices[:, None] - inside[None], axis=2).min(axis=1)
+    assert np.mean(away < 1) > 0.9 and away.max() < BAND
+
+
+def test_a_sheet_joined_to_a_solid_is_a_shell_and_the_solid_stays():
+    wall = sheet()
+    wall.apply_translation([3, 0, 0])
+    mesh = normalize_mesh(trimesh.util.concatenate([boxes((0, 0, 0)), wall]))
+    field = field_of(mesh, 100)
+    source = world(field.index, 100) / mesh.scale + mesh.center
+    assert field.sign_method == "winding+shell"
+    in_box = (np.abs(source) < 0.5).all(axis=1)
+    assert (voxels(field)[in_box] < 0).all()
+    corner = np.abs(source).max(axis=1) < 0.5 - 2.6 / 100 / mesh.scale
+    assert (voxels(field)[corner] < -2.5).all()
+
+
+def test_a_small_hole_makes_no_shell():
+    ball = trimesh.creation.icosphere(subdivisions=4)
+    ball.update_faces(np.arange(len(ball.faces)) > 3)
+    assert missed_faces(torch.from_numpy(np.array(ball.triangles)) * 30) is None
+    assert field_of(normalize_mesh(ball), 64).sign_method == "winding"
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_a_mesh_turned_inside_out_has_the_same_field(hole):
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    if hole:
+        ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.9)
+    turned = trimesh.Trimesh(ball.vertices, ball.faces[:, ::-1], process=False)
+    assert inside_out(torch.from_numpy(np.array(turned.triangles)) * 30, watertight=not hole)
+    assert not inside_out(torch.from_numpy(np.array(ball.triangles)) * 30, watertight=not hole)
+    one, other = field_of(normalize_mesh(ball), 64), field_of(normalize_mesh(turned), 64)
+    assert torch.equal(one.index, other.index) and (one.distance < 0).any()
+    torch.testing.assert_close(one.distance, other.distance, atol=1e-4, rtol=0)
+
+
+def test_a_hollow_in_a_solid_stays_hollow():
+    hollow = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    shell = trimesh.util.concatenate(
+        [trimesh.creation.icosphere(subdivisions=3), trimesh.Trimesh(hollow.vertices, hollow.faces[:, ::-1])]
+    )
+    field = field_of(normalize_mesh(shell), 64)
+    radius = np.linalg.norm(world(field.index, 64), axis=1) / 0.475
+    assert ((voxels(field) < 0) == (radius > 0.5))[(radius > 0.3) & (radius < 0.7) & (abs(radius - 0.5) > 0.01)].all()
+
+
+def test_parts_beyond_the_grid_are_clipped():
+    box = trimesh.creation.box()
+    field = voxelize(
+        torch.from_numpy(np.array(box.vertices) * 0.6 + 0.3), torch.from_numpy(np.array(box.faces)), resolution=36
+    )
+    assert int(field.index.min()) >= 0 and int(field.index.max()) == 35
+    deep = (world(field.index, 36) > 0.1).all(axis=1)
+    assert (voxels(field)[deep] < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": 7}, "8..1024"),
+        ({"resolution": 1025}, "8..1024"),
+        ({"resolution": 64, "band": 0}, "band"),
+        ({"resolution": 64, "band": float("nan")}, "band"),
+    ],
+)
+def test_what_cannot_be_voxelized_is_an_error(options, message):
+    box = normalize_mesh(trimesh.creation.box())
+    with pytest.raises(ValueError, match=message):
+        voxelize(box.vertices, box.faces, **options)
+
+
+def test_no_voxel_is_an_error():
+    box = normalize_mesh(trimesh.creation.box())
+    with pytest.raises(ValueError, match="no voxel"):
+        voxelize(box.vertices + 5, box.faces, resolution=64)
+
+
+def reference_meshes(folder, per_source: int) -> list[tuple[str, NormalizedMesh]]:
+    DracoPy = pytest.importorskip("DracoPy")
+    records = [json.loads(line) for line in (folder / "shapes" / "meshes.jsonl").read_text().splitlines()]
+    sources: dict[str, list[dict]] = {}
+    for record in records:
+        if record["split"] == "test" and record["faces"] < 6000:
+            sources.setdefault(record["id"].split("/")[0], []).append(record)
+    chosen = [
+        r for name in sorted(sources) for r in sources[name][:: max(1, len(sources[name]) // per_source)][:per_source]
+    ]
+    meshes = []
+    with (folder / "shapes" / "meshes.bin").open("rb") as blob:
+        for record in chosen:
+            blob.seek(record["offset"])
+            decoded = DracoPy.decode(blob.read(record["size"]))
+            mesh = trimesh.Trimesh(np.asarray(decoded.points) / 4095 - 0.5, decoded.faces, process=False)
+            meshes.append((record["id"], normalize_mesh(mesh)))
+    return meshes
+
+
+@pytest.mark.slow
+def test_real_meshes_agree_with_point_cloud_utils(reference_data):
+    resolution = 64
+    for name, mesh in reference_meshes(reference_data, per_source=2):
+        unsigned = assert_complete_and_exact(mesh, resolution)
+        vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
+        points = world(unsigned.index, resolution)
+        distance, _, _ = point_cloud_utils.closest_points_on_mesh(points, vertices, faces)
+        np.testing.assert_allclose(voxels(unsigned), distance * resolution, atol=1e-3, err_msg=name)
+        if mesh.watertight:
+            field = field_of(mesh, resolution)
+            winding = igl.winding_number(vertices, faces, points)
+            away = distance * resolution > 1e-3
+            np.testing.assert_array_equal((voxels(field) < 0)[away], (winding > 0.5)[away], err_msg=name)
+            # Its sign comes from winding numbers too, its distance from elsewhere: it is sure off the surface.
+            signed, _, _ = point_cloud_utils.signed_distance_to_mesh(points, vertices, faces)
+            sure = (distance * resolution > 0.1) & ((winding > 0.5) == (signed < 0))
+            np.testing.assert_array_equal((voxels(field) < 0)[sure], (signed < 0)[sure], err_msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("shape", [sheet(), boxes((0, 0, 0), (0.5, 0.3, 0.2))], ids=["sheet", "boxes"])
+def test_cuda_gives_the_field_of_the_cpu(shape):
+    mesh = normalize_mesh(shape)
+    here = field_of(mesh, 100)
+    there = voxelize(mesh.vertices.cuda(), mesh.faces.cuda(), resolution=100, watertight=mesh.watertight)
+    assert torch.equal(here.index, there.index.cpu()) and here.sign_method == there.sign_method
+    torch.testing.assert_close(here.distance, there.distance.cpu(), atol=1e-4, rtol=0)
