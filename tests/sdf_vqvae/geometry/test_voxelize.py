@@ -321,7 +321,7 @@ def reference_meshes(folder, per_source: int) -> list[tuple[str, NormalizedMesh]
 @pytest.mark.slow
 def test_real_meshes_agree_with_point_cloud_utils(reference_data):
     resolution = 64
-    for name, mesh in reference_meshes(reference_data, per_source=2):
+    for name, mesh in reference_meshes(reference_data, per_source=1):
         unsigned = assert_complete_and_exact(mesh, resolution)
         vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
         points = world(unsigned.index, resolution)
