@@ -6,10 +6,11 @@ python benchmarks/reconstruction.py --pack ../shared/data/shapes --split test --
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
-from record import write_result
+from record import RESULTS, write_result
 from tqdm import tqdm
 
 from sdf_vqvae.data import MeshPack
@@ -37,21 +38,20 @@ def main() -> None:
     pack = MeshPack(options.pack)
     entries = pack.select(options.split)
     chosen = np.random.default_rng(options.seed).permutation(len(entries))[: options.count]
-    results, lines = [], []
+    partial = (options.out or RESULTS) / f".{options.name}.{vae.fingerprint()[:12]}.jsonl"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.is_file() else []
+    known = {line["id"]: line for line in done}
+    lines = []
     for i in tqdm(sorted(chosen), unit="mesh"):
-        result = evaluate_reconstruction(vae, pack.mesh(entries[i]), samples=options.samples)
-        results.append(result)
-        lines.append(
-            {
-                "id": entries[i].id,
-                "codes": result.codes,
-                "watertight": result.watertight,
-                "sign_method": result.sign_method,
-                "seconds": result.seconds,
-                **{row: result.scores[row].to_dict() for row in ROWS},
-            }
-        )
-    table = summarize(results)
+        line = known.get(entries[i].id)
+        if line is None:
+            result = evaluate_reconstruction(vae, pack.mesh(entries[i]), samples=options.samples)
+            line = {"id": entries[i].id, **result.to_dict()}
+            with partial.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        lines.append(line)
+    table = summarize(lines)
     print(f"{'row':<12}{'CD-L1':>10}{'F@0.005':>10}{'F@0.01':>10}{'F@0.02':>10}{'NC':>8}{'failed':>8}")
     for row in ROWS:
         t = table[row]
@@ -60,10 +60,11 @@ def main() -> None:
             + "".join(f"{t[f'fscore@{x} mean']:>10.4f}" for x in ("0.005", "0.01", "0.02"))
             + f"{t['normal_consistency mean']:>8.4f}{int(t['failed']):>8}"
         )
-    codes = [r.codes for r in results]
+    codes = [line["codes"] for line in lines]
     print(f"codes an object: median {int(np.median(codes))}, largest {max(codes)}")
     summary = {"table": table, "median_codes": float(np.median(codes)), "objects": lines}
     print(write_result(options.name, summary, options.out))
+    partial.unlink()
 
 
 if __name__ == "__main__":

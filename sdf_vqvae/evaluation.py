@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,11 @@ class ReconstructionResult:
     seconds: dict[str, float]
     """Wall time of `voxelize`, `encode` and `decode` (codes to mesh)."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, the scores under the names of `ROWS`."""
+        about = {"codes": self.codes, "watertight": self.watertight, "sign_method": self.sign_method}
+        return {**about, "seconds": self.seconds, **{row: self.scores[row].to_dict() for row in ROWS}}
+
 
 @torch.no_grad()
 def evaluate_reconstruction(
@@ -70,10 +75,11 @@ def evaluate_reconstruction(
         torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1),
         side=config.data_resolution,
     )
-    codes = timed("encode", lambda: vae.Encode(batch))
+    latent = timed("encode", lambda: vae.encode_latent(batch))
+    codes = latent.replace(vae.vq.nearest(latent.feats)[:, None])
     meshes = {
         "ceiling": _surface(lambda: vae.sparse2mesh(whole)),
-        "continuous": _surface(lambda: vae.sparse2mesh(vae.decode_latent(vae.encode_latent(batch)))),
+        "continuous": _surface(lambda: vae.sparse2mesh(vae.decode_latent(latent))),
         "discrete": timed("decode", lambda: _surface(lambda: vae.decode_mesh(codes))),
     }
     scores = {row: compare_meshes(meshes[row], truth, samples=samples, seed=seed) for row in ROWS}
@@ -95,11 +101,11 @@ def _surface(extract: Callable[[], list[trimesh.Trimesh]]) -> trimesh.Trimesh | 
         return None
 
 
-def summarize(results: list[ReconstructionResult]) -> dict[str, dict[str, float]]:
-    """Return mean and median of every score, a row for each of `ROWS`."""
+def summarize(objects: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean and median of every score over objects (`ReconstructionResult.to_dict`), for each of `ROWS`."""
     table: dict[str, dict[str, float]] = {}
     for row in ROWS:
-        columns = [r.scores[row].to_dict() for r in results]
+        columns = [o[row] for o in objects]
         table[row] = {"failed": float(sum(bool(c["failed"]) for c in columns))}
         for name in columns[0]:
             if name in ("samples", "failed"):
