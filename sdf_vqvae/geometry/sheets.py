@@ -32,8 +32,8 @@ def inside_out(corners: Tensor, *, watertight: bool) -> bool:
         watertight: the mesh is known to be closed.
     """
     if watertight:
-        around = corners - corners.mean(dim=(0, 1))
-        return bool(torch.linalg.det(around).sum() < 0)
+        a, b, c = (corners - corners.mean(dim=(0, 1))).unbind(1)
+        return bool((a * torch.linalg.cross(b, c)).sum() < 0)
     front, behind = _winding_on_both_sides(corners, _spread_rows(corners))
     as_it_is = ((front > 0.5) != (behind > 0.5)).float().mean()
     turned = ((front < -0.5) != (behind < -0.5)).float().mean()

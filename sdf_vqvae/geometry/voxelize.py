@@ -188,7 +188,9 @@ class _Bricks:
         """Return the buffer with 0 for voxels outside the grid, whose distance was not computed."""
         if self.resolution % BRICK == 0:
             return squared
-        return squared.masked_fill((self._index(torch.arange(len(squared))) >= self.resolution).any(1), 0)
+        return squared.masked_fill(
+            (self._index(torch.arange(len(squared), device=squared.device)) >= self.resolution).any(1), 0
+        )
 
     def _index(self, place: Tensor) -> Tensor:
         return positions(self.origins, place).long()

@@ -338,6 +338,19 @@ def test_real_meshes_agree_with_point_cloud_utils(reference_data):
             np.testing.assert_array_equal((voxels(field) < 0)[sure], (signed < 0)[sure], err_msg=name)
 
 
+@pytest.mark.parametrize("shape", [sheet(), boxes((0, 0, 0), (0.5, 0.3, 0.2))], ids=["sheet", "boxes"])
+def test_every_tensor_stays_on_the_device_of_the_vertices(shape):
+    # A tensor made without saying where would land on the default device, and break the next operation.
+    mesh = normalize_mesh(shape)
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        field = field_of(mesh, 60)
+    finally:
+        torch.set_default_device(before)
+    assert field.index.device == field.distance.device == mesh.vertices.device
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", [sheet(), boxes((0, 0, 0), (0.5, 0.3, 0.2))], ids=["sheet", "boxes"])
