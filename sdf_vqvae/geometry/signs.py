@@ -19,7 +19,7 @@ _BRICKS = 1 << 12
 # Joins no voxel to others that stands on the surface or nearly so: its own winding number is no answer for them.
 _SLACK = 0.02
 # A voxel this near stands on the surface. Its own winding number means nothing; its surroundings are asked.
-_ON_SURFACE = 1e-3
+_ON_SURFACE = 5e-4
 _SURROUNDINGS = (0.05, 0.037, 0.043)
 # What an approximate winding number may be wrong by (see `winding`).
 _TOLERANCE = 0.02

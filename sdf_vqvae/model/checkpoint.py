@@ -102,7 +102,7 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadRepor
         lines = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in parts.items() if v)
         raise ValueError(f"{path} does not fit the architecture of the config: {lines}")
     if missing_buffers := sorted((expected.keys() & optional) - state.keys()):
-        logger.info("the checkpoint has no codebook averages (%s): they start anew", _some(missing_buffers))
+        logger.debug("the checkpoint has no codebook averages (%s): they start anew", _some(missing_buffers))
     with torch.no_grad():
         for name in common:
             expected[name].copy_(state[name])
