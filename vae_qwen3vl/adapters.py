@@ -55,7 +55,7 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
     config = peft.PeftConfig.from_pretrained(os.fspath(folder))
     config.inference_mode = not trainable
     # The file names the model it was trained on; peft would warn that this one lies in another folder.
-    config.base_model_name_or_path = getattr(vl_model, "name_or_path", None)
+    config.base_model_name_or_path = None
     wrapped = peft.get_peft_model(vl_model, config)
     saved = load_file(weights)
     expected = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
