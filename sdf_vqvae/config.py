@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.sparse_sdf import FieldDescription
+from sdf_vqvae.field import FieldDescription
 
 # Keys of the original system's files that change nothing in the network; they are accepted and kept.
 _WITHOUT_EFFECT = ("representation_config", "latents_scale", "latents_shift")

@@ -6,35 +6,146 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
+import numpy as np
 import torch
 import trimesh
+from torch import Tensor
 
 from sdf_vqvae.codes import ShapeCodes
-from sdf_vqvae.geometry.mesh import to_source_units
+from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
+from sdf_vqvae.geometry.mesh import is_watertight, load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.surface import extract_surface
 
 
-def voxelize_for(vae: SparseSDFVQVAE, mesh: str | os.PathLike[str] | trimesh.Trimesh) -> SparseSDF:
+def voxelize_for(
+    vae: SparseSDFVQVAE,
+    mesh: str | os.PathLike[str] | trimesh.Trimesh,
+    *,
+    threshold_factor: float | None = None,
+) -> SparseSDF:
     """Voxelize a mesh (or file) into the field that a tokenizer reads.
 
     Only the part of the band that the encoder sees is computed; its values are those of the whole field.
 
+    Args:
+        vae: the tokenizer.
+        mesh: path or mesh, in any units.
+        threshold_factor: half width in voxels of the stored shell, for tokenizers of the original system, whose
+            files don't record it: the value that their training data was made with.
+
     Raises:
-        ValueError: the mesh cannot be used, or the tokenizer reads fields that meshes are not turned into here.
+        ValueError: the mesh cannot be used; or the tokenizer's field has no recorded band and `threshold_factor`
+            is not given, or it has one and another is asked for.
     """
     field = vae.config.field
-    if field.unit != "band" or field.band is None or field.sampling != "center":
+    if threshold_factor is not None and field.band not in (None, threshold_factor):
         raise ValueError(
-            f"this VAE reads fields of the original system ({field.to_dict()}): make them with its own tools, "
-            "or give a VAE config whose field has unit 'band' and sampling 'center'"
+            f"threshold_factor={threshold_factor:g}, but this VAE reads fields of band {field.band:g}: leave it out"
         )
-    seen = vae.config.input_band or field.band
-    part = SparseSDF.from_mesh(mesh, field.resolution, band=seen, signed=field.kind == "sdf", device=vae.device)
-    return replace(part, sdf=part.sdf * (seen / field.band), field=field)
+    band = vae.config.input_band or field.band or threshold_factor
+    if band is None:
+        raise ValueError(
+            "this VAE reads fields of the original system, whose band is not recorded: give --threshold_factor, the "
+            "value its training data was made with (0.01 by default in the original's first version, 4.0 later)"
+        )
+    source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
+    normalized = normalize_mesh(source)
+    return field_in_world(
+        normalized.vertices.to(vae.device),
+        normalized.faces.to(vae.device),
+        field,
+        band=band,
+        watertight=normalized.watertight,
+        center=normalized.center,
+        scale=normalized.scale,
+    )
+
+
+def field_in_world(
+    vertices: Tensor,
+    faces: Tensor,
+    field: FieldDescription,
+    *,
+    band: float,
+    watertight: bool = False,
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    scale: float = 1.0,
+) -> SparseSDF:
+    """Voxelize a mesh that stands in the world cube, as a field of the given description.
+
+    Args:
+        vertices: float64 `[V, 3]` in [-0.5, 0.5]^3.
+        faces: int64 `[F, 3]`.
+        field: kind, unit, band and sampling of the result.
+        band: half width in voxels (of 1 / R) of the shell to compute, at most the field's.
+        watertight: the mesh is known to be closed.
+        center: recorded with the field; world = (source - center) * scale.
+        scale: see `center`.
+
+    Raises:
+        ValueError: see `voxelize`.
+    """
+    reach = band
+    if field.sampling == "corner":
+        # Voxelization samples (i + 0.5) / R - 0.5; moved like this, its sample i stands where i / (R - 1) - 0.5 was.
+        steps = field.resolution - 1
+        vertices = ((vertices + 0.5) * steps + 0.5) / field.resolution - 0.5
+        reach = band * steps / field.resolution
+    found = voxelize(
+        vertices,
+        faces,
+        resolution=field.resolution,
+        band=reach,
+        signed=field.kind == "sdf",
+        watertight=watertight,
+    )
+    return SparseSDF(
+        sdf=(found.distance.double() * (reach / field.voxels_per_unit)).float(),
+        index=found.index,
+        field=field,
+        center=center,
+        scale=scale,
+        watertight=watertight,
+        sign_method=found.sign_method,
+    )
+
+
+def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
+    """Turn a field into one of another description, by way of its surface.
+
+    Unsigned fields get signs (see `extract_surface`, which logs how); center and scale are kept.
+
+    Raises:
+        ValueError: the source has no surface, or the wanted field records no band.
+    """
+    if field.band is None:
+        raise ValueError("a field can only be made with a known band")
+    mesh = extract_surface(source.sdf, source.index, source.field)
+    faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
+    vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
+    return field_in_world(
+        vertices.to(source.sdf.device),
+        faces.to(source.sdf.device),
+        field,
+        band=field.band,
+        watertight=is_watertight(faces.numpy()),
+        center=source.center,
+        scale=source.scale,
+    )
+
+
+def check_field(vae: SparseSDFVQVAE, field: SparseSDF) -> None:
+    """Raise a ValueError, naming both sides, unless a field is of the kind that the tokenizer reads."""
+    if field.field == vae.config.field:
+        return
+    raise ValueError(
+        f"the field is {field.field.in_words()}, but the VAE reads {vae.config.field.in_words()}: {CONVERSION_HINT}"
+    )
 
 
 def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
@@ -43,11 +154,7 @@ def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
     Raises:
         ValueError: the field is of another kind than the tokenizer's.
     """
-    if field.field != vae.config.field:
-        raise ValueError(
-            f"the field is {field.field.to_dict()}, but the VAE reads {vae.config.field.to_dict()}: "
-            "voxelize the mesh for this VAE"
-        )
+    check_field(vae, field)
     encoded = vae.Encode(field.to_batch())
     return ShapeCodes(
         codes=encoded.feats[:, 0].to("cpu", torch.int32),

@@ -12,15 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 import trimesh
 from torch import Tensor
 
+from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION, voxelize
+from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
 _FORMAT = 1
@@ -29,61 +30,9 @@ _DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OSE
            SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 _ORIGINAL = ("sparse_sdf", "sparse_index", "resolution")
 _DESCRIPTION = ("kind", "unit", "band", "sampling", "center", "scale", "watertight", "sign_method", "format")
-_KEYS = _ORIGINAL + _DESCRIPTION
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldDescription:
-    """What the numbers of a distance field mean."""
-
-    kind: str
-    """`sdf` (signed, negative inside) or `udf` (unsigned)."""
-    unit: str
-    """`band` (clip(d / (band * h), -1, 1)) or `world` (raw distance in the unit cube)."""
-    band: float | None
-    """Half width in voxels of the shell that is stored; None if unknown."""
-    sampling: str
-    """`center`: sample i at (i + 0.5) / R - 0.5; `corner`: at i / (R - 1) - 0.5."""
-    resolution: int
-    """Grid side R; voxel size h = 1 / R."""
-
-    def __post_init__(self) -> None:
-        """Check every value; the message names the key."""
-        for key, allowed in {
-            "kind": ("sdf", "udf"),
-            "unit": ("band", "world"),
-            "sampling": ("center", "corner"),
-        }.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"field {key} must be one of {allowed}, got {getattr(self, key)!r}")
-        if self.band is not None and not 0 < self.band < math.inf:
-            raise ValueError(f"field band must be a positive number of voxels or unknown, got {self.band}")
-        if self.unit == "band" and self.band is None:
-            raise ValueError("a field in units of its band needs the band")
-        if not 1 <= self.resolution <= MAX_RESOLUTION:
-            raise ValueError(f"field resolution must lie in 1..{MAX_RESOLUTION}, got {self.resolution}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the description as plain values for JSON."""
-        return {
-            "kind": self.kind,
-            "unit": self.unit,
-            "band": self.band,
-            "sampling": self.sampling,
-            "resolution": self.resolution,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FieldDescription:
-        """Read what `to_dict` wrote (British `centre` is accepted).
-
-        Raises:
-            ValueError: a key is missing or unknown, or a value is out of range.
-        """
-        names = {"kind", "unit", "band", "sampling", "resolution"}
-        if set(values) != names:
-            raise ValueError(f"a field description has the keys {sorted(names)}, got {sorted(values)}")
-        return cls(**{**values, "sampling": str(values["sampling"]).replace("centre", "center")})
+# Later files of the original system: signed distances over this band, in voxels, clipped to -1..1.
+_LATER_ORIGINAL_BAND = "extra_band_factor"
+_KEYS = (*_ORIGINAL, _LATER_ORIGINAL_BAND, *_DESCRIPTION)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,7 +153,10 @@ class SparseSDF:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparseSDF:
-        """Read a field file; one of the original system reads as raw unsigned distances of unknown band.
+        """Read a field file.
+
+        One of the original system reads as raw unsigned distances of unknown band; one of its later versions, which
+        has `extra_band_factor`, as signed distances in units of that band. Samples of both stand at corners.
 
         Raises:
             ValueError: the file is missing or damaged, a key is missing, or an array has another shape or range.
@@ -246,7 +198,14 @@ class SparseSDF:
         }
         present = [key for key in _DESCRIPTION if key in arrays]
         if not present:
-            field = FieldDescription(kind="udf", unit="world", band=None, sampling="corner", resolution=resolution)
+            later = _LATER_ORIGINAL_BAND in arrays
+            field = FieldDescription(
+                kind="sdf" if later else "udf",
+                unit="band" if later else "world",
+                band=_scalar(arrays, _LATER_ORIGINAL_BAND, float) if later else None,
+                sampling="corner",
+                resolution=resolution,
+            )
             return cls(
                 **tensors, field=field, center=(0.0, 0.0, 0.0), scale=1.0, watertight=False, sign_method="none"
             )

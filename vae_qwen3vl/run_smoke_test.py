@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.sparse_sdf import FieldDescription
 from vae_qwen3vl.programs import add_run_options, add_vae_options, quiet_transformers, run_program
 
 DEFAULT_CONFIG = "configs/vae/sdf_vqvae_stage1.json"

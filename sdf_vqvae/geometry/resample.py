@@ -8,14 +8,28 @@ import torch
 from torch import Tensor
 
 
-def resample_field(values: Tensor, index: Tensor, resolution: int, target: int) -> tuple[Tensor, Tensor]:
-    """Interpolate a cell-centered field of `resolution`^3 at the cell centers of a coarser grid.
+def coarser_grid(resolution: int, target: int, sampling: str) -> tuple[float, float]:
+    """Return `(step, offset)`: sample j of the coarser grid lies at `j * step + offset` of the finer one.
+
+    Grids with samples at `center`s of cells share their outer walls, grids with `corner` samples their corners.
+    """
+    if sampling == "corner":
+        return (resolution - 1) / max(1, target - 1), 0.0
+    ratio = resolution / target
+    return ratio, (ratio - 1) / 2
+
+
+def resample_field(
+    values: Tensor, index: Tensor, resolution: int, target: int, *, sampling: str = "center"
+) -> tuple[Tensor, Tensor]:
+    """Interpolate a field of `resolution`^3 samples at the samples of a coarser grid.
 
     Args:
         values: `[N]`.
         index: int `[N, 3]` in `0..resolution-1`.
         resolution: side of the given grid.
         target: side of the wanted grid.
+        sampling: where both grids have their samples, see `coarser_grid`.
 
     Returns:
         Values `[P]` and int64 index `[P, 3]` in `0..target-1` of the samples whose eight neighbors are known.
@@ -31,9 +45,11 @@ def resample_field(values: Tensor, index: Tensor, resolution: int, target: int) 
     if target == resolution:
         return values, index.long()
     index = index.long()
-    ratio = resolution / target
-    cells = torch.unique((index.double() / ratio).long().clamp_(max=target - 1), dim=0)  # [P, 3]
-    place = (cells.double() + 0.5) * ratio - 0.5
+    step, start = coarser_grid(resolution, target, sampling)
+    # The sample whose lower neighbor this is; a coarser grid has at most one for each.
+    above = torch.ceil((index.double() - start) / step - 1e-9).long().clamp_(0, target - 1)
+    cells = torch.unique(above, dim=0)  # [P, 3]
+    place = cells.double() * step + start
     low = place.floor()
     fraction = (place - low).to(values.dtype)  # [P, 3]
     keys, order = torch.sort(_keys(index, resolution))

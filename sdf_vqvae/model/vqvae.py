@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +17,13 @@ import trimesh
 from torch import Tensor, nn
 
 from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.geometry.isosurface import extract_isosurface
-from sdf_vqvae.geometry.resample import resample_field
+from sdf_vqvae.field import CONVERSION_HINT
 from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.quantizer import Quantized, SparseVectorQuantizer
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
-
-logger = logging.getLogger(__name__)
+from sdf_vqvae.surface import extract_surface
 
 
 class SparseSDFVQVAE(nn.Module):
@@ -71,19 +70,22 @@ class SparseSDFVQVAE(nn.Module):
         Voxels outside the part of the band that the encoder sees (`input_band`) are left out.
 
         Raises:
-            ValueError: shapes differ, coordinates leave the grid, voxels occur twice, or none is left.
+            ValueError: shapes differ, coordinates leave the grid, voxels occur twice, none is left, or the values
+                are of another kind of field than the network reads.
         """
         if isinstance(batch, SparseTensor):
             feats, coords = batch.feats, batch.coords
         else:
             feats, coords = _read_batch(batch)
         feats, coords = feats.to(self.device), coords.to(self.device)
+        given = feats
         size = int(coords[:, 0].max()) + 1 if len(coords) else 0
         if self.config.input_band is not None and self.config.field.band is not None:
             seen = feats[:, 0].abs() <= self.config.input_band / self.config.field.band
             feats, coords = feats[seen], coords[seen]
         if len(coords) == 0:
             raise ValueError("the batch has no voxel within the band that the encoder sees")
+        self._check_values(given)
         keys = linear_keys(coords, max(self.config.data_resolution, int(coords.max()) + 1))
         if not bool((keys[1:] > keys[:-1]).all()):
             keys, order = torch.sort(keys)
@@ -95,6 +97,23 @@ class SparseSDFVQVAE(nn.Module):
         if empty:
             raise ValueError(f"samples {empty} of the batch have no voxel within the band the encoder sees")
         return x
+
+    def _check_values(self, feats: Tensor) -> None:
+        """Refuse values `[N, 1]` that cannot be of the field that the network reads."""
+        low, high = (float(v) for v in torch.aminmax(feats))
+        field = self.config.field
+        found = None
+        if not math.isfinite(low) or not math.isfinite(high):
+            found = "hold NaN or infinity"
+        elif field.kind == "sdf" and low >= 0 and high > 0:
+            found = "are unsigned"
+        elif field.unit == "band" and max(-low, high) > 1 + 1e-4:
+            found = "exceed the band"
+        if found:
+            raise ValueError(
+                f"the distances of the batch ({low:.3g}..{high:.3g}) {found}, but the VAE reads {field.in_words()}: "
+                f"{CONVERSION_HINT}"
+            )
 
     def encode_latent(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
         """Return the continuous latent vectors `[M, D]` on the latent grid, before quantization."""
@@ -180,21 +199,22 @@ class SparseSDFVQVAE(nn.Module):
         Args:
             recon: output of `Decode`.
             voxel_resolution: grid side to read the field on; at most that of the field (the default).
-            mc_threshold: level of the surface in units of the field; by default 0 for signed fields.
+            mc_threshold: level of the surface in units of the field; by default 0 for signed fields. Unsigned
+                fields get signs first, so that the surface has one wall; the log says how.
 
         Raises:
-            ValueError: the resolution exceeds the field's, the field is unsigned and no level is given, or
-                the field crosses the level nowhere.
+            ValueError: the resolution exceeds the field's, or there is no surface at the level.
         """
-        level = self._level(mc_threshold)
-        side = voxel_resolution or recon.side
-        meshes = []
-        for feats, xyz in recon.samples():
-            values, index = resample_field(feats[:, 0].float(), xyz, recon.side, side)
-            vertices, faces = extract_isosurface(values, index, level=level)
-            world = (vertices.double() + 0.5) / side - 0.5
-            meshes.append(trimesh.Trimesh(world.cpu().numpy(), faces.cpu().numpy(), process=False))
-        return meshes
+        return [
+            extract_surface(
+                feats[:, 0],
+                xyz,
+                replace(self.config.field, resolution=recon.side),
+                voxel_resolution=voxel_resolution,
+                mc_threshold=mc_threshold,
+            )
+            for feats, xyz in recon.samples()
+        ]
 
     def decode_mesh(
         self,
@@ -209,14 +229,6 @@ class SparseSDFVQVAE(nn.Module):
         on_latent_grid = recon_or_codes.side == self.config.latent_resolution
         recon = self.Decode(recon_or_codes) if on_latent_grid else recon_or_codes
         return self.sparse2mesh(recon, voxel_resolution, mc_threshold)
-
-    def _level(self, mc_threshold: float | None) -> float:
-        if mc_threshold is not None:
-            logger.info("extracting the surface at level %g as asked (default: 0)", mc_threshold)
-            return mc_threshold
-        if self.config.field.kind != "sdf":
-            raise ValueError("this VAE decodes unsigned distances, which have no zero crossing: give mc_threshold")
-        return 0.0
 
 
 def _pairs(splits: list[int]) -> list[tuple[int, int]]:

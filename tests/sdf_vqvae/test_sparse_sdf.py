@@ -12,7 +12,8 @@ import trimesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdf_vqvae.sparse_sdf import FieldDescription, SparseSDF, collate_sparse_sdf
+from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 
 BOX = trimesh.creation.box(extents=[1, 2, 4])
 

@@ -118,8 +118,6 @@ def test_meshes_come_from_codes_or_from_the_decoded_field(vae: SparseSDFVQVAE) -
     assert abs(coarse.bounds - mesh.bounds).max() < 0.01
     with pytest.raises(ValueError, match="coarser"):
         vae.sparse2mesh(field, voxel_resolution=128)
-    with pytest.raises(ValueError, match="mc_threshold"):
-        SparseSDFVQVAE(**{k: v for k, v in ARGS.items() if k not in ("field", "input_band")}).sparse2mesh(field)
 
 
 def test_a_checkpoint_round_trip_keeps_codes_and_fingerprint(vae: SparseSDFVQVAE, tmp_path: Path) -> None:
