@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vae_qwen3vl.layout import Positions, SequenceLayout, lay_out, with_placeholders
+from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions, SequenceLayout, lay_out, with_placeholders
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.vl_backbone import image_text_positions
+from vae_qwen3vl.vl_backbone import embedding_table, image_text_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ def merge_inputs(
         raise ValueError(
             f"attention_mask {list(attention_mask.shape)} doesn't match input_ids {list(input_ids.shape)}"
         )
+    _check_ids(input_ids[attention_mask.bool()], len(embedding_table(vl_model)))
     objects = int(tokens.coords[-1, 0]) + 1 if len(tokens.coords) else 0
     ids, valid, added = with_placeholders(input_ids, attention_mask.bool(), objects)
     if added:
@@ -89,6 +90,16 @@ def merge_inputs(
         labels=None if labels is None else _fill_labels(layout, labels),
         encoding_indices_3d=encoding_indices_3d,
     )
+
+
+def _check_ids(ids: Tensor, vocabulary: int) -> None:
+    """Raise a ValueError that names the first id which is neither text nor a placeholder."""
+    unknown = ids[((ids < 0) & (ids != PLACEHOLDER_3D)) | (ids >= vocabulary)]
+    if len(unknown):
+        raise ValueError(
+            f"input_ids hold {int(unknown[0])}, but the language model's tokens run from 0 to {vocabulary - 1}: "
+            "are they of another tokenizer, or labels?"
+        )
 
 
 def _fill_embeds(

@@ -49,18 +49,24 @@ def with_placeholders(input_ids: Tensor, attention_mask: Tensor, object_count: i
     Raises:
         ValueError: the counts differ.
     """
-    placeholders = int(((input_ids == PLACEHOLDER_3D) & attention_mask).sum())
-    batch = len(input_ids)
+    places = ((input_ids == PLACEHOLDER_3D) & attention_mask).nonzero()  # [P, 2]
+    placeholders, batch = len(places), len(input_ids)
     if placeholders == 0 and object_count == batch:
         ids = torch.cat([input_ids.new_full((batch, 1), PLACEHOLDER_3D), input_ids], dim=1)
         return ids, torch.cat([attention_mask.new_ones((batch, 1)), attention_mask], dim=1), True
     if placeholders == 0 and object_count:
+        lacking = f", and there is none for row {object_count}" if object_count < batch else ""
         raise ValueError(
-            f"{object_count} 3D objects for {batch} rows of plain input_ids: each row takes one object; "
+            f"{object_count} 3D objects for {batch} rows of plain input_ids: each row takes one object{lacking}; "
             "write placeholders with Processor3D for any other number"
         )
     if placeholders != object_count:
-        raise ValueError(f"input_ids hold {placeholders} 3D placeholders, but {object_count} 3D objects were given")
+        lacking = ""
+        if object_count < placeholders:
+            lacking = f"; there is none for number {object_count}, in row {int(places[object_count, 0])}"
+        raise ValueError(
+            f"input_ids hold {placeholders} 3D placeholders, but {object_count} 3D objects were given{lacking}"
+        )
     return input_ids, attention_mask, False
 
 

@@ -239,11 +239,16 @@ class Qwen3VLWith3DBranch(nn.Module):
         if (feats_3d is None) != (coords_3d is None):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
-            table = embedding_table(self.vl_model)
-            nothing = torch.zeros((0, 4), dtype=torch.long, device=table.device)
-            return Tokens3D(embeds=table.new_zeros((0, table.shape[1])), coords=nothing), None
+            return self._no_tokens(), None
         tokens = self.tokens_3d(*_sparse(feats_3d, coords_3d, mask_3d))
         return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
+
+    def _no_tokens(self) -> Tokens3D:
+        """Return no tokens at all, made by the projector: under DDP a batch of text alone takes part as well."""
+        gain = self.projector.output_gain
+        coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
+        embeds = self.projector(gain.new_zeros((0, self.projector.in_features)), coords)
+        return Tokens3D(embeds=embeds.to(self.device), coords=coords.to(self.device))
 
     def forward(
         self,

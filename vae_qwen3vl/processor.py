@@ -1,7 +1,8 @@
 """Writes a chat about 3D objects as token ids: template, placeholders, labels, padding.
 
 Works with any tokenizer that has a chat template. Knows nothing of the VAE, of embeddings or of how many 3D tokens
-an object has: one placeholder stands for one object and the model expands it.
+an object has: one placeholder stands for one object and the model expands it. Images become the language model's own
+image tokens and pixel values, through its own image processor.
 
 User text is encoded as plain text. It never passes through the template engine, and a special token spelled out
 in it becomes ordinary characters, so no text can produce a placeholder or a template token.
@@ -25,8 +26,11 @@ ROLES = ("system", "user", "assistant")
 
 Message = Mapping[str, Any]
 Conversation = str | Sequence[Message]
-Piece = str | None
-"""A piece of user content: text, or None for an object."""
+Piece = str | list[int] | None
+"""A piece of content: text, the ids of an image's tokens, or None for an object."""
+
+IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+END_OF_THOUGHT = "</think>"
 
 # Private-use characters mark where content goes in the rendered template; only the template's text is searched.
 _MARK = "\ue0f0{}\ue0f1"
@@ -38,27 +42,35 @@ class Processor3D:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template, or a processor that has one.
+        image_processor: the language model's image processor, for prompts with images; a processor's own if None.
 
     Raises:
         ValueError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any = None) -> None:
+        self.image_processor = image_processor or getattr(tokenizer, "image_processor", None)
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("the tokenizer has no chat template; use the tokenizer of an instruction-tuned model")
         self.tokenizer = tokenizer
-        added = [str(token) for token in tokenizer.get_added_vocab() if len(str(token)) > 1]
-        self._added_ids = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+        vocabulary: dict[str, int] = tokenizer.get_added_vocab()
+        added = [str(token) for token in vocabulary if len(str(token)) > 1]
+        self._added_ids = set(vocabulary.values()) | set(tokenizer.all_special_ids)
+        self._end_of_thought = vocabulary.get(END_OF_THOUGHT)
         longest_first = sorted(added, key=len, reverse=True)
         self._added = re.compile("|".join(re.escape(token) for token in longest_first)) if added else None
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Processor3D:
-        """Load the tokenizer of a language model (folder or Hub id)."""
-        from transformers import AutoTokenizer
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, images: bool = False, **kwargs: Any
+    ) -> Processor3D:
+        """Load the tokenizer of a language model (folder or Hub id), with `images` its image processor too."""
+        from transformers import AutoImageProcessor, AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(os.fspath(name_or_path), **kwargs))
+        source = os.fspath(name_or_path)
+        image_processor = AutoImageProcessor.from_pretrained(source, **kwargs) if images else None
+        return cls(AutoTokenizer.from_pretrained(source, **kwargs), image_processor)
 
     def __call__(
         self,
@@ -72,8 +84,8 @@ class Processor3D:
 
         Args:
             conversations: a prompt, a conversation, or a list of either. A conversation is a list of messages
-                `{"role", "content"}`; content is text, or a list of `{"type": "3d"}` and
-                `{"type": "text", "text": ...}` parts.
+                `{"role", "content"}`; content is text, or a list of `{"type": "3d"}`,
+                `{"type": "text", "text": ...}` and, in user turns, `{"type": "image", "image": ...}` parts.
             answers: one answer a conversation, for training: it becomes the assistant's turn and is supervised,
                 with its end-of-turn token; so are earlier assistant turns. It is never cut. None prepares for
                 generation.
@@ -82,7 +94,8 @@ class Processor3D:
             padding_side: None means "right" with answers and "left" without.
 
         Returns:
-            `input_ids` and `attention_mask` `[B, S]`, and `labels` `[B, S]` if there are answers.
+            `input_ids` and `attention_mask` `[B, S]`, `labels` `[B, S]` if there are answers, and `pixel_values` and
+            `image_grid_thw` if there are images.
         """
         batch = _as_batch(conversations)
         replies: list[str | None] = [None] * len(batch)
@@ -90,7 +103,8 @@ class Processor3D:
             replies = [answers] if isinstance(answers, str) else list(answers)
             if len(replies) != len(batch):
                 raise ValueError(f"{len(batch)} conversations, but {len(replies)} answers")
-        rows = [self._encode(chat, reply, objects) for chat, reply in zip(batch, replies, strict=True)]
+        pictures: list[Mapping[str, Tensor]] = []
+        rows = [self._encode(chat, reply, objects, pictures) for chat, reply in zip(batch, replies, strict=True)]
         side = padding_side or ("left" if answers is None else "right")
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
@@ -100,6 +114,9 @@ class Processor3D:
         }
         if answers is not None:
             encoded["labels"] = _pad([labels for _, labels in rows], IGNORED_LABEL, side)
+        if pictures:
+            for name in ("pixel_values", "image_grid_thw"):
+                encoded[name] = torch.cat([picture[name] for picture in pictures])
         return encoded
 
     def encode_text(self, text: str) -> list[int]:
@@ -122,30 +139,39 @@ class Processor3D:
         return ids
 
     def decode(self, token_ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each row `[B, S]`, without special tokens."""
+        """Return the text of each row `[B, S]`, without special tokens and without thoughts before the answer."""
         rows = token_ids.tolist() if isinstance(token_ids, Tensor) else [list(row) for row in token_ids]
-        kept = [[token for token in row if token >= 0] for row in rows]
+        kept = [[token for token in self._behind_thoughts(row) if token >= 0] for row in rows]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in kept]
+
+    def _behind_thoughts(self, row: list[int]) -> list[int]:
+        if self._end_of_thought not in row:
+            return row
+        return row[len(row) - row[::-1].index(self._end_of_thought) :]
 
     def _plain(self, text: str) -> list[int]:
         if not text:
             return []
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _encode(self, chat: Conversation, answer: str | None, objects: int) -> tuple[list[int], list[int]]:
-        messages = _as_messages(chat, objects)
+    def _encode(
+        self, chat: Conversation, answer: str | None, objects: int, pictures: list[Mapping[str, Tensor]]
+    ) -> tuple[list[int], list[int]]:
+        messages = self._as_messages(chat, objects, pictures)
         if answer is not None:
             messages.append(("assistant", [answer]))
         marked, pieces = _mark(messages)
+        full = self._render(marked, prompt=answer is None)
+        if sorted(map(int, _MARKED.findall(full))) != list(range(len(pieces))):
+            raise ValueError("the chat template drops or repeats the content of a message; use another template")
         if answer is None:
-            ids = self._fill(self._render(marked, prompt=True), pieces)
+            ids = self._fill(full, pieces)
             return ids, [IGNORED_LABEL] * len(ids)
-        full = self._render(marked, prompt=False)
         ids, labels, done = [], [], 0
         for turn, (role, _) in enumerate(messages):
             if role != "assistant":
                 continue
-            before = len(self._checked_prefix(full, marked[:turn]))
+            before = self._begin_of_reply(full, marked[:turn])
             after = self._end_of_turn(full, marked[turn]["content"])
             context, reply = self._fill(full[done:before], pieces), self._fill(full[before:after], pieces)
             ids += context + reply
@@ -155,18 +181,30 @@ class Processor3D:
         return ids + tail, labels + [IGNORED_LABEL] * len(tail)
 
     def _render(self, marked: list[dict[str, str]], prompt: bool) -> str:
-        text = self.tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=prompt)
+        # A template of a thinking model that can do without is asked to; others ignore the argument.
+        text = self.tokenizer.apply_chat_template(
+            marked, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+        )
         assert isinstance(text, str)
         return text
 
-    def _checked_prefix(self, full: str, marked: list[dict[str, str]]) -> str:
-        prompt = self._render(marked, prompt=True)
-        if not full.startswith(prompt):
+    def _begin_of_reply(self, full: str, marked: list[dict[str, str]]) -> int:
+        """Return where the reply to `marked` begins: behind what `full` has in common with its generation prompt.
+
+        That is the whole prompt, unless the template opens thoughts in the prompt and drops them from earlier turns.
+        """
+        head, prompt = self._render(marked, prompt=False), self._render(marked, prompt=True)
+        pairs = enumerate(zip(full, prompt, strict=False))
+        begin = next((at for at, (mine, other) in pairs if mine != other), min(len(full), len(prompt)))
+        inside = self._added is not None and any(
+            token.start() < begin < token.end() for token in self._added.finditer(full)
+        )
+        if inside or begin <= len(head) or not full.startswith(head):
             raise ValueError(
                 "the chat template does not continue its generation prompt with the assistant's turn, so the "
-                "answer's tokens can't be told apart; supervise the last turn only, or use another template"
+                "answer's tokens can't be told apart; use another template"
             )
-        return prompt
+        return begin
 
     def _end_of_turn(self, full: str, content: str) -> int:
         """Return where the turn that holds `content` ends: behind the special token that closes it."""
@@ -182,8 +220,66 @@ class Processor3D:
                 ids += self._plain(part)  # the template's own text: special tokens count
             else:
                 piece = pieces[int(part)]
-                ids += [PLACEHOLDER_3D] if piece is None else self.encode_text(piece)
+                if piece is None:
+                    ids.append(PLACEHOLDER_3D)
+                else:
+                    ids += self.encode_text(piece) if isinstance(piece, str) else piece
         return ids
+
+    def _as_messages(
+        self, chat: Conversation, objects: int, pictures: list[Mapping[str, Tensor]]
+    ) -> list[tuple[str, list[Piece]]]:
+        if isinstance(chat, str):
+            chat = [{"role": "user", "content": chat}]
+        messages = []
+        for message in chat:
+            role = message.get("role")
+            if role not in ROLES:
+                raise ValueError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
+            messages.append((str(role), self._content_pieces(role, message.get("content"), pictures)))
+        if not messages or messages[0][0] == "assistant":
+            raise ValueError("a conversation must begin with a user or system turn")
+        if objects and not any(piece is None for _, content in messages for piece in content):
+            users = [content for role, content in messages if role == "user"]
+            if not users:
+                raise ValueError("the conversation has no user turn for the 3D object to stand in")
+            users[0][:0] = [None] * objects
+        return messages
+
+    def _content_pieces(self, role: str, content: Any, pictures: list[Mapping[str, Tensor]]) -> list[Piece]:
+        if isinstance(content, str):
+            return [content]
+        if not isinstance(content, Sequence):
+            raise ValueError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
+        pieces: list[Piece] = []
+        for part in content:
+            kind = part.get("type")
+            if kind == "3d":
+                pieces.append(None)
+            elif kind == "text":
+                pieces.append(str(part["text"]))
+            elif kind == "image" and role == "user":
+                pieces.append(self._image_ids(part["image"], pictures))
+            elif kind == "image":
+                raise ValueError(f"images stand in user turns, not in a {role} turn")
+            else:
+                raise ValueError(f"a content part must have type '3d', 'text' or 'image', not {kind!r}")
+        return pieces or [""]  # a turn's place in the template is found by its content
+
+    def _image_ids(self, image: Any, pictures: list[Mapping[str, Tensor]]) -> list[int]:
+        """Process an image into `pictures` and return its tokens."""
+        if self.image_processor is None:
+            raise ValueError(
+                "this processor has no image processor: load it with Processor3D.from_pretrained(..., images=True)"
+            )
+        vocabulary = self.tokenizer.get_added_vocab()
+        if missing := [token for token in IMAGE_TOKENS if token not in vocabulary]:
+            raise ValueError(f"the tokenizer has no {', '.join(missing)}: its language model reads no images")
+        start, pad, end = (vocabulary[token] for token in IMAGE_TOKENS)
+        picture = self.image_processor(images=[image], return_tensors="pt")
+        pictures.append(picture)
+        patches = int(picture["image_grid_thw"].prod())
+        return [start, *[pad] * (patches // self.image_processor.merge_size**2), end]
 
 
 def _as_batch(conversations: Conversation | Sequence[Conversation]) -> list[Conversation]:
@@ -195,40 +291,6 @@ def _as_batch(conversations: Conversation | Sequence[Conversation]) -> list[Conv
     if isinstance(items[0], Mapping):
         return [items]
     return items
-
-
-def _as_messages(chat: Conversation, objects: int) -> list[tuple[str, list[Piece]]]:
-    if isinstance(chat, str):
-        chat = [{"role": "user", "content": chat}]
-    messages = []
-    for message in chat:
-        role = message.get("role")
-        if role not in ROLES:
-            raise ValueError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
-        messages.append((str(role), _content_pieces(message.get("content"))))
-    if objects and not any(piece is None for _, content in messages for piece in content):
-        users = [content for role, content in messages if role == "user"]
-        if not users:
-            raise ValueError("the conversation has no user turn for the 3D object to stand in")
-        users[0][:0] = [None] * objects
-    return messages
-
-
-def _content_pieces(content: Any) -> list[Piece]:
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, Sequence):
-        raise ValueError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
-    pieces: list[Piece] = []
-    for part in content:
-        kind = part.get("type")
-        if kind == "3d":
-            pieces.append(None)
-        elif kind == "text":
-            pieces.append(str(part["text"]))
-        else:
-            raise ValueError(f"a content part must have type '3d' or 'text', not {kind!r}")
-    return pieces
 
 
 def _mark(messages: list[tuple[str, list[Piece]]]) -> tuple[list[dict[str, str]], list[Piece]]:

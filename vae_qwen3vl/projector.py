@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vae_qwen3vl.sequence_3d import group_blocks, keep_head, pool_to_budget
+from vae_qwen3vl.sequence_3d import group_blocks, keep_head, object_counts, pool_to_budget
 
 MERGES = (1, 2, 4)
 OverBudget = Literal["pool", "head"]
@@ -142,12 +142,16 @@ class Projector3D(nn.Module):
             max_tokens: tokens an object may have; 0 or less means no limit.
             over_budget: "pool" averages neighbouring blocks of an object that has more, so that all of it is
                 seen; "head" keeps its first `max_tokens` (the lowest z).
+
+        Raises:
+            ValueError: a sample between others has no codes; a cell appears twice; a width doesn't fit.
         """
         if feats.ndim != 2 or feats.shape[1] != self.latent_dim:
             raise ValueError(
                 f"expected 3D features [M, {self.latent_dim}] (latent_dim={self.latent_dim}), got {list(feats.shape)}"
             )
         rows, blocks = group_blocks(feats, coords, self.merge)
+        object_counts(blocks)
         if over_budget == "head":
             rows, blocks = keep_head(rows, blocks, max_tokens)
             hidden = self._lift(rows)

@@ -42,7 +42,8 @@ def object_counts(coords: Tensor) -> Tensor:  # [N, 4] -> [B]
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
-            f"the 3D batch has ids 0..{len(counts) - 1}, but no codes for {empty}: every object needs at least one"
+            f"the 3D batch has samples 0..{len(counts) - 1}, but no codes for {empty}: every sample needs at least "
+            "one, and ids count up from 0 without a gap"
         )
     return counts
 

@@ -137,7 +137,7 @@ def test_mistakes_are_named(processor, tokenizer):
         processor(["a", "b"], ["x"])
     with pytest.raises(ValueError, match="role"):
         processor([{"role": "robot", "content": "x"}])
-    with pytest.raises(ValueError, match="'3d' or 'text'"):
+    with pytest.raises(ValueError, match="'3d', 'text' or 'image'"):
         processor([{"role": "user", "content": [{"type": "sound"}]}])
     with pytest.raises(ValueError, match="no user turn"):
         processor([{"role": "system", "content": "x"}])
