@@ -6,6 +6,7 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,29 @@ from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.surface import extract_surface
+
+
+def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
+    """Read a mesh file, or a field file (`.npz`).
+
+    Raises:
+        ValueError: see `load_mesh` and `SparseSDF.load`.
+    """
+    return SparseSDF.load(path) if Path(path).suffix.lower() == ".npz" else load_mesh(path)
+
+
+def field_for(
+    vae: SparseSDFVQVAE, shape: trimesh.Trimesh | SparseSDF, *, threshold_factor: float | None = None
+) -> SparseSDF:
+    """Return the field that a tokenizer reads: a mesh voxelized, or a field as it is.
+
+    Raises:
+        ValueError: see `voxelize_for` and `check_field`.
+    """
+    if isinstance(shape, trimesh.Trimesh):
+        return voxelize_for(vae, shape, threshold_factor=threshold_factor)
+    check_field(vae, shape)
+    return shape
 
 
 def voxelize_for(

@@ -39,6 +39,8 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     _add_decode(commands)
     _add_describe(commands)
     _add_demo(commands)
+    _add_convert(commands)
+    _add_checkpoint(commands)
     _add_doctor(commands)
     run_smoke_test.make_parser(commands)
     return parser
@@ -70,6 +72,15 @@ def _add(
     return parser
 
 
+def _add_threshold_factor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold_factor",
+        type=float,
+        metavar="T",
+        help="half width in voxels of the field, for VAEs of the original system, which don't record it",
+    )
+
+
 def _print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2))
 
@@ -92,34 +103,37 @@ def _add_encode(commands: Any) -> None:
         commands,
         "encode",
         _encode,
-        "Turn a mesh into discrete codes.",
+        "Turn a mesh, or a field file of it, into discrete codes.",
         "  vae-qwen3vl encode chair.glb -o chair.safetensors\n"
+        "  vae-qwen3vl encode 0123abcd_r512.npz -o x.safetensors --vae_config configs/vae/sdf_vqvae_stage2.json "
+        "--vae_ckpt vqvae_step0000459.pt\n"
         "  vae-qwen3vl encode scan.ply -o scan.safetensors --json",
     )
-    parser.add_argument("mesh", metavar="MESH", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF")
+    parser.add_argument("mesh", metavar="MESH|FIELD", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF; or .npz")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="codes file, .safetensors")
+    _add_threshold_factor(parser)
     add_vae_options(parser)
     add_run_options(parser)
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from sdf_vqvae.geometry.mesh import load_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import encode_field, voxelize_for
+    from sdf_vqvae.shapes import encode_field, field_for, load_shape
+    from sdf_vqvae.sparse_sdf import SparseSDF
 
     if options.output.suffix != CODES_SUFFIX:
         raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
-    mesh = load_mesh(options.mesh)
+    source = load_shape(options.mesh)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
     watch = Stopwatch(vae.device)
     with watch("voxelize"):
-        field = voxelize_for(vae, mesh)
+        field = field_for(vae, source, threshold_factor=options.threshold_factor)
     with watch("encode"):
         codes = encode_field(vae, field)
     codes.save(options.output)
     found = {
         "mesh": str(options.mesh),
-        "faces": len(mesh.faces),
+        "faces": None if isinstance(source, SparseSDF) else len(source.faces),
         "watertight": field.watertight,
         "sign_method": field.sign_method,
         "resolution": field.field.resolution,
@@ -131,8 +145,9 @@ def _encode(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
         return 0
+    made_of = "" if found["faces"] is None else f"{found['faces']} faces -> "
     print(
-        f"{found['mesh']}: {found['faces']} faces -> {found['voxels']} voxels at {found['resolution']}^3 "
+        f"{found['mesh']}: {made_of}{found['voxels']} voxels at {found['resolution']}^3 "
         f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
         f"in {found['output']}"
     )
@@ -210,12 +225,18 @@ def _add_describe(commands: Any) -> None:
         commands,
         "describe",
         _describe,
-        "Answer a question about a mesh or its codes.",
+        "Answer a question about a mesh, its field or its codes.",
         "  vae-qwen3vl describe chair.glb\n"
         '  vae-qwen3vl describe chair.safetensors --prompt "How many legs does it have?"\n'
         "  vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt",
     )
-    parser.add_argument("shape", metavar="MESH|CODES", type=Path, help="mesh file, or codes file (.safetensors)")
+    parser.add_argument(
+        "shape",
+        metavar="MESH|FIELD|CODES",
+        type=Path,
+        help="mesh file, field file (.npz) or codes file (.safetensors)",
+    )
+    _add_threshold_factor(parser)
     parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
     parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answer (64)")
     add_vae_options(parser)
@@ -225,13 +246,12 @@ def _add_describe(commands: Any) -> None:
 
 def _describe(options: argparse.Namespace) -> int:
     from sdf_vqvae.codes import ShapeCodes
-    from sdf_vqvae.geometry.mesh import load_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import encode_field, voxelize_for
+    from sdf_vqvae.shapes import encode_field, field_for, load_shape
     from vae_qwen3vl.describer import describe, load_describer
 
     is_codes = options.shape.suffix == CODES_SUFFIX
-    source: Any = ShapeCodes.load(options.shape) if is_codes else load_mesh(options.shape)
+    source: Any = ShapeCodes.load(options.shape) if is_codes else load_shape(options.shape)
     quiet_transformers(options.verbose)
     target = resolve_device(options.device)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
@@ -239,7 +259,7 @@ def _describe(options: argparse.Namespace) -> int:
     codes = source
     if not is_codes:
         with watch("encode"):
-            codes = encode_field(vae, voxelize_for(vae, source))
+            codes = encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor))
     with watch("load language model"):
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
     with watch("describe"):
@@ -305,6 +325,114 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"{name:<13} {value}")
     print(f"\non {result.device}")
     print_stages(result.stages)
+    return 0
+
+
+# -- convert ---------------------------------------------------------------------------------------------------
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        _convert,
+        "Turn field files into those that a VAE reads: unsigned into signed, other grids, bands and sampling.",
+        "  vae-qwen3vl convert 0123abcd_r512.npz -o 0123abcd_r256.npz\n"
+        "  vae-qwen3vl convert train_sdf_dataset -o train_sdf_dataset_signed --workers 8",
+    )
+    parser.add_argument(
+        "fields",
+        metavar="FIELD|DATASET",
+        type=Path,
+        help=".npz file, or folder of them (with metadata.csv or without)",
+    )
+    parser.add_argument("-o", "--output", metavar="PATH", type=Path, required=True, help=".npz file, or folder")
+    parser.add_argument(
+        "--vae_config", metavar="JSON", help="make the field that this VAE reads (default: the shipped tokenizer's)"
+    )
+    parser.add_argument("--resolution", type=int, metavar="R", help="grid side in the names of the dataset's files")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.field_folder import convert_file, convert_folder
+    from sdf_vqvae.model.checkpoint import shipped_config
+
+    field = VAEConfig.from_json(options.vae_config or shipped_config()).field
+    if not options.fields.is_dir():
+        if options.output.suffix != ".npz":
+            raise ValueError(f"--output {options.output}: a field file ends in .npz")
+        voxels = convert_file(options.fields, options.output, field)
+        found: dict[str, Any] = {"output": str(options.output), "voxels": voxels, "field": field.to_dict()}
+        if options.json:
+            _print_json(found)
+        else:
+            print(f"{options.fields} -> {options.output}: {voxels} voxels, {field.in_words()}")
+        return 0
+    done = convert_folder(
+        options.fields, options.output, field, resolution=options.resolution, workers=options.workers
+    )
+    if options.json:
+        _print_json({"output": str(options.output), "field": field.to_dict(), **dataclasses.asdict(done)})
+        return 0
+    print(
+        f"{options.fields} -> {options.output}: {done.converted} converted, {done.kept} there already, "
+        f"{len(done.failed)} failed; {field.in_words()}"
+    )
+    for name, reason in done.failed.items():
+        print(f"failed: {name}: {reason}")
+    return 0
+
+
+# -- checkpoint ------------------------------------------------------------------------------------------------
+
+
+def _add_checkpoint(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "checkpoint",
+        _checkpoint,
+        "Say what a VAE checkpoint holds and whether it fits a config; with -o, write it as safetensors.",
+        "  vae-qwen3vl checkpoint vqvae_step0000459.pt --vae_config configs/vae/sdf_vqvae_stage2.json -o my_vae\n"
+        "  vae-qwen3vl checkpoint sparse_vae_512.pth --vae_config configs/vae/direct3d_s2_512.json",
+    )
+    parser.add_argument(
+        "vae_ckpt", metavar="FILE", type=Path, help=".safetensors, or .pt/.pth of the original system"
+    )
+    parser.add_argument("--vae_config", metavar="JSON", help="its configuration (default: config.json beside it)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="folder for model.safetensors and config.json"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.model.checkpoint import CONFIG_NAME, load_weights, save_vae
+    from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+
+    vae = SparseSDFVQVAE(VAEConfig.from_json(options.vae_config or options.vae_ckpt.with_name(CONFIG_NAME)))
+    report = load_weights(vae, options.vae_ckpt, codebook_required=False)
+    if options.output is not None:
+        if report.missing:
+            raise ValueError(f"{options.vae_ckpt} holds no codebook, so there is no whole VAE to write")
+        save_vae(vae, options.output)
+    if options.json:
+        _print_json(
+            {
+                **dataclasses.asdict(report),
+                "fingerprint": None if report.missing else vae.fingerprint(),
+                "output": None if options.output is None else str(options.output),
+            }
+        )
+        return 0
+    print(report.table())
+    if options.output is not None:
+        print(f"written to {options.output}")
     return 0
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
@@ -28,6 +27,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _LISTED = 6
+_CODEBOOK = "vq.embeddings.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,39 @@ class LoadReport:
 
     source: str
     tensors: int
+    """Tensors loaded."""
     parameters: int
+    """Values in them."""
+    renamed: list[Renamed]
+    """Loaded tensors that the file has under another name or in another layout."""
+    left_over: list[str]
+    """Training state of the codebook, not loaded."""
+    missing: list[str]
+    """Empty, or the codebook where a checkpoint without one was accepted."""
 
     def __str__(self) -> str:
-        return f"loaded {self.tensors} tensors ({self.parameters:,} values) from {self.source}, none left over"
+        more = f", {len(self.renamed)} of them renamed or rearranged" if self.renamed else ""
+        lacks = f"; missing: {', '.join(self.missing)}" if self.missing else ""
+        return f"loaded {self.tensors} tensors ({self.parameters:,} values) from {self.source}{more}{lacks}"
+
+    def table(self) -> str:
+        """Return a line of counts, then a line for each tensor that is not simply loaded."""
+        rows = [(r.how, f"{r.file_name} {list(r.file_shape)} -> {r.name} {list(r.shape)}") for r in self.renamed]
+        rows += [("left over", f"{name} (training state)") for name in self.left_over]
+        rows += [("missing", name) for name in self.missing]
+        counts = (
+            f"{self.source}: loaded {self.tensors} ({self.parameters:,} values), of them renamed or rearranged "
+            f"{len(self.renamed)}; left over {len(self.left_over)}; missing {len(self.missing)}"
+        )
+        return "\n".join([counts, *(f"{kind:<12} {what}" for kind, what in rows)])
 
 
 def load_vae_from_config(
     vae_config: str | os.PathLike[str] | None = None,
     vae_ckpt: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
+    *,
+    codebook_required: bool = True,
 ) -> SparseSDFVQVAE:
     """Build a tokenizer in evaluation mode.
 
@@ -54,14 +77,14 @@ def load_vae_from_config(
         vae_ckpt: weights. Without it a given config gets random weights (seed 0), which is logged;
             without both, the shipped tokenizer is loaded.
         device: where to; CUDA where present by default.
+        codebook_required: see `load_weights`.
 
     Raises:
         ValueError: a file is missing or unreadable, or its tensors do not fit the architecture exactly.
     """
     target = resolve_device(device)
     if vae_config is None and vae_ckpt is None:
-        folder = resources.files("sdf_vqvae") / "weights"
-        vae_ckpt = Path(str(folder / WEIGHTS_NAME))
+        vae_ckpt = shipped_config().with_name(WEIGHTS_NAME)
         if not vae_ckpt.is_file():
             raise ValueError("this installation ships no tokenizer weights: give vae_config and vae_ckpt")
     if vae_config is None:
@@ -74,74 +97,93 @@ def load_vae_from_config(
         logger.warning("no checkpoint given: %s runs on random weights", vae_config)
     else:
         vae = SparseSDFVQVAE(config)
-        logger.info("%s", load_weights(vae, vae_ckpt))
+        logger.info("%s", load_weights(vae, vae_ckpt, codebook_required=codebook_required))
     return vae.to(target).eval()
 
 
-def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadReport:
+def shipped_config() -> Path:
+    """Return the path of the shipped tokenizer's config; its weights lie beside it."""
+    return Path(str(resources.files("sdf_vqvae") / "weights" / CONFIG_NAME))
+
+
+def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_required: bool = True) -> LoadReport:
     """Load a checkpoint into a tokenizer; every tensor must be there, fit, and be used.
 
+    Layouts and names of torchsparse, and prefixes of wrappers, are turned into ours (see `to_canonical`).
     Moving-average buffers of the codebook are training state: they may be absent or left over.
 
+    Args:
+        vae: where to.
+        path: `.safetensors`, or a PyTorch file with a state dict, bare or under `state_dict` or `vae`.
+        codebook_required: False accepts a checkpoint without a codebook, as Direct3D-S2's public VAE, which has
+            none: encoder and decoder are loaded, the codebook stays random until it is trained, and a warning
+            says so.
+
     Raises:
-        ValueError: the file cannot be read, or names or shapes differ (the message lists them).
+        ValueError: the file cannot be read, names or shapes differ (the message lists them), or a value is not
+            finite.
     """
-    state = read_state_dict(path)
+    try:
+        state, renamed = to_canonical(read_state_dict(path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     expected = vae.state_dict()
     optional = {name for name in (*state, *expected) if name.startswith("vq.") and "ema" in name}
     missing = sorted(expected.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - expected.keys() - optional)
-    common = expected.keys() & state.keys()
-    misshaped = sorted(
+    common = sorted(expected.keys() & state.keys())
+    misshaped = [
         f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}"
         for n in common
         if state[n].shape != expected[n].shape
-    )
-    if missing or unexpected or misshaped:
+    ]
+    if missing == [_CODEBOOK] and not unexpected and not misshaped:
+        if codebook_required:
+            raise ValueError(
+                f"{path} holds no codebook ({_CODEBOOK}), as Direct3D-S2's public VAE: its encoder and decoder work, "
+                "but there are no codes before a codebook has been trained on it"
+            )
+        logger.warning("%s holds no codebook: codes mean nothing before one has been trained", path)
+    elif missing or unexpected or misshaped:
         parts = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
         lines = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in parts.items() if v)
-        raise ValueError(f"{path} does not fit the architecture of the config: {lines}")
-    if missing_buffers := sorted((expected.keys() & optional) - state.keys()):
-        logger.debug("the checkpoint has no codebook averages (%s): they start anew", _some(missing_buffers))
+        raise ValueError(f"{path} does not fit the architecture of the config: {lines}{_guess(state)}")
+    broken = [n for n in common if state[n].is_floating_point() and not bool(torch.isfinite(state[n]).all())]
+    if broken:
+        raise ValueError(f"{path} holds values that are not finite, in {_some(broken)}")
     with torch.no_grad():
         for name in common:
             expected[name].copy_(state[name])
-    return LoadReport(source=str(path), tensors=len(common), parameters=sum(state[name].numel() for name in common))
+    return LoadReport(
+        source=str(path),
+        tensors=len(common),
+        parameters=sum(state[name].numel() for name in common),
+        renamed=[r for r in renamed if r.name in expected],
+        left_over=sorted(state.keys() - expected.keys()),
+        missing=missing,
+    )
+
+
+def _guess(state: Mapping[str, Tensor]) -> str:
+    """Return what the tensors say about the config that they need, as the end of a sentence."""
+    found: dict[str, int] = {}
+    for half in ("encoder", "decoder"):
+        blocks = {n.split(".")[2] for n in state if n.startswith(f"{half}.blocks.")}
+        if blocks:
+            found[f"num_blocks_{half}"] = len(blocks)
+    for key, name, axis in (
+        ("model_channels", "decoder.input_layer.weight", 0),
+        ("latent_channels", "decoder.input_layer.weight", 1),
+        ("num_embeddings", _CODEBOOK, 0),
+    ):
+        if name in state and state[name].ndim == 2:
+            found[key] = state[name].shape[axis]
+    return f". The file looks like {', '.join(f'{k}={v}' for k, v in found.items())}" if found else ""
 
 
 def _some(names: list[str]) -> str:
     more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, unwrapped from `state_dict` or `vae`.
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds anything but tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the checkpoint {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
-    for wrapper in ("state_dict", "vae"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
-    return dict(content)
 
 
 def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:

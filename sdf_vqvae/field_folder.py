@@ -1,0 +1,257 @@
+"""A dataset of field files: a folder with `metadata.csv` and `{sha256}_r{R}.npz`, read, and converted as a whole.
+
+Knows the columns of the table that concern fields (`sha256`, `sdf_computed`, `r{R}_num_points`, `r{R}_error`) and
+keeps all others. Captions are for the language branch.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import logging
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.shapes import convert_field
+from sdf_vqvae.sparse_sdf import SparseSDF
+
+logger = logging.getLogger(__name__)
+
+METADATA = "metadata.csv"
+_ID = "sha256"
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
+_LONGEST_CELL = 2**24  # characters; captions of the original's table exceed the csv module's default
+
+
+class FieldFolder:
+    """The objects of a dataset folder that have a field file at a resolution.
+
+    With a `metadata.csv`, its rows in their order; without, all files `{id}_r{R}.npz` in the order of their names.
+
+    Args:
+        folder: the dataset.
+        resolution: grid side R in the file names.
+        min_points: least number of voxels (the table's `r{R}_num_points`), as in the original's configs.
+        max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
+
+    Raises:
+        ValueError: no such folder, a table without the column `sha256`, or no object is left.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        resolution: int = 512,
+        *,
+        min_points: int = 0,
+        max_points: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.resolution = resolution
+        if not self.folder.is_dir():
+            raise ValueError(f"the dataset folder {self.folder} does not exist")
+        self.rows: list[dict[str, str]] = []
+        self._seen: set[str] = set()
+        self.left_out: dict[str, str] = {}
+        """Id -> why its row is not among `rows`."""
+        for row in self.table():
+            reason = self._reason_against(row, min_points, max_points)
+            if reason is None:
+                self.rows.append(row)
+            else:
+                self.left_out[row[_ID]] = reason
+        if not self.rows:
+            some = "; ".join(f"{name}: {why}" for name, why in list(self.left_out.items())[:2])
+            raise ValueError(
+                f"{self.folder} holds no usable field of {resolution}^3" + (f" ({some})" if some else "")
+            )
+        if self.left_out:
+            logger.warning("%d of %d objects are left out", len(self.left_out), len(self.left_out) + len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> SparseSDF:
+        """Read one field. Raises a ValueError if its file is damaged."""
+        return SparseSDF.load(self.path(self.rows[number][_ID]))
+
+    def path(self, name: str) -> Path:
+        """Return the file of an object by its id."""
+        return self.folder / field_file_name(name, self.resolution)
+
+    def table(self) -> Iterator[dict[str, str]]:
+        """Yield the rows of all objects, usable or not."""
+        table = self.folder / METADATA
+        if table.is_file():
+            yield from read_table(table)
+            return
+        for file in sorted(self.folder.glob(f"*_r{self.resolution}.npz")):
+            yield {_ID: file.name.removesuffix(f"_r{self.resolution}.npz")}
+
+    def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
+        """Return why a row can't be used, or None."""
+        name = row[_ID]
+        if not _SAFE_ID.fullmatch(name):
+            return "its id is not a plain name"
+        if name in self._seen:
+            return "its id occurs twice"
+        self._seen.add(name)
+        if row.get("sdf_computed", "True").strip().lower() not in ("true", "1", "1.0"):
+            return "sdf_computed is not True"
+        points = row.get(f"r{self.resolution}_num_points")
+        if points is not None:
+            try:
+                count = float(points or "nan")
+            except ValueError:
+                return f"r{self.resolution}_num_points is {points!r}"
+            if not count >= min_points:
+                return f"it has {points or 'no'} voxels, fewer than {min_points}"
+            if max_points is not None and count > max_points:
+                return f"it has {points} voxels, more than {max_points}"
+        if not self.path(name).is_file():
+            return "its file does not exist"
+        return None
+
+
+def field_file_name(name: str, resolution: int) -> str:
+    """Return `{name}_r{resolution}.npz`."""
+    return f"{name}_r{resolution}.npz"
+
+
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a `metadata.csv`.
+
+    Raises:
+        ValueError: the file is not UTF-8, lacks the column `sha256`, or a row has more cells than the header.
+    """
+    previous = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            if _ID not in (reader.fieldnames or ()):
+                raise ValueError(f"{path} has no column {_ID!r}; it has {list(reader.fieldnames or ())}")
+            for row in reader:
+                if None in row or row[_ID] is None:
+                    raise ValueError(f"{path}, line {reader.line_num}: the row does not fit the header")
+                yield {key: value or "" for key, value in row.items()}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable table: {error}") from error
+    finally:
+        csv.field_size_limit(previous)
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows as `metadata.csv`, with every column that one of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What converting a folder came to."""
+
+    converted: int
+    kept: int
+    """Files that an earlier run had made."""
+    failed: dict[str, str]
+    """Id -> reason."""
+
+
+def convert_file(source: Path, target: Path, field: FieldDescription) -> int:
+    """Convert one field file and return the number of its voxels. Raises a ValueError with the reason."""
+    converted = convert_field(SparseSDF.load(source), field)
+    converted.save(target)
+    return len(converted.sdf)
+
+
+def convert_folder(
+    source: Path, target: Path, field: FieldDescription, *, resolution: int | None = None, workers: int = 1
+) -> Conversion:
+    """Convert the fields of a dataset folder into another; a second run goes on where the first stopped.
+
+    Writes `{id}_r{R}.npz` and a `metadata.csv` with the source's columns and `r{R}_num_points`, `r{R}_error`.
+    An object that can't be converted is recorded with its reason, and the rest goes on.
+
+    Args:
+        source: dataset folder.
+        target: where to; another folder, created where missing.
+        field: description of the results.
+        resolution: R in the names of the source's files; by default the one that all of them have.
+        workers: processes.
+
+    Raises:
+        ValueError: the folders are the same, or the source has no field or fields of several resolutions.
+    """
+    from tqdm import tqdm
+
+    if target.resolve() == source.resolve():
+        raise ValueError(f"--output {target} is the source itself: give another folder")
+    if not source.is_dir():
+        raise ValueError(f"the dataset folder {source} does not exist")
+    fields = FieldFolder(source, resolution or _only_resolution(source))
+    target.mkdir(parents=True, exist_ok=True)
+    points: dict[str, str] = {}
+    failed = dict(fields.left_out)
+    kept = 0
+    jobs = []
+    for row in fields.rows:
+        output = target / field_file_name(row[_ID], field.resolution)
+        if output.is_file():
+            kept += 1
+            points[row[_ID]] = str(len(SparseSDF.load(output).sdf))
+        else:
+            jobs.append((row[_ID], fields.path(row[_ID]), output))
+    done = _run_jobs(jobs, field, workers)
+    for name, count, reason in tqdm(done, total=len(jobs), unit="field", disable=None):
+        if reason:
+            failed[name] = reason
+        else:
+            points[name] = str(count)
+    rows = []
+    for row in fields.table():
+        name = row[_ID]
+        found = {f"r{field.resolution}_num_points": points.get(name, "")}
+        rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
+    write_table(target / METADATA, rows)
+    return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
+
+
+def _only_resolution(folder: Path) -> int:
+    found = {int(m["resolution"]) for f in folder.iterdir() if (m := _FILE.fullmatch(f.name))}
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds field files of the resolutions {sorted(found)}: choose one with --resolution"
+            if found
+            else f"{folder} holds no field file (ID_rR.npz)"
+        )
+    return found.pop()
+
+
+def _run_jobs(
+    jobs: list[tuple[str, Path, Path]], field: FieldDescription, workers: int
+) -> Iterator[tuple[str, int, str]]:
+    work = functools.partial(_job, field=field)
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, jobs)
+
+
+def _job(job: tuple[str, Path, Path], field: FieldDescription) -> tuple[str, int, str]:
+    name, source, target = job
+    try:
+        return name, convert_file(source, target, field), ""
+    except (ValueError, OSError) as error:
+        return name, 0, " ".join(str(error).split())
