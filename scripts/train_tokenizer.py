@@ -4,7 +4,8 @@
         --output_dir outputs/tokenizer --max_seconds 480 --share ldraw=0.25
 
 Writes `model.safetensors`, `config.json` and `log.jsonl`. Meshes are voxelized on the GPU as they are drawn.
-This is the minimal trainer: one GPU, no resume.
+This is the minimal trainer: one GPU, no resume, no stages. Configs with `dataset` and `trainer` sections, as the
+original system's, are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config import read_vae_document
 from sdf_vqvae.data import FieldStream, MeshPack, source_weights
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import resolve_device, seed_everything, setup_logging
@@ -48,7 +49,13 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     seed_everything(options.seed)
     device = resolve_device()
-    config = VAEConfig.from_json(options.vae_config)
+    document = read_vae_document(options.vae_config)
+    if document.dataset is not None or document.trainer is not None:
+        raise SystemExit(
+            f"error: {options.vae_config} has dataset and trainer sections, which this trainer does not follow: it "
+            "draws from a mesh pack with the options above; give a config without them"
+        )
+    config = document.model
     pack = MeshPack(options.pack)
     entries = [e for e in pack.select("train") if e.record["faces"] <= options.max_faces]
     shares = {name: float(share) for name, share in (s.split("=") for s in options.share)}

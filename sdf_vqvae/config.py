@@ -6,7 +6,6 @@ Knows the names and meanings of the keys; builds nothing.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from dataclasses import dataclass, field
@@ -14,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.training_config import DatasetConfig, TrainerConfig, check_keys, check_types, named_section
 
 # Keys of the original system's files that change nothing in the network; they are accepted and kept.
 _WITHOUT_EFFECT = ("representation_config", "latents_scale", "latents_shift")
-_SPLIT = ("model_channels", "num_blocks", "num_heads", "num_head_channels")
+_MODEL_NAMES = ("SparseSDFVQVAE", "Direct3DS2_VQVAE")  # the second is the original's alias
+# Arguments that the original also takes for each half; here the halves may differ in their number of blocks only.
+_SPLIT = ("model_channels", "num_heads", "num_head_channels")
+_MOST_LEVELS = 6
+_LEAST = {
+    "resolution": 1, "model_channels": 1, "latent_channels": 1, "num_blocks": 0, "num_blocks_encoder": 0,
+    "num_blocks_decoder": 0, "num_heads": 1, "num_head_channels": 1, "mlp_ratio": 0, "window_size": 1,
+    "num_embeddings": 1, "vq_decay": 0, "vq_epsilon": 0, "kmeans_interval": 1, "reservoir_size": 1, "input_band": 0,
+}  # fmt: skip
+_FIXED = {"out_channels": 1, "vq_group_size": 1, "extra_down_up_levels": 0, "train_full_block_decode": False}
+"""Arguments of the original, some of later versions, of which one value is the network that is built here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
+        check_types("models.vqvae.args", self, _LEAST)
         if self.num_heads is None and self.model_channels % self.num_head_channels:
             raise ValueError(
                 f"model_channels ({self.model_channels}) is not a multiple of num_head_channels "
@@ -98,9 +109,12 @@ class VAEConfig:
         }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not supported; choose from {allowed}")
-        for key in ("resolution", "model_channels", "latent_channels", "num_embeddings", "window_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be positive, got {getattr(self, key)}")
+        if self.num_heads is not None and self.model_channels % self.num_heads:
+            raise ValueError(
+                f"model_channels ({self.model_channels}) is not a multiple of num_heads ({self.num_heads})"
+            )
+        if not all(isinstance(width, int) and width > 0 for width in self.widths) or not self.widths:
+            raise ValueError(f"level_channels must be positive integers, got {list(self.widths)}")
         if self.data_resolution != self.field.resolution:
             raise ValueError(
                 f"resolution={self.resolution} (latent grid) with {self.levels} levels means a data grid of "
@@ -145,46 +159,87 @@ class VAEConfig:
         values = {k: v for k, v in args.items() if k not in _WITHOUT_EFFECT}
         if "embed_dim" in values:
             values["latent_channels"] = values.pop("embed_dim")
-        for key in _SPLIT[::2]:
-            values.setdefault(key, cls.__dataclass_fields__[key].default)
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"unknown VAE option {key!r}{hint}")
-        if isinstance(values.get("field"), dict):
+        for key, only in _FIXED.items():
+            if values.pop(key, only) != only:
+                raise ValueError(f"{key}={args[key]!r} is not supported: {only!r} is the network that is built here")
+        for key in _SPLIT:
+            halves = [values.pop(f"{key}_{half}", None) for half in ("encoder", "decoder")]
+            given = {v for v in (values.get(key), *halves) if v is not None}
+            if len(given) > 1:
+                raise ValueError(f"{key} differs between encoder and decoder ({halves}), which is not supported")
+            if given:
+                values[key] = given.pop()
+        for key in ("model_channels", "num_head_channels", "num_blocks"):
+            if values.get(key, 0) is None:
+                del values[key]
+        check_keys("models.vqvae.args", values, (f.name for f in dataclasses.fields(cls)))
+        widths = values.get("level_channels")
+        if widths is not None:
+            if not isinstance(widths, list | tuple) or len(widths) > _MOST_LEVELS:
+                raise ValueError(f"level_channels must be a list of at most {_MOST_LEVELS} integers, got {widths!r}")
+            values["level_channels"] = tuple(widths)
+        side = values.get("resolution", cls.resolution)
+        if "field" in values:
             values["field"] = FieldDescription.from_dict(values["field"])
-        elif "field" not in values:
-            levels = len(values.get("level_channels") or (1, 2, 3))
-            resolution = values.get("resolution", cls.resolution) * 2**levels
+        elif isinstance(side, int):
             values["field"] = FieldDescription(
-                kind="udf", unit="world", band=None, sampling="corner", resolution=resolution
+                kind="udf",
+                unit="world",
+                band=None,
+                sampling="corner",
+                resolution=side * 2 ** (3 if widths is None else len(widths)),
             )
-        if values.get("level_channels") is not None:
-            values["level_channels"] = tuple(values["level_channels"])
         return cls(**values)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> VAEConfig:
-        """Read `models.vqvae.args` of a JSON file; `dataset` and `trainer` sections are for the trainer.
+        """Read `models.vqvae.args` of a JSON file; its other sections are checked as well.
 
         Raises:
-            ValueError: the file is missing, is not JSON or lacks `models.vqvae.args`.
+            ValueError: see `read_vae_document`.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-            args = document["models"]["vqvae"]["args"]
-        except OSError as error:
-            raise ValueError(f"cannot read the VAE config {path}: {error.strerror}") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} has no models.vqvae.args section") from error
-        return cls.from_args(args)
+        return read_vae_document(path).model
 
     def to_args(self) -> dict[str, Any]:
         """Return the arguments that `from_args` turns back into this config."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["field"] = self.field.to_dict()
         return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEDocument:
+    """The sections of a `configs/vae/*.json` file."""
+
+    model: VAEConfig
+    dataset: DatasetConfig | None
+    trainer: TrainerConfig | None
+
+
+def read_vae_document(path: str | os.PathLike[str]) -> VAEDocument:
+    """Read a JSON file with the sections `models` (needed), `dataset` and `trainer`.
+
+    Raises:
+        ValueError: the file is missing, is not JSON, lacks `models.vqvae.args`, or a key anywhere is unknown, is not
+            supported, or has a value of another type or range. The message names file and key.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the VAE config {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    try:
+        if not isinstance(document, dict) or not isinstance(document.get("models"), dict):
+            raise ValueError("there is no models.vqvae.args section")
+        check_keys("the file", document, ("models", "dataset", "trainer"))
+        check_keys("models", document["models"], ("vqvae",))
+        _, args = named_section("models.vqvae", document["models"].get("vqvae"), _MODEL_NAMES)
+        sections = {key: document[key] for key in ("dataset", "trainer") if document.get(key) is not None}
+        return VAEDocument(
+            model=VAEConfig.from_args(args),
+            dataset=DatasetConfig.from_section(sections["dataset"]) if "dataset" in sections else None,
+            trainer=TrainerConfig.from_section(sections["trainer"]) if "trainer" in sections else None,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -40,6 +40,11 @@ class FieldDescription:
         }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"field {key} must be one of {allowed}, got {getattr(self, key)!r}")
+        numbers = (int, float)
+        if isinstance(self.resolution, bool) or not isinstance(self.resolution, int):
+            raise ValueError(f"field resolution must be an integer, got {self.resolution!r}")
+        if self.band is not None and (isinstance(self.band, bool) or not isinstance(self.band, numbers)):
+            raise ValueError(f"field band must be a number or unknown, got {self.band!r}")
         if self.band is not None and not 0 < self.band < math.inf:
             raise ValueError(f"field band must be a positive number of voxels or unknown, got {self.band}")
         if self.unit == "band" and self.band is None:
@@ -81,6 +86,10 @@ class FieldDescription:
             ValueError: a key is missing or unknown, or a value is out of range.
         """
         names = {"kind", "unit", "band", "sampling", "resolution"}
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a field description is a mapping with the keys {sorted(names)}, got {values!r}")
         if set(values) != names:
             raise ValueError(f"a field description has the keys {sorted(names)}, got {sorted(values)}")
         return cls(**{**values, "sampling": str(values["sampling"]).replace("centre", "center")})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config import VAEConfig, read_vae_document
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
@@ -52,6 +52,84 @@ def test_the_stages_keep_their_values(name, stage, ema, batch, dataset, points, 
     assert trainer["args"]["training_stage"] == stage
     assert trainer["args"]["batch_size_per_gpu"] == batch
     assert trainer["args"]["optimizer"]["args"]["lr"] == lr
+
+
+@pytest.mark.parametrize("name", ["sdf_vqvae_stage1", "sdf_vqvae_stage2", "ct_vqvae_stage1", "ct_vqvae_stage2"])
+def test_every_key_of_the_stages_arrives(name):
+    """Whatever the file says is found again, under one name, in what the programs read."""
+    path = FOLDER / "vae" / f"{name}.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    document = read_vae_document(path)
+    for key, value in raw["models"]["vqvae"]["args"].items():
+        assert key == "representation_config" or getattr(document.model, key) == value, key
+    assert document.dataset.name == raw["dataset"]["name"]
+    for key, value in raw["dataset"]["args"].items():
+        assert getattr(document.dataset, key) == value, key
+    trainer = document.trainer
+    nested = {
+        "optimizer": {"lr": trainer.lr, "weight_decay": trainer.weight_decay},
+        "grad_clip": {"max_norm": trainer.grad_clip, "clip_percentile": trainer.clip_percentile},
+    }
+    for key, value in raw["trainer"]["args"].items():
+        if key in nested:
+            assert nested[key] == value["args"], key
+        elif key == "lr_scheduler":
+            base = value["args"]["base_scheduler"]["args"]
+            assert trainer.warmup_steps == value["args"]["warmup_steps"]
+            assert {"T_max": trainer.cosine_steps, "eta_min": trainer.lr_min} == base
+        elif key == "ema_rate":
+            assert list(trainer.ema_rate) == value
+        elif key != "fp16_scale_growth":  # bf16 needs no loss scale
+            assert getattr(trainer, key) == value, key
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "message"),
+    [
+        (
+            ("models", "vqvae", "args"),
+            {"num_block": 8},
+            r"models\.vqvae\.args: unknown key 'num_block'; did you mean 'num_blocks",
+        ),
+        (("models", "vqvae", "args"), {"vq_group_size": 8}, "vq_group_size=8 is not supported"),
+        (("models", "vqvae", "args"), {"use_fp16": True}, "use_fp16=True"),
+        (("models", "vqvae", "args"), {"chunk_size": 4}, "chunk_size=4"),
+        (("models", "vqvae", "args"), {"resolution": "64"}, "resolution must be an integer"),
+        (("models", "vqvae", "args"), {"model_channels_encoder": 256}, "differs between encoder and decoder"),
+        (("models", "vqvae"), {"name": "SparseSDFVAE"}, "SparseSDFVQVAE"),
+        (("models",), {"vae": {}}, "unknown key 'vae'; did you mean 'vqvae'"),
+        ((), {"trainers": {}}, "unknown key 'trainers'; did you mean 'trainer'"),
+        (("dataset",), {"name": "Sparse"}, "SparseSDF, CTWindowSparseSDF"),
+        (("dataset", "args"), {"window_type": "lung"}, "belongs to CTWindowSparseSDF"),
+        (("dataset", "args"), {"edge_margin": 0}, "edge_margin.*later versions"),
+        (("dataset", "args"), {"min_points": -1}, "min_points must be an integer of at least 0"),
+        (("trainer", "args"), {"lambda_sharp": 1.0}, "lambda_sharp.*no edge mask"),
+        (("trainer", "args"), {"training_stage": 4}, "training_stage must be one of"),
+        (("trainer", "args"), {"max_step": 4}, "did you mean 'max_steps'"),
+        (("trainer", "args"), {"loss_type": "huber"}, "loss_type must be one of"),
+        (("trainer", "args"), {"batch_split": 3}, "not a multiple of batch_split"),
+        (("trainer", "args", "optimizer"), {"name": "SGD"}, "AdamW"),
+        (("trainer", "args", "optimizer", "args"), {"betas": [0.9, 0.99]}, "unknown key 'betas'"),
+        (("trainer", "args", "optimizer", "args"), {"lr": "fast"}, "lr must be a number"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(tmp_path, where, change, message):
+    document = json.loads((FOLDER / "vae" / "sdf_vqvae_stage1.json").read_text(encoding="utf-8"))
+    section = document
+    for key in where:
+        section = section[key]
+    section.update(change)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_vae_document(path)
+    assert "mine.json" in str(caught.value)
+
+
+def test_the_spellings_of_the_originals_constructor_work():
+    spelled = {"embed_dim": 8, "model_channels_encoder": 128, "model_channels_decoder": 128, "num_heads": None}
+    config = VAEConfig.from_args({**spelled, "latents_scale": 1.0, "latents_shift": 0.0, "out_channels": 1})
+    assert (config.latent_channels, config.model_channels, config.heads) == (8, 128, 2)
 
 
 def test_the_alignment_config_reads_as_plain_values():
