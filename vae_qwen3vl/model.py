@@ -304,6 +304,9 @@ class Qwen3VLWith3DBranch(nn.Module):
         Returns:
             New token ids only, `[B, new]` (never the prompt), or what `return_dict_in_generate` asks for. At most
             128 new tokens unless `kwargs` say otherwise. Without `input_ids`, `kwargs` pass through unchanged.
+
+        A later turn on a kept cache passes `past_key_values` with the whole conversation's ids and objects; the
+        rows of a batch must have grown by equally many tokens since, for the cache holds their padding.
         """
         if input_ids is None:
             return self.vl_model.generate(**kwargs)

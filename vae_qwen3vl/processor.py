@@ -261,7 +261,7 @@ class Processor3D:
             elif kind == "image" and role == "user":
                 pieces.append(self._image_ids(part["image"], pictures))
             elif kind == "image":
-                raise ValueError(f"images stand in user turns, not in a {role} turn")
+                raise ValueError(f"images stand in user turns only, not in those of the {role}")
             else:
                 raise ValueError(f"a content part must have type '3d', 'text' or 'image', not {kind!r}")
         return pieces or [""]  # a turn's place in the template is found by its content

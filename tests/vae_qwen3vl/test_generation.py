@@ -84,55 +84,83 @@ def test_a_batch_generates_what_its_samples_generate_alone(build, vae, processor
         assert torch.equal(alone[0], together[row])
 
 
-def test_beams_equal_those_of_each_sample_and_sampling_runs(build, processor, make_codes):
+def test_beams_equal_those_of_each_sample_and_score_what_full_forwards_say(build, processor, make_codes):
     model = build()
     feats, coords = make_codes([20, 5])
-    search = {"num_beams": 3, "max_new_tokens": 6, **GREEDY}
-    together = model.generate(**processor(PROMPTS[:2]), feats_3d=feats, coords_3d=coords, **search)
-    mine = coords[:, 0] == 0
-    alone = model.generate(**processor(PROMPTS[0]), feats_3d=feats[mine], coords_3d=coords[mine], **search)
-    assert torch.equal(together[0], alone[0])
-    drawn = model.generate(
-        **processor(PROMPTS[:2]),
-        feats_3d=feats,
-        coords_3d=coords,
-        max_new_tokens=6,
-        do_sample=True,
-        num_return_sequences=2,
-        eos_token_id=None,
-        pad_token_id=0,
+    inputs = processor(PROMPTS[:2])
+    search = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, **GREEDY}
+    more = {"return_dict_in_generate": True, "output_scores": True}
+    together = model.generate(**inputs, feats_3d=feats, coords_3d=coords, **search, **more)
+    assert together.sequences.shape == (4, 6)
+    for row in range(2):
+        mine = coords[:, 0] == row
+        single = coords[mine] * torch.tensor([0, 1, 1, 1])
+        alone = model.generate(**processor(PROMPTS[row]), feats_3d=feats[mine], coords_3d=single, **search)
+        assert torch.equal(together.sequences[2 * row : 2 * row + 2], alone)
+    for beam in range(2):
+        new = together.sequences[beam::2]
+        full = full_forward_logits(model, inputs, new, feats, coords).log_softmax(-1)  # [B, new, V]
+        picked = full.gather(2, new[..., None]).sum((1, 2)) / 6
+        torch.testing.assert_close(together.sequences_scores[beam::2], picked, rtol=1e-4, atol=1e-4)
+
+
+def test_seeded_sampling_draws_from_what_full_forwards_say(build, processor, make_codes):
+    model = build()
+    feats, coords = make_codes([20, 5])
+    inputs = processor(PROMPTS[:2])
+    draw = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "eos_token_id": None, "pad_token_id": 0}
+    torch.manual_seed(11)
+    drawn = model.generate(**inputs, feats_3d=feats, coords_3d=coords, max_new_tokens=8, **draw)
+    torch.manual_seed(11)
+    new = torch.zeros((2, 0), dtype=torch.long)
+    for _ in range(8):
+        more = torch.cat([new, torch.zeros((2, 1), dtype=torch.long)], dim=1)  # what is predicted after `new`
+        full = full_forward_logits(model, inputs, more, feats, coords)[:, -1]
+        new = torch.cat([new, torch.multinomial((full / 0.7).softmax(-1), 1)], dim=1)
+    assert torch.equal(drawn, new)
+    assert len(set(drawn.flatten().tolist())) > 4
+    several = model.generate(
+        **inputs, feats_3d=feats, coords_3d=coords, max_new_tokens=3, num_return_sequences=2, **draw
     )
-    assert drawn.shape == (4, 6)
+    assert several.shape == (4, 3)
 
 
-def test_a_second_turn_continues_on_the_first_turns_cache(build, processor, make_codes):
-    model = build()
-    feats, coords = make_codes([25])
-    shape = {"feats_3d": feats, "coords_3d": coords}
-    chat = [{"role": "user", "content": "What is it?"}]
-    first = processor(chat)
-    out = model.generate(**first, **shape, max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
-    more = torch.tensor([[2, 1, *processor.encode_text("user\nWhy?"), 2, 1, *processor.encode_text("assistant\n")]])
-    ids = torch.cat([first["input_ids"], out.sequences, more], dim=1)
-    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shape, "max_new_tokens": 6, **GREEDY}
-    fresh = model.generate(**second)
-    assert torch.equal(model.generate(**second, past_key_values=out.past_key_values), fresh)
+TURNS = {
+    "one row, another object in each turn": (["What is it?"], [1, 2, 3]),
+    "rows of unequal length": (["hi", "a longer prompt here"], [2, 2, 2]),
+}
 
 
-def test_generation_with_an_image_and_a_shape_equals_full_forwards(build, make_codes):
-    model = build()
-    ids = torch.tensor([[7, 3, 5, 5, 5, 5, 4, -200, 10, 12]])
-    feats, coords = make_codes([14])
-    inputs = {
-        "feats_3d": feats,
-        "coords_3d": coords,
-        "image_grid_thw": torch.tensor([[1, 4, 4]]),
-        "pixel_values": torch.randn(16, 3 * 2 * 16, generator=torch.Generator().manual_seed(0)),
-    }
-    new = model.generate(ids, **inputs, max_new_tokens=6, **GREEDY)
-    with torch.no_grad():
-        logits = model(torch.cat([ids, new], dim=1), **inputs).logits[0, -7:-1]
-    assert torch.equal(logits.argmax(-1), new[0])
+@pytest.mark.parametrize("positions", ["mrope", "sequential"])
+@pytest.mark.parametrize("case", TURNS)
+def test_later_turns_on_the_kept_cache_equal_a_full_recompute(build, processor, make_codes, positions, case):
+    prompts, objects = TURNS[case]
+    model = build(positions=positions, merge=2, max_3d_tokens=12)
+    first = processor(prompts)
+    ids, mask, past = first["input_ids"], first["attention_mask"], None
+    more = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
+    all_feats, all_coords = make_codes([25, 9, 3])
+    for number in range(3):
+        shown = all_coords[:, 0] < objects[number]
+        shapes = {"feats_3d": all_feats[shown], "coords_3d": all_coords[shown]}
+        given = {"input_ids": ids, "attention_mask": mask, **shapes, **more}
+        fresh = model.generate(**given)
+        known = past.get_seq_length() if past is not None else 0
+        read = []
+        hook = model.vl_model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs, read=read: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        out = model.generate(**given, past_key_values=past)
+        hook.remove()
+        assert read == [fresh.past_key_values.get_seq_length() - 4 - known, 1, 1, 1, 1]  # only what is new
+        assert torch.equal(out.sequences, fresh.sequences)
+        torch.testing.assert_close(torch.stack(out.logits), torch.stack(fresh.logits), rtol=0, atol=1e-4)
+        past = out.past_key_values
+        turn = [2, 1, *processor.encode_text("user\nAnd this?"), 2, 1, *processor.encode_text("assistant\n")]
+        if objects[min(number + 1, 2)] > objects[number]:
+            turn.insert(3, -200)
+        new = torch.cat([out.sequences, torch.tensor([turn] * len(prompts))], dim=1)
+        ids, mask = torch.cat([ids, new], dim=1), torch.cat([mask, torch.ones_like(new)], dim=1)
 
 
 def test_positions_change_the_answer_so_the_test_above_can_fail(build, processor, make_codes):
