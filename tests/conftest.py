@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,25 @@ def reference_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the reference data, which is not part of the project (../shared/data)")
     return folder
+
+
+_COMMANDS = pytest.StashKey[list[tuple[str, int]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the list that `record_command` fills."""
+    config.stash[_COMMANDS] = []
+
+
+@pytest.fixture
+def record_command(pytestconfig: pytest.Config) -> Callable[[str, int], None]:
+    """Leave a documented command and its exit code for the end of the report."""
+    return lambda command, code: pytestconfig.stash[_COMMANDS].append((command, code))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the documented commands that were run, with their exit codes."""
+    if config.stash[_COMMANDS]:
+        terminalreporter.section("documented commands and their exit codes")
+        for command, code in config.stash[_COMMANDS]:
+            terminalreporter.write_line(f"{code}  {command}")

@@ -188,7 +188,8 @@ def check_forward(model: Any, batch: dict[str, Tensor], codes: SparseTensor, fea
     print("forward_with_3d")
     device = feats.device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(20, _VOCABULARY, (1, _TEXT_LENGTH), generator=generator).to(device)
+    tokens_of_text = min(_VOCABULARY, len(model.vl_model.get_input_embeddings().weight))
+    ids = torch.randint(20, tokens_of_text, (1, _TEXT_LENGTH), generator=generator).to(device)
     labels = ids.clone()
     labels[:, : _TEXT_LENGTH // 2] = -100
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}

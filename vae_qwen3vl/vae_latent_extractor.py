@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdf_vqvae.runtime import resolve_device
+logger = logging.getLogger(__name__)
 
 
 class ShapeVAE(Protocol):
@@ -91,7 +92,8 @@ def extract_3d_latent(
     Args:
         batch: dict `sparse_sdf [N, 1]`, `sparse_index [N, 3]`, `batch_idx [N]` (or what the VAE's `Encode` takes).
         vae_model: any object with `Encode`, `Decode` and `vq.embeddings`.
-        device: where to run. None runs where the VAE is; a device moves the VAE there, and it stays there.
+        device: where to run. None runs where the VAE is, and so does "cuda" (with a warning) where there is no GPU;
+            any other device moves the VAE there, and it stays there.
 
     Returns:
         `feats [M, D]` codebook vectors and `coords` int32 `[M, 4]` = (batch, x, y, z) on the latent grid.
@@ -111,8 +113,12 @@ def extract_3d_latent_and_indices(
     Returns:
         `feats [M, D]`, `coords` int32 `[M, 4]`, and the VAE's own codes object, ready for `vae_model.Decode`.
     """
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        # The documented calls say device="cuda"; on a machine without a GPU the object is encoded all the same.
+        logger.warning("device=%s was asked for, but PyTorch sees no CUDA GPU: encoding where the VAE is", device)
+        device = None
     if device is not None:
-        target = resolve_device(device)
+        target = torch.device(device)
         if isinstance(vae_model, nn.Module):
             vae_model.to(target)
     else:
