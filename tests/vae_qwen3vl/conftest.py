@@ -35,6 +35,12 @@ def twin():
 
 
 @pytest.fixture(scope="session")
+def worker():
+    """What one process of a distributed run does."""
+    return beside("ddp_worker")
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     return tiny.build_tokenizer()
 
