@@ -86,3 +86,28 @@ def test_our_own_vae_gives_the_same_contract():
     assert torch.bincount(coords[:, 0]).tolist() == [len(coords) // 2] * 2
     assert vae_fingerprint(own) == own.fingerprint()
     assert len(own.Decode(indices).feats) > len(coords)
+
+
+def test_what_the_vae_is_given_stays_as_it_was_and_foreign_batches_pass_through(vae, make_batch):
+    batch = make_batch([20, 9])
+    before = {name: value.clone() for name, value in batch.items()}
+    expected = extract_3d_latent(batch, vae)
+    assert all(torch.equal(batch[name], before[name]) for name in before)
+    plain = SimpleNamespace(Encode=lambda given: vae.Encode(given.batch), Decode=vae.Decode, vq=vae.vq)
+    found = extract_3d_latent(SimpleNamespace(batch=batch), plain)
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
+
+
+def test_codes_without_a_coordinate_each_are_refused(vae, make_batch):
+    lost = SimpleNamespace(
+        Encode=lambda batch: SimpleNamespace(feats=torch.zeros(3, 1), coords=torch.zeros(2, 4)), vq=vae.vq
+    )
+    with pytest.raises(ValueError, match=r"3 codes with coordinates \[2, 4\]"):
+        extract_3d_latent(make_batch([5]), lost)
+
+
+def test_a_vae_in_training_mode_returns_to_it_even_after_an_error(vae):
+    vae.train()
+    with pytest.raises(KeyError):
+        extract_3d_latent({"sparse_sdf": torch.zeros(1, 1)}, vae)
+    assert vae.training

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,6 +145,61 @@ def test_mistakes_are_named(processor, tokenizer):
         processor([{"role": "system", "content": "x"}])
     with pytest.raises(ValueError, match="no conversation"):
         processor([])
+    with pytest.raises(ValueError, match="begin with a user or system turn"):
+        processor([{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "x"}], "y")
+    with pytest.raises(ValueError, match="text or a list of parts, not int"):
+        processor([{"role": "user", "content": 3}])
+
+
+def with_template(tokenizer, template):
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = template
+    return Processor3D(made)
+
+
+def test_an_empty_turn_keeps_its_place(processor, tokenizer):
+    chat = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": []},
+        {"role": "user", "content": []},
+    ]
+    encoded = processor(chat, "Yes.", objects=0)
+    labels = encoded["labels"][0]
+    assert tokenizer.decode(labels[labels != -100]) == "<|im_end|>Yes.<|im_end|>"
+    written = [{**message, "content": message["content"] or ""} for message in chat]
+    own = tokenizer.apply_chat_template([*written, {"role": "assistant", "content": "Yes."}], tokenize=False)
+    assert tokenizer.decode(encoded["input_ids"][0]) == own
+
+
+def test_thoughts_opened_in_the_prompt_and_dropped_from_earlier_turns_leave_the_spans_exact(tokenizer):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}<tool_call>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<tool_call>\n{% endif %}"
+    )
+    chat = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "<First>."},
+        {"role": "user", "content": "Two?"},
+    ]
+    labels = with_template(tokenizer, template)(chat, "Second.")["labels"][0]
+    assert tokenizer.decode(labels[labels != -100]) == "<First>.<|im_end|>\nSecond.<|im_end|>"
+
+
+def test_templates_that_lose_the_answer_are_refused(tokenizer):
+    head = "{% for m in messages %}<|im_start|>{{ m.role }}: "
+    templates = {
+        "drops or repeats": head + "{{ m.content if not loop.first }}<|im_end|>{% endfor %}",
+        "drops or repeats the": head + "{{ m.content }}{{ m.content }}<|im_end|>{% endfor %}",
+        "does not continue": head
+        + "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}Your turn!{% endif %}",
+        "does not continue its": head
+        + "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_end|>{% endif %}",
+    }
+    for message, template in templates.items():
+        with pytest.raises(ValueError, match=message):
+            with_template(tokenizer, template)("A chair?", "Yes.")
 
 
 def test_a_tokenizer_without_template_is_refused(tokenizer):

@@ -8,6 +8,7 @@ import torch
 from vae_qwen3vl.sequence_3d import (
     group_blocks,
     keep_head,
+    object_counts,
     pool_to_budget,
     prepare_3d_sequence,
     prepare_3d_sequence_batched,
@@ -35,8 +36,18 @@ def test_too_many_rows_lose_the_tail_in_head_mode_and_nothing_in_none_mode(make_
     assert torch.equal(out, feats[order[:16]]) and mask.all()
     out, mask, _ = prepare_3d_sequence(feats, coords, max_3d_tokens=16, truncate_mode="none")
     assert torch.equal(out, feats[order]) and mask.all()
-    out, _, _ = prepare_3d_sequence(feats, coords, max_3d_tokens=0)
-    assert torch.equal(out, feats[order])
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_of_zero_or_less_keeps_everything_and_pads_nothing(make_codes, limit):
+    feats, coords = make_codes([40, 7])
+    order = zyx_order(coords.tolist())
+    out, mask, places = prepare_3d_sequence(feats, coords, max_3d_tokens=limit)
+    assert torch.equal(out, feats[order]) and torch.equal(places, coords[order]) and mask.all()
+    _, mask, _ = prepare_3d_sequence_batched(feats, coords, 2, max_3d_tokens=limit)
+    assert mask.shape == (2, 40) and mask.sum(1).tolist() == [40, 7]
+    rows, blocks = group_blocks(feats, coords, 1)
+    assert len(pool_to_budget(rows, blocks, limit)[0]) == len(keep_head(rows, blocks, limit)[0]) == 47
 
 
 def test_unsorted_preparation_keeps_the_given_order(make_codes):
@@ -115,6 +126,12 @@ def test_any_budget_is_met(make_codes, budget):
     rows, blocks = group_blocks(*make_codes([300]), 1)
     assert 0 < len(pool_to_budget(rows, blocks, budget)[0]) <= budget
     assert len(keep_head(rows, blocks, budget)[0]) == min(budget, 300)
+
+
+def test_an_object_without_rows_between_others_is_named():
+    coords = torch.tensor([[0, 1, 1, 1], [2, 1, 1, 1], [2, 1, 1, 2], [4, 1, 1, 1], [4, 2, 1, 1]])
+    with pytest.raises(ValueError, match=r"samples 0..4, but no codes for \[1, 3\]"):
+        object_counts(coords)
 
 
 def test_preparation_stays_differentiable(make_codes):
