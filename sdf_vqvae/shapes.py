@@ -6,6 +6,7 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
+from sdf_vqvae.geometry.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.mesh import is_watertight, load_mesh, normalize_mesh, to_source_units
-from sdf_vqvae.geometry.voxelize import voxelize
+from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.surface import extract_surface
+
+_NEAR = 2.0
+"""Steps from the surface within which all corners of the cells that it cuts lie (sqrt(3)), with some to spare."""
 
 
 def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
@@ -99,6 +104,7 @@ def field_in_world(
     watertight: bool = False,
     center: tuple[float, float, float] = (0.0, 0.0, 0.0),
     scale: float = 1.0,
+    voxelizer: Callable[..., VoxelField] = voxelize,
 ) -> SparseSDF:
     """Voxelize a mesh that stands in the world cube, as a field of the given description.
 
@@ -110,6 +116,7 @@ def field_in_world(
         watertight: the mesh is known to be closed.
         center: recorded with the field; world = (source - center) * scale.
         scale: see `center`.
+        voxelizer: `voxelize`, or `voxelize_dense` for a great many small triangles.
 
     Raises:
         ValueError: see `voxelize`.
@@ -120,7 +127,7 @@ def field_in_world(
         steps = field.resolution - 1
         vertices = ((vertices + 0.5) * steps + 0.5) / field.resolution - 0.5
         reach = band * steps / field.resolution
-    found = voxelize(
+    found = voxelizer(
         vertices,
         faces,
         resolution=field.resolution,
@@ -149,7 +156,9 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
     """
     if field.band is None:
         raise ValueError("a field can only be made with a known band")
-    mesh = extract_surface(source.sdf, source.index, source.field)
+    # Marching cubes needs no more; a wide band is mostly far from the surface.
+    near = source.sdf.abs() * source.field.voxels_per_unit <= _NEAR
+    mesh = extract_surface(source.sdf[near], source.index[near], source.field)
     faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
     vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
     return field_in_world(
@@ -160,6 +169,7 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
         watertight=is_watertight(faces.numpy()),
         center=source.center,
         scale=source.scale,
+        voxelizer=voxelize_dense,
     )
 
 

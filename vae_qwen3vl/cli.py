@@ -412,10 +412,10 @@ def _add_checkpoint(commands: Any) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> int:
     from sdf_vqvae.config import VAEConfig
-    from sdf_vqvae.model.checkpoint import CONFIG_NAME, load_weights, save_vae
+    from sdf_vqvae.model.checkpoint import config_beside, load_weights, save_vae
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
-    vae = SparseSDFVQVAE(VAEConfig.from_json(options.vae_config or options.vae_ckpt.with_name(CONFIG_NAME)))
+    vae = SparseSDFVQVAE(VAEConfig.from_json(options.vae_config or config_beside(options.vae_ckpt)))
     report = load_weights(vae, options.vae_ckpt, codebook_required=False)
     if options.output is not None:
         if report.missing:

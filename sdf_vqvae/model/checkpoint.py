@@ -88,7 +88,8 @@ def load_vae_from_config(
         if not vae_ckpt.is_file():
             raise ValueError("this installation ships no tokenizer weights: give vae_config and vae_ckpt")
     if vae_config is None:
-        vae_config = Path(str(vae_ckpt)).with_name(CONFIG_NAME)
+        assert vae_ckpt is not None
+        vae_config = config_beside(vae_ckpt)
     config = VAEConfig.from_json(vae_config)
     if vae_ckpt is None:
         with torch.random.fork_rng(devices=[]):
@@ -104,6 +105,18 @@ def load_vae_from_config(
 def shipped_config() -> Path:
     """Return the path of the shipped tokenizer's config; its weights lie beside it."""
     return Path(str(resources.files("sdf_vqvae") / "weights" / CONFIG_NAME))
+
+
+def config_beside(vae_ckpt: str | os.PathLike[str]) -> Path:
+    """Return the `config.json` beside a checkpoint. Raises a ValueError where there is none."""
+    path = Path(vae_ckpt).with_name(CONFIG_NAME)
+    if not Path(vae_ckpt).is_file():
+        raise ValueError(f"the checkpoint {vae_ckpt} does not exist")
+    if not path.is_file():
+        raise ValueError(
+            f"{vae_ckpt} has no {CONFIG_NAME} beside it: give --vae_config, e.g. configs/vae/sdf_vqvae_stage2.json"
+        )
+    return path
 
 
 def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_required: bool = True) -> LoadReport:

@@ -15,10 +15,13 @@ import trimesh
 
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import FieldFolder, convert_folder
+from sdf_vqvae.geometry.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.metrics import compare_meshes
 from sdf_vqvae.geometry.unsigned import sign_by_flood
-from sdf_vqvae.model.checkpoint import save_vae
+from sdf_vqvae.geometry.voxelize import voxelize
+from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
+from sdf_vqvae.model.state_dict import to_torchsparse
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.shapes import convert_field, encode_field, field_in_world, load_shape, voxelize_for
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -196,6 +199,35 @@ def test_conversion_gives_nearly_the_field_of_the_mesh(old_file, box):
     error = np.abs(np.diff(np.array(both), axis=1))
     assert len(both) > 0.95 * len(theirs)
     assert np.mean(error) < 0.05  # in units of the band: 0.15 voxels
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_dense_surfaces_get_the_field_that_voxelization_gives(box, signed):
+    source = in_world(box).subdivide_to_size(0.5 / R)
+    vertices, faces = torch.from_numpy(np.asarray(source.vertices)), torch.from_numpy(source.faces.astype(np.int64))
+    exact = voxelize(vertices, faces, resolution=R, band=3.0, signed=signed, watertight=True)
+    dense = voxelize_dense(vertices, faces, resolution=R, band=3.0, signed=signed, watertight=True)
+    assert torch.equal(dense.index, exact.index)
+    assert float((dense.distance - exact.distance).abs().max()) < 1e-3
+
+
+def test_the_checkpoint_program_prints_the_table_and_writes_safetensors(tmp_path, capsys):
+    from vae_qwen3vl.cli import main
+
+    vae = original_vae()
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}))
+    torch.save({"vae": to_torchsparse(vae.state_dict()), "config": {}}, tmp_path / "old.pt")
+    assert main(["checkpoint", str(tmp_path / "old.pt")]) == 2
+    assert "--vae_config" in capsys.readouterr().err
+    command = ["checkpoint", str(tmp_path / "old.pt"), "--vae_config", str(config)]
+    assert main([*command, "-o", str(tmp_path / "new")]) == 0
+    table = capsys.readouterr().out
+    assert "torchsparse  encoder.downsample.0.out_layers.0.conv.kernel [27, 4, 8] -> " in table
+    assert "missing 0" in table
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == vae.fingerprint()
+    assert load_vae_from_config(vae_ckpt=tmp_path / "new" / "model.safetensors").fingerprint() == vae.fingerprint()
 
 
 @pytest.fixture
