@@ -91,7 +91,7 @@ def test_files_of_its_later_version_read_as_signed(tmp_path, box):
     loaded = SparseSDF.load(tmp_path / "x.npz")
     assert loaded.field == FieldDescription(kind="sdf", unit="band", band=4.0, sampling="corner", resolution=R)
     mesh = extract_surface(loaded.sdf, loaded.index, loaded.field)
-    assert compare_meshes(in_world(box), mesh).chamfer_l1 < 0.01
+    assert compare_meshes(mesh, in_world(box)).chamfer_l1 < 0.01
 
 
 def test_it_feeds_a_vae_trained_on_such_fields_unchanged(old_file):
@@ -137,7 +137,7 @@ def test_every_description_gives_the_same_surface(box, sampling, kind, unit, ban
     faces, vertices = torch.from_numpy(source.faces.astype(np.int64)), torch.from_numpy(np.asarray(source.vertices))
     made = field_in_world(vertices, faces, field, band=4.0, watertight=True)
     mesh = extract_surface(made.sdf, made.index, field)
-    score = compare_meshes(source, mesh)
+    score = compare_meshes(mesh, source)
     assert score.fscore[0.01] > 0.98
     assert mesh.is_watertight
     assert abs(mesh.volume / source.volume - 1) < 0.03
@@ -166,7 +166,7 @@ def test_narrow_bands_are_read_on_a_coarser_grid(box, threshold, factor, least):
     field = FieldDescription(kind="udf", unit="world", band=None, sampling="corner", resolution=128)
     made = field_in_world(vertices, faces, field, band=threshold)
     assert sign_by_flood(made.sdf * field.voxels_per_unit, made.index).factor == factor
-    assert compare_meshes(source, extract_surface(made.sdf, made.index, field)).fscore[0.01] > least
+    assert compare_meshes(extract_surface(made.sdf, made.index, field), source).fscore[0.01] > least
 
 
 def test_an_open_sheet_becomes_a_thin_closed_shell(tmp_path):
@@ -176,7 +176,7 @@ def test_an_open_sheet_becomes_a_thin_closed_shell(tmp_path):
     assert signed.method == "flood+shell"
     mesh = extract_surface(field.sdf, field.index, field.field)
     assert mesh.is_watertight
-    assert compare_meshes(in_world(sheet), mesh).chamfer_l1 < 1 / R
+    assert compare_meshes(mesh, in_world(sheet)).chamfer_l1 < 1 / R
 
 
 def test_a_field_without_a_surface_is_an_error(old_file):
@@ -310,3 +310,22 @@ def test_the_programs_take_old_files(dataset, tmp_path, capsys):
     assert main(["convert", str(dataset), "-o", str(tmp_path / "all"), "--workers", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.split("\n{", 1)[-1].join(["{", ""]))
     assert report["converted"] == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_old_fields_give_the_same_on_a_gpu(box):
+    vae = original_vae()
+    here = voxelize_for(vae, box, threshold_factor=4.0)
+    there = voxelize_for(original_vae().cuda(), box, threshold_factor=4.0)
+    assert there.sdf.is_cuda
+    assert torch.equal(here.index, there.index.cpu())
+    assert float((here.sdf - there.sdf.cpu()).abs().max()) < 1e-6
+    converted, again = convert_field(here, OURS), convert_field(there, OURS)
+    assert torch.equal(converted.index, again.index.cpu())
+    assert float((converted.sdf - again.sdf.cpu()).abs().max()) < 1e-5
+    mesh, other = (extract_surface(f.sdf, f.index, f.field) for f in (here, there))
+    assert len(mesh.faces) == len(other.faces)
+    codes, others = encode_field(vae, here), encode_field(original_vae().cuda(), there)
+    assert torch.equal(codes.coords, others.coords)
+    assert float((codes.codes == others.codes).float().mean()) > 0.99

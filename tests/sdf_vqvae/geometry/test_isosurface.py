@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from skimage.measure import marching_cubes
 
 from sdf_vqvae.geometry.cube_table import (
     CORNERS,
@@ -174,6 +173,8 @@ def test_fast_and_slow_twin_agree_on_a_ragged_set_of_points(level: float) -> Non
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("level", [0.0, -0.4])
 def test_vertices_equal_scikit_image_both_ways(seed: int, level: float) -> None:
+    from skimage.measure import marching_cubes  # here, for machines that run the GPU tests alone
+
     field = smooth_noise(14, seed)
     ours, _ = surface_of(field, level)
     # scikit-image adds a vertex in the middle of some ambiguous cells: none of its coordinates is whole.
@@ -186,6 +187,8 @@ def test_vertices_equal_scikit_image_both_ways(seed: int, level: float) -> None:
 
 @pytest.mark.parametrize("shape", ["sphere", "blobs"])
 def test_vertices_equal_scikit_image_on_smooth_shapes(shape: str) -> None:
+    from skimage.measure import marching_cubes  # here, for machines that run the GPU tests alone
+
     field = sphere(40, 14.3, (19.6, 20.2, 18.9))
     if shape == "blobs":
         field = np.minimum(field, sphere(40, 6.7, (31.1, 29.7, 30.3)))
@@ -199,6 +202,8 @@ def test_vertices_equal_scikit_image_on_smooth_shapes(shape: str) -> None:
 
 def test_faces_agree_with_scikit_image_outside_ambiguous_cells() -> None:
     """The patch of a cell has the same rim, hence the same loops; which diagonals fill a loop is free."""
+    from skimage.measure import marching_cubes  # here, for machines that run the GPU tests alone
+
     compared = 0
     for case in range(1, 255):
         ambiguous = any(len(face_segments(cycle, case)) == 2 for cycle in face_cycles())
