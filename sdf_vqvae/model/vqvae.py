@@ -73,10 +73,10 @@ class SparseSDFVQVAE(nn.Module):
             ValueError: shapes differ, coordinates leave the grid, voxels occur twice, none is left, or the values
                 are of another kind of field than the network reads.
         """
-        if isinstance(batch, SparseTensor):
-            feats, coords = batch.feats, batch.coords
-        else:
+        if isinstance(batch, Mapping):
             feats, coords = _read_batch(batch)
+        else:  # a sparse tensor, of this library or another
+            feats, coords = batch.feats, batch.coords.to(torch.int32)
         feats, coords = feats.to(self.device), coords.to(self.device)
         given = feats
         size = int(coords[:, 0].max()) + 1 if len(coords) else 0
@@ -144,6 +144,11 @@ class SparseSDFVQVAE(nn.Module):
 
     def lookup(self, encoding_indices: SparseTensor) -> SparseTensor:
         """Return the codebook vectors `[M, D]` of codes `[M, 1]` on the latent grid."""
+        if encoding_indices.feats.numel() != len(encoding_indices.coords):
+            raise ValueError(
+                f"codes have feats [M, 1], one for each of {len(encoding_indices.coords)} coordinates, got "
+                f"{list(encoding_indices.feats.shape)}"
+            )
         codes = encoding_indices.feats.reshape(-1).to(self.device)
         if codes.is_floating_point():
             codes = codes.round()
@@ -222,12 +227,20 @@ class SparseSDFVQVAE(nn.Module):
         voxel_resolution: int | None = None,
         mc_threshold: float | None = None,
     ) -> list[trimesh.Trimesh]:
-        """Extract meshes from a decoded field or straight from codes (told apart by their grid).
+        """Extract meshes from a decoded field, or straight from codes or latent vectors (`[M, D]`).
+
+        The grid tells a field from the others; the number of columns tells codes from latent vectors.
 
         Arguments and errors are those of `sparse2mesh`.
         """
         on_latent_grid = recon_or_codes.side == self.config.latent_resolution
-        recon = self.Decode(recon_or_codes) if on_latent_grid else recon_or_codes
+        if not on_latent_grid:
+            recon = recon_or_codes
+        elif recon_or_codes.feats.ndim == 2 and recon_or_codes.feats.shape[1] == self.config.latent_channels > 1:
+            with torch.no_grad():
+                recon = self.decode_latent(recon_or_codes)
+        else:
+            recon = self.Decode(recon_or_codes)
         return self.sparse2mesh(recon, voxel_resolution, mc_threshold)
 
 

@@ -1,6 +1,7 @@
 """Codes are integers on a sorted latent grid, decode alone, survive files, and bad input is refused by name."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,24 @@ def test_codes_outside_the_codebook_are_refused(vae: SparseSDFVQVAE) -> None:
     codes = vae.Encode(sphere_batch())
     with pytest.raises(ValueError, match=r"0\.\.63"):
         vae.Decode(codes.replace(codes.feats + 64))
+
+
+def test_latent_vectors_decode_to_meshes_and_are_not_taken_for_codes(vae: SparseSDFVQVAE) -> None:
+    codes = vae.Encode(sphere_batch((20.0,)))
+    latent = vae.lookup(codes)
+    assert torch.equal(vae.decode_latent(latent).feats, vae.Decode(codes).feats)
+    level = float(vae.Decode(codes).feats.median())
+    (from_latent,), (from_codes,) = (vae.decode_mesh(x, mc_threshold=level) for x in (latent, codes))
+    assert len(from_latent.faces) == len(from_codes.faces) > 0
+    with pytest.raises(ValueError, match=r"codes have feats \[M, 1\]"):
+        vae.Decode(latent)
+
+
+def test_sparse_tensors_of_other_libraries_are_read(vae: SparseSDFVQVAE) -> None:
+    batch = sphere_batch((20.0,))
+    coords = torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], 1)
+    foreign = SimpleNamespace(feats=batch["sparse_sdf"], coords=coords)
+    assert torch.equal(vae.Encode(foreign).feats, vae.Encode(batch).feats)
 
 
 def test_meshes_come_from_codes_or_from_the_decoded_field(vae: SparseSDFVQVAE) -> None:
