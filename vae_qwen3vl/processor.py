@@ -233,6 +233,8 @@ class Processor3D:
             chat = [{"role": "user", "content": chat}]
         messages = []
         for message in chat:
+            if not isinstance(message, Mapping):
+                raise ValueError(f"a message must be a dict with role and content, not {type(message).__name__}")
             role = message.get("role")
             if role not in ROLES:
                 raise ValueError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
@@ -253,13 +255,15 @@ class Processor3D:
             raise ValueError(f"a message's content must be text or a list of parts, not {type(content).__name__}")
         pieces: list[Piece] = []
         for part in content:
-            kind = part.get("type")
+            kind = part.get("type") if isinstance(part, Mapping) else part
             if kind == "3d":
                 pieces.append(None)
-            elif kind == "text":
-                pieces.append(str(part["text"]))
-            elif kind == "image" and role == "user":
+            elif kind == "text" and isinstance(part.get("text"), str):
+                pieces.append(part["text"])
+            elif kind == "image" and role == "user" and part.get("image") is not None:
                 pieces.append(self._image_ids(part["image"], pictures))
+            elif kind == "text" or (kind == "image" and role == "user"):
+                raise ValueError(f"a content part of type {kind!r} must hold its {kind} under the key {kind!r}")
             elif kind == "image":
                 raise ValueError(f"images stand in user turns only, not in those of the {role}")
             else:

@@ -144,12 +144,15 @@ class Projector3D(nn.Module):
                 seen; "head" keeps its first `max_tokens` (the lowest z).
 
         Raises:
-            ValueError: a sample between others has no codes; a cell appears twice; a width doesn't fit.
+            ValueError: there are no codes, or none for a sample between others; a cell appears twice; or a width
+                doesn't fit.
         """
         if feats.ndim != 2 or feats.shape[1] != self.latent_dim:
             raise ValueError(
                 f"expected 3D features [M, {self.latent_dim}] (latent_dim={self.latent_dim}), got {list(feats.shape)}"
             )
+        if not len(feats):
+            raise ValueError("the 3D batch holds no codes at all: every sample needs at least one")
         rows, blocks = group_blocks(feats, coords, self.merge)
         object_counts(blocks)
         if over_budget == "head":

@@ -28,6 +28,14 @@ def test_nothing_trains_and_the_vae_keeps_its_mode(vae, make_batch):
     vae.train()
     feats, _ = extract_3d_latent(make_batch([10]), vae)
     assert not feats.requires_grad and vae.training
+    vae.vq.embeddings.requires_grad_(True)
+    assert not codebook_vectors(torch.tensor([3]), vae).requires_grad
+    recording = []
+    watched = SimpleNamespace(
+        Encode=lambda batch: (recording.append(torch.is_grad_enabled()), vae.Encode(batch))[1], vq=vae.vq
+    )
+    extract_3d_latent(make_batch([10]), watched)
+    assert recording == [False]
     vae.eval()
     extract_3d_latent(make_batch([10]), vae, device="cpu")
     assert not vae.training

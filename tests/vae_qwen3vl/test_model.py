@@ -128,6 +128,19 @@ def test_only_the_projector_trains(build, vae, processor, make_batch):
     assert all(value.grad is None for value in [*vae.parameters(), vae.vq.embeddings.weight])
 
 
+def test_checkpointed_activations_give_the_same_gradients(build, processor, make_codes):
+    feats, coords = make_codes([5, 20])
+    found = []
+    for checkpointed in (False, True):
+        model = build().train()
+        if checkpointed:
+            model.vl_model.gradient_checkpointing_enable()
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.vl_model.modules())
+        model(**processor(PROMPTS, ANSWERS), feats_3d=feats, coords_3d=coords, use_cache=False).loss.backward()
+        found.append([value.grad.clone() for value in model.projector.parameters()])
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_batch_of_text_alone_takes_part_in_training_with_zero_gradients(build, processor):
     model = build(use_3d_pos=True)
     model(**processor(PROMPTS, ANSWERS, objects=0)).loss.backward()
@@ -300,6 +313,15 @@ def test_a_missing_sample_is_named(build, vae, processor, make_batch, truncate_m
             call(inputs_3d=batch)
     with pytest.raises(ValueError, match=r"2 3D objects for 3 rows .* none for row 2"):
         model(**processor(prompts, objects=0), inputs_3d=batch)
+
+
+def test_a_batch_without_any_code_is_an_error_that_says_so(build, processor):
+    nothing = {"feats_3d": torch.zeros(0, 8), "coords_3d": torch.zeros(0, 4)}
+    for model in (build(), build(truncate_mode="head", merge=2)):
+        with pytest.raises(ValueError, match="no codes at all"):
+            model(**processor(["one"]), **nothing)
+        with pytest.raises(ValueError, match="no codes at all"):
+            model.get_3d_embeds(*nothing.values())
 
 
 def test_a_padded_sample_without_rows_is_named(build, processor):

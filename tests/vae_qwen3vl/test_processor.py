@@ -147,6 +147,12 @@ def test_mistakes_are_named(processor, tokenizer):
         processor([])
     with pytest.raises(ValueError, match="begin with a user or system turn"):
         processor([{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "x"}], "y")
+    with pytest.raises(ValueError, match="must hold its text under the key 'text'"):
+        processor([{"role": "user", "content": [{"type": "text", "content": "x"}]}])
+    with pytest.raises(ValueError, match="not 'x'"):
+        processor([{"role": "user", "content": ["x"]}])
+    with pytest.raises(ValueError, match="a message must be a dict with role and content, not str"):
+        processor([["x"]])
     with pytest.raises(ValueError, match="text or a list of parts, not int"):
         processor([{"role": "user", "content": 3}])
 

@@ -95,6 +95,25 @@ def test_every_way_over_budget_and_every_kind_of_position(
     check(branch, twin, tokenizer, prompts, ANSWERS, *make_codes(sizes))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_plain_text_that_is_its_own_label(build, twin, tokenizer, make_codes, side):
+    """The plainest use: no chat, every token supervised, the object in front."""
+    branch = build(max_3d_tokens=6)
+    feats, coords = make_codes([4, 17, 2])
+    text = tokenizer(["A shape.", "Another shape, red.", "x"], padding=True, padding_side=side, return_tensors="pt")
+    ids, mask = text["input_ids"], text["attention_mask"]
+    labels = ids.masked_fill(mask == 0, -100)
+    outputs = branch.forward_with_3d(
+        input_ids=ids, attention_mask=mask, labels=labels, feats_3d=feats, coords_3d=coords
+    )
+    results = []
+    for row, shape in enumerate(twin.shapes_of(feats, coords)):
+        own = ids[row][mask[row].bool()].tolist()
+        results.append(twin.run(branch, own, own, [shape], twin.Settings(max_tokens=6)))
+        torch.testing.assert_close(outputs.logits[row, : len(results[row][0])], results[row][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs["loss"], twin.loss(results), rtol=1e-5, atol=1e-6)
+
+
 PARTS = st.lists(st.sampled_from([None, None, "a chair", "is it red?\n", "one"]), min_size=0, max_size=5)
 
 
