@@ -29,6 +29,15 @@ def reference_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def user_document() -> str:
+    """The text of the user's document beside the repository; skips where absent."""
+    folder = REPOSITORY.parent / "shared" / "brief"
+    if not folder.is_dir():
+        pytest.skip("needs the user's document, which is not part of the project (../shared/brief)")
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
+
+
 _COMMANDS = pytest.StashKey[list[tuple[str, int]]]()
 
 

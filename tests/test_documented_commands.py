@@ -107,13 +107,9 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
     return tmp_path
 
 
-def test_they_stand_in_the_documentation_as_they_are_here(repository: Path) -> None:
-    folder = repository.parent / "shared" / "brief"
-    if not folder.is_dir():
-        pytest.skip("needs the user's document, which is not part of the project (../shared/brief)")
-    text = "\n".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
+def test_they_stand_in_the_documentation_as_they_are_here(user_document):
     for quoted in (QUICK, FULL, FULL_WITH_WEIGHTS, INFERENCE, RECONSTRUCTION, WITHOUT_FORWARD):
-        assert quoted.rstrip("\n") in text
+        assert quoted.rstrip("\n") in user_document
 
 
 @pytest.mark.slow

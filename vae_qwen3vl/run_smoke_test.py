@@ -146,7 +146,8 @@ def run_checks(options: argparse.Namespace) -> None:
     vl_model = None if options.quick else resolve_vl_model(options.vl_model)
     weights = options.vae_ckpt or "random weights, since there is no --vae_ckpt"
     print(f"VAE: {options.vae_config}, {weights}")
-    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, device)
+    # A checkpoint without a codebook (Direct3D-S2's) runs too: the loader warns that its codes mean nothing.
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, device, codebook_required=False)
     print(f"language model: {vl_model or 'a tiny Qwen2-VL with random weights (--quick)'}")
     model = Qwen3VLWith3DBranch(
         str(vl_model or "tiny random Qwen2-VL"),

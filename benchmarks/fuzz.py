@@ -1,0 +1,251 @@
+"""What can a damaged file do? Coverage-guided fuzzing (atheris) of every reader, from small valid files.
+
+    python benchmarks/fuzz.py --minutes 60 --work fuzz_work
+
+Each format is fuzzed in a process of its own. A reader may return or raise a ValueError or an OSError; another
+exception, a crash of the process, more than 20 s or more than 4 GB is a finding. The folder `--work` keeps corpus,
+findings and counts: a second run goes on from there, and in the end every finding is tried again. Needs
+`pip install atheris`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+VALID_FILES = Path(__file__).resolve().parents[1] / "tests" / "valid_files.py"
+INSTRUMENTED = ["sdf_vqvae", "vae_qwen3vl", "trimesh", "zipfile", "numpy.lib", "torch.serialization",
+                "torch._weights_only_unpickler"]  # fmt: skip
+SECONDS = 20
+"""Longest time that one input may take."""
+MEGABYTES = 4096
+"""Most memory of the whole process."""
+TURN = 120.0
+"""CPU seconds of one target before the next one's turn."""
+LONGEST = 8192
+"""Bytes of the largest input."""
+ALLOWED = (ValueError, OSError)
+
+
+def valid_files() -> ModuleType:
+    """Import `tests/valid_files.py`, which is in no package."""
+    spec = importlib.util.spec_from_file_location("valid_files", VALID_FILES)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def where(error: BaseException) -> str:
+    """Return the type of an exception and the innermost line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(frame.filename).name}, {frame.name}: {' '.join(str(error).split())[:160]}"
+
+
+class Target:
+    """One reader in its own process: tries inputs, counts outcomes and keeps the inputs that break the promise."""
+
+    def __init__(self, name: str, work: Path, seconds: float) -> None:
+        self.modules = valid_files()
+        self.suffix, self.seeds, self.read = self.modules.targets()[name]
+        self.work = work / name
+        self.folder = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.until = cpu_seconds() + seconds
+        self.began = self.reported = cpu_seconds()
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.slowest = 0.0
+        self.seen: set[str] = set()
+
+    def prepare(self) -> Path:
+        """Write the seeds and return the corpus."""
+        corpus = self.work / "corpus"
+        corpus.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(self.seeds):
+            (corpus / f"seed{number}").write_bytes(seed)
+        return corpus
+
+    def try_one(self, data: bytes) -> None:
+        """Read one input; called by atheris."""
+        started = time.perf_counter()
+        path = self.modules.write_input(self.folder, self.suffix, data)
+        try:
+            self.read(path)
+            self.outcomes["read"] += 1
+        except ALLOWED:
+            self.outcomes["refused"] += 1
+        except BaseException as error:  # noqa: BLE001 (whatever it is, it is a finding)
+            self.outcomes["broken"] += 1
+            self.keep(where(error), data)
+        self.slowest = max(self.slowest, time.perf_counter() - started)
+        now = cpu_seconds()
+        if now - self.reported > 2 or now > self.until:
+            self.report(now)
+        if now > self.until:
+            path.unlink()
+            self.folder.rmdir()
+            os._exit(0)
+
+    def keep(self, reason: str, data: bytes) -> None:
+        """Write an input that broke the promise, once for each reason."""
+        if reason in self.seen:
+            return
+        self.seen.add(reason)
+        folder = self.work / "findings"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"exception-{time.time_ns()}"
+        (folder / name).write_bytes(data)
+        (folder / f"{name}.txt").write_text(reason)
+
+    def report(self, now: float) -> None:
+        """Write the counts so far."""
+        self.reported = now
+        counts = {
+            "inputs": sum(self.outcomes.values()),
+            **self.outcomes,
+            "cpu_seconds": now - self.began,
+            "slowest_seconds": self.slowest,
+            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        partial = self.work / "turn.json"
+        partial.write_text(json.dumps(counts))
+
+
+def fuzz_target(name: str, work: Path, seconds: float) -> None:
+    """Fuzz one target; ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        target = Target(name, work, seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (4 * MEGABYTES * 2**20, resource.RLIM_INFINITY))
+    findings = work / name / "findings"
+    findings.mkdir(parents=True, exist_ok=True)
+    flags = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={LONGEST}", "-print_final_stats=0"]
+    flags += ["-verbosity=0", f"-artifact_prefix={findings}/", str(target.prepare())]
+    atheris.Setup([sys.argv[0], *flags], target.try_one)
+    atheris.Fuzz()
+
+
+def replay(name: str, file: Path) -> str:
+    """Read one kept input in a fresh process and say what came of it."""
+    command = [sys.executable, __file__, "--target", name, "--replay", str(file)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3 * SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"more than {3 * SECONDS} s"
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"exit code {done.returncode}"
+
+
+def replay_here(name: str, file: Path) -> None:
+    """Read one kept input in this process and print what came of it."""
+    modules = valid_files()
+    suffix, _, read = modules.targets()[name]
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        path = modules.write_input(Path(folder), suffix, file.read_bytes())
+        try:
+            read(path)
+            said = "read"
+        except ALLOWED:
+            said = "refused"
+    seconds = time.perf_counter() - started
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if seconds > SECONDS or megabytes > MEGABYTES:
+        said = f"{said} after {seconds:.0f} s and {megabytes:.0f} MB"
+    print(said)
+
+
+def add_turn(total: dict[str, Any], turn: dict[str, Any]) -> None:
+    """Add the counts of one turn."""
+    for key, value in turn.items():
+        largest = key in ("slowest_seconds", "peak_megabytes")
+        total[key] = round(max(total.get(key, 0), value) if largest else total.get(key, 0) + value, 2)
+
+
+def run(work: Path, seconds: float, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Give the targets turns until the time is spent; return the counts of all runs in this folder."""
+    counts_file = work / "counts.json"
+    counts: dict[str, dict[str, Any]] = json.loads(counts_file.read_text()) if counts_file.is_file() else {}
+    left = seconds
+    turn = min(TURN, seconds / len(names))
+    while left > 0:
+        name = min(names, key=lambda n: counts.get(n, {}).get("cpu_seconds", 0))
+        partial = work / name / "turn.json"
+        partial.unlink(missing_ok=True)
+        command = [sys.executable, __file__, "--target", name, "--work", str(work), "--seconds", str(min(turn, left))]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        if not partial.is_file():
+            raise SystemExit(f"{name} did not run: {done.stderr.decode(errors='replace')[-2000:]}")
+        spent = json.loads(partial.read_text())
+        add_turn(counts.setdefault(name, {}), spent)
+        left -= max(spent["cpu_seconds"], 1)
+        counts_file.write_text(json.dumps(counts, indent=1))
+        print(f"{name:<18} {spent['inputs']:>8} inputs, exit code {done.returncode}, {left:.0f} s left", flush=True)
+    return counts
+
+
+def findings_of(work: Path, names: list[str]) -> list[dict[str, str]]:
+    """Return every finding with its reason and with what comes of the same input now."""
+    found = []
+    for name in names:
+        for file in sorted((work / name / "findings").glob("*")):
+            if file.suffix == ".txt" or file.name.startswith("slow-unit"):
+                continue
+            note = file.with_name(file.name + ".txt")
+            kinds = {"timeout": f"more than {SECONDS} s", "oom": f"more than {MEGABYTES} MB", "crash": "crash"}
+            reason = note.read_text() if note.is_file() else kinds.get(file.name.split("-")[0], file.name)
+            found.append({"target": name, "reason": reason, "now": replay(name, file)})
+    return found
+
+
+def main() -> None:
+    """Parse, fuzz, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60, help="CPU time over all targets (60)")
+    parser.add_argument("--work", type=Path, default=Path("fuzz_work"), help="corpus, findings, counts (fuzz_work)")
+    parser.add_argument("--targets", nargs="+", help="some of them (default: all)")
+    parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    parser.add_argument("--target", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--replay", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.replay is not None:
+        replay_here(options.target, options.replay)
+        return
+    if options.target is not None:
+        fuzz_target(options.target, options.work, options.seconds)
+    from record import write_result
+
+    options.work.mkdir(parents=True, exist_ok=True)
+    names = options.targets or list(valid_files().targets())
+    counts = run(options.work, options.minutes * 60, names)
+    findings = findings_of(options.work, sorted(counts))
+    numbers = {
+        "rule": f"a reader returns or raises ValueError or OSError, within {SECONDS} s and {MEGABYTES} MB",
+        "inputs": sum(c["inputs"] for c in counts.values()),
+        "cpu_seconds": round(sum(c["cpu_seconds"] for c in counts.values()), 1),
+        "targets": counts,
+        "findings": findings,
+    }
+    print(write_result("fuzz", numbers, options.out))
+
+
+if __name__ == "__main__":
+    main()
