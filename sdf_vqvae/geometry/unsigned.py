@@ -19,8 +19,9 @@ from torch import Tensor
 _WALL = 0.5
 # A cell of marching cubes that is cut has its corners within sqrt(3) of the surface.
 _WHOLE_CELLS = 1.75
-# Samples of a narrow band that a coarser cell must hold on average, for its wall to have few holes.
-_SAMPLES_A_CELL = 3.0
+# Samples of a narrow band that a cell of the coarser grid must hold on average. More make the surface coarser, fewer
+# tear it: F-scores of 10 meshes at bands of 0.1 and 0.01 were best at one.
+_SAMPLES_A_CELL = 1.0
 _COARSE_BAND = 3.0
 _LARGEST_FACTOR = 16
 _MISSED_SHARE = 0.1
