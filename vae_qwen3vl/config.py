@@ -1,0 +1,379 @@
+"""Settings of alignment training: `configs/3d_align_train.yaml` and the command line in, one checked data class out.
+
+The command line wins over the file, the file over the defaults; a flag left out changes nothing. A key that is
+unknown, given twice or of the wrong type is an error, and nothing is ignored. Relative paths start at the current
+directory (the repository root in every documented command), not at the file's folder. Reads settings only: the
+language model's name stays as it is written (`resolve_vl_model` reads it), and no data or model is opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import inspect
+import itertools
+import json
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.training_config import check_keys
+from vae_qwen3vl.processor import DEFAULT_PROMPT
+from vae_qwen3vl.strict_files import read_mapping
+
+_LEAST = {"epochs": 1, "batch_size": 1, "projector_layers": 1, "lora_r": 1, "dummy_samples": 1, "max_samples": 0}
+_CHOICES = {"data_format": ("sdf_caption",), "truncate_mode": ("pool", "head")}
+_NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
+_METAVARS = {"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"}
+_GIVEN = "given:"
+"""Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
+
+# Keys of later versions of the original system. The first group is a trainer's; a trainer that honours one of them
+# moves it into the data class.
+_LATER = dict.fromkeys(
+    ("weight_decay", "grad_clip", "use_lr_scheduler", "warmup_ratio", "num_workers", "gradient_accumulation_steps"),
+    "the trainer sets it itself",
+) | {
+    "lora_alpha": "it is set with lora_r",
+    "lora_dropout": "it is set with lora_r",
+    "use_discrete_3d_tokens": "the vocabulary is not extended; the projector reads codebook vectors",
+    "use_variable_length_3d_tokens": "every object has as many 3D tokens as it needs, up to max_3d_tokens",
+    "max_safe_3d_length": "max_3d_tokens is the one limit",
+    "max_length_variable": "max_3d_tokens is the one limit, and an answer is never cut",
+    "coord_max_3d": "coordinates are positions, not words",
+    "reconstruction_ratio": "meshes are rebuilt by the VAE's decoder, not written by the language model",
+    "training_stage": "the projector and the adapter are trained in one run",
+    "warmup_output_dir": "the projector and the adapter are trained in one run",
+    "use_flash_attn_2": "attention is PyTorch's own",
+    "use_gradient_checkpointing": "activations are kept",
+    "tensor_parallel_size": "every GPU holds the whole model",
+    "sequence_parallel_size": "every GPU holds whole sequences",
+    "num_nodes": "it is num_machines in the accelerate section",
+    "gpus_per_node": "it follows from num_processes in the accelerate section",
+    "use_deepspeed": "it is distributed_type in the accelerate section",
+    "dist_timeout_seconds": "PyTorch's own timeout holds",
+    "resume_from": "a run is not resumed",
+    "resume_ckpt_epoch": "a run is not resumed",
+}
+_LATER_CHOICES = {"random_sample", "fps"}
+# YAML 1.1 reads an unquoted no as false; in these keys of accelerate it is the word.
+_NO = {"downcast_bf16": "no", "mixed_precision": "no", "distributed_type": "NO", "dynamo_backend": "NO"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """What one training run does, and what an evaluation needs to know of it."""
+
+    vl_model: str | None = None
+    """Language model: a folder, a Hub id (never turned into a path), or smollm2-135m, which needs no hub."""
+    vae_config: str | None = None
+    """Configuration of the VAE; the shipped tokenizer's by default."""
+    vae_ckpt: str | None = None
+    """Weights of the VAE."""
+    data_dir: str | None = None
+    """Folder of the captioned data set."""
+    data_format: str = "sdf_caption"
+    """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
+    max_samples: int = 0
+    """Objects taken from it; 0 takes all."""
+    dummy_data: bool = False
+    """Train on random objects instead, for a quick test."""
+    dummy_samples: int = 50
+    """Number of random objects."""
+    output_dir: str = "outputs_3d_vl"
+    """Folder of the runs; each makes its own folder in it."""
+    output_run: str | None = None
+    """Name of the run that an evaluation loads from output_dir."""
+    prompt: str = DEFAULT_PROMPT
+    """The question that the captions answer."""
+    max_3d_tokens: int = 2048
+    """3D tokens an object may have; 0 or less is no limit."""
+    truncate_mode: str = "pool"
+    """Over that limit: pool (average blocks, all of the object is seen) or head (cut)."""
+    use_3d_pos: bool = False
+    """Add a code of the coordinates to the 3D tokens."""
+    projector_layers: int = 1
+    """1 is a Linear, 2 and more an MLP."""
+    use_lora: bool = False
+    """Train adapters of the language model with the projector."""
+    lora_r: int = 8
+    """Rank of the adapters."""
+    lr: float = 1e-4
+    """Learning rate."""
+    epochs: int = 3
+    """Passes over the data."""
+    batch_size: int = 2
+    """Objects a step and GPU."""
+    accelerate: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `accelerate launch`, under its own names; in the file only."""
+
+    def __post_init__(self) -> None:
+        """Check every value; the message names the key."""
+        for key in _option_names():
+            _checked(key, getattr(self, key))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> AlignmentConfig:
+        """Read a YAML file, or the `train_args.json` of a run.
+
+        Raises:
+            ValueError: the file can't be read, or holds what is not a setting; the message names file, key and value.
+        """
+        return cls(**_read_values(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values; written as YAML or JSON, `from_file` reads them back."""
+        return copy.deepcopy({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the values as JSON (a run's `train_args.json`)."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def check_files(self) -> None:
+        """Raise a ValueError if the VAE's config or weights are named but absent."""
+        for key in ("vae_config", "vae_ckpt"):
+            value = getattr(self, key)
+            if value is not None and not Path(value).is_file():
+                where = "" if Path(value).is_absolute() else f" in the current directory {Path.cwd()}"
+                raise ValueError(f"{key}: there is no file {value}{where}; give --{key}")
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the arguments of `Qwen3VLWith3DBranch` that these settings decide."""
+        return {
+            "max_3d_tokens": self.max_3d_tokens,
+            "truncate_mode": self.truncate_mode,
+            "use_3d_pos": self.use_3d_pos,
+            "projector_num_layers": self.projector_layers,
+        }
+
+    def run_name(self, samples: int | None = None) -> str:
+        """Return the name of a run's folder, as `ep2_lr1e-4_bs2_n500_lora8`; no digit of the rate is lost.
+
+        Args:
+            samples: objects that are trained on; by default what the settings say: their number, `all`, or `d50`
+                for 50 random ones.
+        """
+        if samples is not None:
+            number = str(samples)
+        elif self.dummy_data:
+            number = f"d{self.dummy_samples}"
+        else:
+            number = str(self.max_samples or "all")
+        adapter = f"lora{self.lora_r}" if self.use_lora else "nolora"
+        return f"ep{self.epochs}_lr{_short(self.lr)}_bs{self.batch_size}_n{number}_{adapter}"
+
+    def make_run_folder(self, samples: int | None = None) -> Path:
+        """Make this run's own folder in `output_dir`; a second run of the same settings gets `_2`, a third `_3`.
+
+        Making it is what reserves the name, so that two programs never share one. In a distributed run, rank 0 alone
+        calls this.
+        """
+        parent, name = Path(self.output_dir), self.run_name(samples)
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = parent / (name if number == 1 else f"{name}_{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+        raise AssertionError("unreachable")
+
+    def run_folder(self) -> Path:
+        """Return the folder of the run that an evaluation loads. Raises a ValueError where there is none."""
+        folder = Path(self.output_dir) / (self.output_run or "")
+        if self.output_run and folder.is_dir():
+            return folder
+        parent = Path(self.output_dir)
+        runs = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        there = f"there are {', '.join(runs)}" if runs else "there is none"
+        raise ValueError(f"output_run: {self.output_run!r} is no run in {self.output_dir} ({there})")
+
+
+def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ()) -> None:
+    """Add `--config` and a flag for every setting but those in `leave_out`; `read_alignment_config` reads them.
+
+    The flags and their help are the fields of `AlignmentConfig`.
+    """
+    # argparse rather than jsonargparse 4.53: there, a flag before --config loses to the file, a key given twice
+    # passes, plain flags want a value, and an error takes five lines.
+    if parser.usage is None:  # two dozen flags; --help lists them below
+        parser.usage = "%(prog)s [--config YAML] [--SETTING VALUE ...]"
+    about_paths = "relative paths in it start at the current directory"
+    parser.add_argument("--config", metavar="YAML", help=f"file of settings; flags win over it, {about_paths}")
+    meanings, left_out = _meanings(), set(leave_out)
+    for setting in dataclasses.fields(AlignmentConfig):
+        name, kind = setting.name, str(setting.type).removesuffix(" | None")
+        if name in left_out or name == "accelerate":
+            continue
+        default = "" if kind == "bool" or setting.default is None else f" (default: {setting.default})"
+        about = (meanings.get(name, "").removesuffix(".") + default).replace("%", "%%")
+        flag: dict[str, Any] = {"dest": _GIVEN + name, "default": argparse.SUPPRESS, "help": about}
+        if kind == "bool":
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
+        else:
+            short = _METAVARS.get(name, "DIR" if name.endswith("_dir") else kind[:1].upper())
+            metavar = "|".join(_CHOICES[name]) if name in _CHOICES else {"I": "N", "F": "X"}.get(short, short)
+            parser.add_argument(f"--{name}", metavar=metavar, **flag)
+
+
+def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
+    """Return the settings of a command line: flags over the file of `--config` over defaults.
+
+    Raises:
+        ValueError: a flag or a key is wrong, or the VAE's files are named but absent. One line, for `run_program`.
+    """
+    values = {} if options.config is None else _read_values(options.config)
+    for dest, given in vars(options).items():
+        if dest.startswith(_GIVEN):
+            key = dest.removeprefix(_GIVEN)
+            try:
+                values[key] = _checked(key, _number(given) if _kind(key)[0] == "int" else given)
+            except ValueError as error:
+                raise ValueError(f"--{error}") from error
+    config = AlignmentConfig(**values)
+    config.check_files()
+    return config
+
+
+# -- one value -------------------------------------------------------------------------------------------------
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Return a value as the type of its key. Raises a ValueError that says what is expected."""
+    kind, optional = _kind(key)
+    if value is None and optional:
+        return None
+    expected, least = _NAMES[kind], _LEAST.get(key)
+    if least is not None:
+        expected += f" of at least {least}"
+    if key in _CHOICES:
+        expected = " or ".join(_CHOICES[key])
+    fits: bool
+    if kind == "float":
+        value, original = _rate(value), value
+        fits = value is not None
+        value = original if value is None else value
+    elif kind == "int":
+        fits = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+    elif kind == "bool":
+        fits = isinstance(value, bool)
+    else:
+        fits = isinstance(value, str) and bool(value.strip()) and value in _CHOICES.get(key, (value,))
+        if isinstance(value, str) and not value.strip():
+            expected += " that is not empty"
+        elif not isinstance(value, str) and key not in _CHOICES:
+            expected += " (in quotes)"
+    if not fits:
+        later = " (of later versions of the original system)" if value in _LATER_CHOICES else ""
+        raise ValueError(f"{key} must be {expected}, got {value!r}{later}")
+    return value
+
+
+def _rate(value: Any) -> float | None:
+    """Return a positive number, None for anything else. YAML 1.1 takes `1e-4`, without a dot, for a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _number(text: str) -> int | str:
+    """Return the integer that a flag's text holds, else the text."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _short(number: float) -> str:
+    """Return the shortest exact scientific notation: 1e-4, 1.5e-4."""
+    digits = Decimal(repr(number)).normalize().as_tuple()
+    assert isinstance(digits.exponent, int)
+    first, rest = digits.digits[0], "".join(map(str, digits.digits[1:]))
+    return f"{first}{'.' if rest else ''}{rest}e{digits.exponent + len(rest)}"
+
+
+# -- the keys --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _option_names() -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(AlignmentConfig) if f.name != "accelerate")
+
+
+@cache
+def _kind(key: str) -> tuple[str, bool]:
+    """Return the type of a key as a word, and whether it may be None."""
+    annotation = next(str(f.type) for f in dataclasses.fields(AlignmentConfig) if f.name == key)
+    return annotation.removesuffix(" | None"), annotation.endswith(" | None")
+
+
+def _meanings() -> dict[str, str]:
+    """Return the docstring under each field."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(AlignmentConfig))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        line.target.id: " ".join(below.value.value.split())
+        for line, below in itertools.pairwise(tree.body)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
+
+
+# -- the file --------------------------------------------------------------------------------------------------
+
+
+def _read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the checked values of a file."""
+    document = read_mapping(path)
+    try:
+        refused = _LATER | {key: "there are no such switches" for key in document if key.startswith("debug_")}
+        check_keys("settings", document, (*_option_names(), "accelerate"), refused)
+        values = {key: _checked(key, value) for key, value in document.items() if key != "accelerate"}
+        return values | {"accelerate": _checked_accelerate(document.get("accelerate") or {})}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _checked_accelerate(section: Any) -> dict[str, Any]:
+    """Return the `accelerate` section, checked against accelerate's own settings where it is installed."""
+    if not isinstance(section, dict):
+        raise ValueError(f"accelerate must be a mapping, got {section!r}")
+    values = {key: _NO.get(key, value) if value is False else value for key, value in section.items()}
+    if not values or find_spec("accelerate") is None:
+        return values
+    from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.utils import PrecisionType
+
+    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(ClusterConfig)}
+    check_keys("accelerate", values, (*known, "fp16", "dynamo_backend"))  # the last two are its older spellings
+    for key, value in values.items():
+        kind = known.get(key)
+        if kind in (bool, int) and key not in _NO and type(value) is not kind:
+            raise ValueError(f"accelerate.{key} must be {_NAMES[kind.__name__]}, got {value!r}")
+    precision = values.get("mixed_precision")
+    if precision is not None and precision not in PrecisionType.list():
+        raise ValueError(f"accelerate.mixed_precision must be one of {PrecisionType.list()}, got {precision!r}")
+    try:
+        ClusterConfig(**ClusterConfig.process_config(copy.deepcopy(values)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"accelerate: {error}") from error
+    return values

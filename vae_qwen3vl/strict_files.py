@@ -1,0 +1,97 @@
+"""Files of settings, read strictly: YAML (safe loader) or JSON, one mapping, plain values, no key given twice.
+
+Knows nothing of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the mapping that a `.json` file, or a YAML file by any other name, holds; {} for an empty YAML file.
+
+    Raises:
+        ValueError: the file can't be read, a key is given twice or is no string, or a value is no plain value (text,
+            number, true or false, null, list, mapping). The message names file and line, or key.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file (UTF-8)") from error
+    try:
+        found = json.loads(text, object_pairs_hook=_pairs) if Path(path).suffix == ".json" else _load_yaml(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected `key: value` lines, found {found!r:.40}")
+        for key, value in found.items():
+            _check_plain(key, value)
+        return found
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in items:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def _load_yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("YAML configs need pyyaml: pip install 'vae-qwen3vl[language]'", name="yaml") from error
+
+    def refuse_twins(node: Any, seen: set[int]) -> None:
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            return
+        seen.add(id(node))  # an alias leads to the same node again
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                refuse_twins(item, seen)
+            return
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
+                keys.add((key.tag, key.value))
+            refuse_twins(value, seen)
+
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        refuse_twins(node, set())
+        document = loader.construct_document(node)
+        return {} if document is None else document
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = "" if mark is None else f"line {mark.line + 1}: "
+        raise ValueError(at + ", ".join(part for part in (error.context, error.problem) if part)) from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_plain(key: Any, value: Any) -> None:
+    if not isinstance(key, str):
+        raise ValueError(f"the key {key!r} is no word; put it in quotes")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_plain(name, item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(key, item)
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(f"{key} is {value!r}, which is no text and no number; put it in quotes")
