@@ -145,14 +145,12 @@ def test_every_setting_has_a_flag_and_a_meaning():
 
 
 @given(values=SOME)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_is_written_reads_back(folder, values):
     config = replace(DEFAULTS, **values)
     config.save(folder / "train_args.json")
     assert AlignmentConfig.from_file(folder / "train_args.json") == config
     assert AlignmentConfig.from_file(write(folder, yaml.safe_dump(config.to_dict()))) == config
-    allowed = write(folder, yaml.safe_dump(config.to_dict(), allow_unicode=True))
-    assert AlignmentConfig.from_file(allowed) == config
 
 
 def test_the_accelerate_section_makes_the_round_trip(tmp_path):
