@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors
+from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 _FORMAT = "sdf-vqvae-codes/1"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,17 @@ class ShapeCodes:
             )
         if int(self.coords.min()) < 0 or int(self.coords.max()) >= self.latent_resolution:
             raise ValueError(f"code coordinates leave the latent grid of {self.latent_resolution}^3")
+        if int(self.codes.min()) < 0:
+            raise ValueError(f"codes are numbers from 0, got {int(self.codes.min())}")
+        if not 1 <= self.latent_resolution <= self.data_resolution <= MAX_RESOLUTION:
+            raise ValueError(
+                f"a latent grid of {self.latent_resolution}^3 and a data grid of {self.data_resolution}^3 don't fit: "
+                f"1 <= latent <= data <= {MAX_RESOLUTION}"
+            )
+        if not all(math.isfinite(v) for v in self.center):
+            raise ValueError(f"center must be three finite numbers, got {self.center}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
 
     @property
     def bits(self) -> int:
@@ -82,25 +97,30 @@ class ShapeCodes:
         Raises:
             ValueError: the file is not a codes file or is damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
+        tensors, metadata = read_safetensors(path, "codes file", ("codes", "coords"))
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["shape_codes"])
-                codes, coords = file.get_tensor("codes"), file.get_tensor("coords")
+            about = parse_json(metadata["shape_codes"])
             if about["format"] != _FORMAT:
-                raise ValueError(f"{path}: codes of format {about['format']!r}, this version reads {_FORMAT!r}")
+                raise ValueError(f"codes of format {about['format']!r}, this version reads {_FORMAT!r}")
+            for name, tensor in tensors.items():
+                if tensor.dtype not in _INTEGERS:
+                    raise ValueError(f"{name} must be integers, got {tensor.dtype}")
             x, y, z = about["center"]
-            return cls(
-                codes=codes.to(torch.int32),
-                coords=coords.to(torch.int32),
+            found = cls(
+                codes=tensors["codes"],
+                coords=tensors["coords"],
                 latent_resolution=int(about["latent_resolution"]),
                 data_resolution=int(about["data_resolution"]),
                 center=(float(x), float(y), float(z)),
                 scale=float(about["scale"]),
                 vae_hash=str(about["vae_hash"]),
             )
-        except OSError as error:
-            raise ValueError(f"cannot read the codes file {path}: {error}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a codes file: {error}") from error
+            if int(found.codes.max()) >= 2**31:
+                raise ValueError(f"codes are 32-bit numbers, got {int(found.codes.max())}")
+            if len(torch.unique(found.coords.long(), dim=0)) < len(found.codes):
+                raise ValueError("coords holds a cell more than once")
+            return replace(found, codes=found.codes.to(torch.int32), coords=found.coords.to(torch.int32))
+        except KeyError as error:
+            raise ValueError(f"{path} is not a codes file: it lacks {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{path} is not a codes file: {one_line(error)}") from error

@@ -5,7 +5,6 @@ Knows files and sampling; nothing of networks.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import trimesh
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from sdf_vqvae.archives import one_line, parse_json
 from sdf_vqvae.runtime import resolve_device
 from sdf_vqvae.sparse_sdf import SparseSDF
 
@@ -58,31 +58,51 @@ class MeshPack:
         for file in (self._blob, manifest):
             if not file.is_file():
                 raise ValueError(f"{file} does not exist: a mesh pack is a folder with meshes.bin and meshes.jsonl")
+        size = self._blob.stat().st_size
         self.entries: list[PackEntry] = []
-        with manifest.open(encoding="utf-8") as lines:
+        with manifest.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                record = json.loads(line)
                 try:
-                    keys = {k: record[k] for k in ("id", "split", "offset", "size")}
+                    self.entries.append(_entry(parse_json(line), size))
                 except KeyError as error:
                     raise ValueError(f"{manifest}, line {number}: no {error} key") from error
-                self.entries.append(PackEntry(**keys, record=record))
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{manifest}, line {number}: {one_line(error)}") from error
 
     def select(self, split: str) -> list[PackEntry]:
         """Return the entries of one split."""
         return [e for e in self.entries if e.split == split]
 
     def mesh(self, entry: PackEntry) -> trimesh.Trimesh:
-        """Decode one mesh; positions are in [-0.5, 0.5]."""
+        """Decode one mesh; positions are in [-0.5, 0.5].
+
+        Raises:
+            ValueError: the stream is damaged.
+        """
         try:
             import DracoPy
         except ImportError as error:
             raise ImportError("reading mesh packs needs DracoPy: pip install 'vae-qwen3vl[training]'") from error
         with self._blob.open("rb") as file:
             file.seek(entry.offset)
-            decoded = DracoPy.decode(file.read(entry.size))
-        vertices = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3) / _GRID - 0.5
-        return trimesh.Trimesh(vertices, np.asarray(decoded.faces).reshape(-1, 3), process=False)
+            stream = file.read(entry.size)
+        try:
+            decoded = DracoPy.decode(stream)
+            vertices = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3) / _GRID - 0.5
+            return trimesh.Trimesh(vertices, np.asarray(decoded.faces).reshape(-1, 3), process=False)
+        except (DracoPy.FileTypeException, DracoPy.EncodingFailedException, ValueError, AttributeError) as error:
+            raise ValueError(f"{self._blob}: {entry.id} is not a readable Draco mesh: {one_line(error)}") from error
+
+
+def _entry(record: Any, size: int) -> PackEntry:
+    """Return the entry of a manifest line, for a file of so many bytes."""
+    if not isinstance(record, dict):
+        raise ValueError("a line is an object of JSON")
+    keys = {k: record[k] for k in ("id", "split", "offset", "size")}
+    numbers = (keys["offset"], keys["size"])
+    if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) > size:
+        raise ValueError(f"offset {numbers[0]!r} and size {numbers[1]!r} lie outside meshes.bin ({size:,} bytes)")
+    return PackEntry(id=str(keys["id"]), split=str(keys["split"]), offset=numbers[0], size=numbers[1], record=record)
 
 
 def source_weights(entries: Sequence[PackEntry], shares: dict[str, float]) -> Tensor:

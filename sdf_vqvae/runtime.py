@@ -6,10 +6,12 @@ Knows nothing of shapes, codes or language, so that every other module can lean 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+_STEM = 150
+"""Characters of a file's name that its temporary one keeps; with the rest it stays below the usual 255."""
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -38,11 +43,19 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix) that replaces `path` only if the block succeeds.
 
-    A program that dies inside the block leaves an earlier file untouched and no half-written one.
+    A program that dies inside the block leaves an earlier file untouched and no half-written one. The temporary file
+    is new, under a name that can't be foreseen, so nothing is ever written through a link; a link at `path` itself is
+    replaced, and what it points to stays as it is.
+
+    Raises:
+        OSError: the folder can't be made or written to, or `path` is a folder.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file to write", str(target))
+    temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{target.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         os.replace(temporary, target)

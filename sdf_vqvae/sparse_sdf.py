@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -19,15 +16,16 @@ import torch
 import trimesh
 from torch import Tensor
 
+from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
 _FORMAT = 1
-# What NumPy and zipfile raise on damaged archives.
-_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OSError, EOFError, MemoryError,
-           SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
+MAX_VOXELS = 2**26
+"""Most voxels of a field file: 67 million. A shell of band 3 round a large surface has 37 million at 1024^3."""
+_COLUMN_BYTES = {"sparse_sdf": 8 * MAX_VOXELS, "sparse_index": 3 * 8 * MAX_VOXELS}
 _ORIGINAL = ("sparse_sdf", "sparse_index", "resolution")
 _DESCRIPTION = ("kind", "unit", "band", "sampling", "center", "scale", "watertight", "sign_method", "format")
 # Later files of the original system: signed distances over this band, in voxels, clipped to -1..1.
@@ -161,14 +159,11 @@ class SparseSDF:
         Raises:
             ValueError: the file is missing or damaged, a key is missing, or an array has another shape or range.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in _KEYS if name in archive.files}
-        except FileNotFoundError as error:
-            raise ValueError(f"the field file {path} does not exist") from error
-        except _DAMAGE as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path} is not a readable field file (.npz): {reason}") from error
+        file = regular_file(path, "field file")
+        for name, shape in npz_shapes(file, ("sparse_sdf", "sparse_index")).items():
+            if shape and shape[0] > MAX_VOXELS:
+                raise ValueError(f"{path}: {name} has {shape[0]:,} rows, more than the {MAX_VOXELS:,} that are read")
+        arrays = read_npz(file, _KEYS, _COLUMN_BYTES)
         try:
             return cls._from_arrays(arrays)
         except KeyError as error:
@@ -180,22 +175,22 @@ class SparseSDF:
     def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> SparseSDF:
         sdf, index = arrays["sparse_sdf"], arrays["sparse_index"]
         resolution = _scalar(arrays, "resolution", int)
+        if not np.issubdtype(index.dtype, np.integer) or index.ndim != 2 or index.shape[1] != 3:
+            raise ValueError(f"sparse_index must be integers [N, 3], got {index.dtype} {list(index.shape)}")
         if sdf.shape not in ((len(index), 1), (len(index),)) or not np.issubdtype(sdf.dtype, np.floating):
             raise ValueError(
                 f"sparse_sdf must be floats [N, 1] for N = {len(index)} rows of sparse_index, "
                 f"got {sdf.dtype} {list(sdf.shape)}"
             )
-        if not np.issubdtype(index.dtype, np.integer) or index.shape[1:] != (3,):
-            raise ValueError(f"sparse_index must be integers [N, 3], got {index.dtype} {list(index.shape)}")
         # Before the narrowing to int32, which would wrap round.
         if index.size and not (index.min() >= 0 and index.max() < resolution):
             raise ValueError(f"sparse_index must lie in 0..{resolution - 1}, got {index.min()}..{index.max()}")
-        if len(np.unique(index.astype(np.int64) @ (resolution ** np.arange(3)))) < len(index):
+        x, y, z = (index[:, axis].astype(np.int64) for axis in range(3))
+        if len(np.unique((x * resolution + y) * resolution + z)) < len(index):
             raise ValueError("sparse_index holds a voxel more than once")
-        tensors = {
-            "sdf": torch.from_numpy(sdf.reshape(-1).astype(np.float32)),
-            "index": torch.from_numpy(index.astype(np.int32)),
-        }
+        with np.errstate(over="ignore"):  # infinite is refused below, with a message
+            narrowed = sdf.reshape(-1).astype(np.float32)
+        tensors = {"sdf": torch.from_numpy(narrowed), "index": torch.from_numpy(index.astype(np.int32))}
         present = [key for key in _DESCRIPTION if key in arrays]
         if not present:
             later = _LATER_ORIGINAL_BAND in arrays
@@ -215,7 +210,7 @@ class SparseSDF:
         band = _scalar(arrays, "band", float)
         if arrays["center"].shape != (3,):
             raise ValueError(f"center must have shape [3], got {list(arrays['center'].shape)}")
-        x, y, z = (float(v) for v in arrays["center"])
+        center = tuple(float(v) for v in arrays["center"])
         return cls(
             **tensors,
             field=FieldDescription(
@@ -225,7 +220,7 @@ class SparseSDF:
                 sampling=_scalar(arrays, "sampling", str).replace("centre", "center"),
                 resolution=resolution,
             ),
-            center=(x, y, z),
+            center=(center[0], center[1], center[2]),
             scale=_scalar(arrays, "scale", float),
             watertight=_scalar(arrays, "watertight", bool),
             sign_method=_scalar(arrays, "sign_method", str),

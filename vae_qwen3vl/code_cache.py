@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors
 from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import atomic_path
@@ -44,6 +45,26 @@ class CodeCache:
     """Reason by id of every object that could not be encoded."""
     vae_hash: str
     """`SparseSDFVQVAE.fingerprint()` of the tokenizer that made the codes."""
+
+    def __post_init__(self) -> None:
+        """Check types and shapes, and that each object has its codes."""
+        total = len(self.codes) if self.codes.ndim == 1 else -1
+        kinds = (self.codes.dtype, self.coords.dtype, self.splits.dtype)
+        if kinds != (torch.int32, torch.int16, torch.int64) or self.coords.shape != (total, 3):
+            raise ValueError(
+                "codes must be int32 [T], coords int16 [T, 3] and splits int64, got "
+                f"{self.codes.dtype} {list(self.codes.shape)}, {self.coords.dtype} {list(self.coords.shape)} and "
+                f"{self.splits.dtype}"
+            )
+        if self.splits.shape != (len(self.ids) + 1,) or len(set(self.ids)) < len(self.ids):
+            raise ValueError(
+                f"{len(self.ids)} different ids need as many splits and one, got {list(self.splits.shape)}"
+            )
+        ends = [int(self.splits[0]), int(self.splits[-1])]
+        if ends != [0, total] or bool((self.splits[1:] <= self.splits[:-1]).any()):
+            raise ValueError(f"splits must ascend from 0 to {total}, got {ends[0]}..{ends[1]}")
+        if total and (int(self.codes.min()) < 0 or int(self.coords.min()) < 0):
+            raise ValueError("codes and coords are numbers from 0")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,21 +99,21 @@ class CodeCache:
         Raises:
             ValueError: the file is not a code cache, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
+        tensors, metadata = read_safetensors(path, "code cache", ("codes", "coords", "splits"))
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["code_cache"])
-                tensors = {name: file.get_tensor(name) for name in ("codes", "coords", "splits")}
+            about = parse_json(metadata["code_cache"])
             if about["format"] != _FORMAT:
-                raise ValueError(
-                    f"{path}: a code cache of format {about['format']!r}, this version reads {_FORMAT!r}"
-                )
-            return cls(**tensors, ids=tuple(about["ids"]), failures=about["failures"], vae_hash=about["vae_hash"])
-        except OSError as error:
-            raise ValueError(f"cannot read the code cache {path}: {error}") from error
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a code cache: {error}") from error
+                raise ValueError(f"its format is {about['format']!r}, this version reads {_FORMAT!r}")
+            return cls(
+                **tensors,
+                ids=tuple(str(name) for name in about["ids"]),
+                failures={str(name): str(why) for name, why in about["failures"].items()},
+                vae_hash=str(about["vae_hash"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"{path} is not a code cache: it lacks {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path} is not a code cache: {one_line(error)}") from error
 
 
 def encode_pack(

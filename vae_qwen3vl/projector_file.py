@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
+import typing
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors, read_torch_file
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.projector import OverBudget, Projector3D
@@ -84,42 +85,61 @@ def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, Projector
     if text is None:
         raise ValueError(f"{path} does not say what kind of projector it holds; it was not written by save_projector")
     description = _parse(path, text)
-    projector = description.build()
-    expected = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+    if description.num_layers > len(state):
+        raise ValueError(f"{path} describes {description.num_layers:,} layers, but it holds {len(state)} tensors")
+    try:
+        with torch.device("meta"):  # names and shapes alone: the description may claim any size
+            built = description.build()
+        expected = {name: tuple(value.shape) for name, value in built.state_dict().items()}
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: the description of the projector is not usable ({one_line(error)})") from error
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         detail = ", ".join(f"{name}: file {found.get(name)}, expected {expected.get(name)}" for name in wrong[:4])
         raise ValueError(f"{path} doesn't hold the projector it describes ({len(wrong)} tensors differ: {detail})")
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"{path} holds values that are not finite, in {broken[0]}")
+    projector = description.build()
     projector.load_state_dict(state)
     return projector, description
 
 
 def _parse(path: str | os.PathLike[str], text: str) -> ProjectorDescription:
     try:
-        return ProjectorDescription(**json.loads(text))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: the description of the projector is not readable ({error})") from error
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a mapping is expected, not {text[:40]!r}")
+        _check_values(values)
+        return ProjectorDescription(**values)
+    except (TypeError, ValueError) as error:
+        reason = one_line(error)
+        raise ValueError(f"{path}: the description of the projector is not readable ({reason})") from error
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Check types, and names against what is known."""
+    hints = typing.get_type_hints(ProjectorDescription)
+    for name, value in values.items():
+        hint = hints.get(name)
+        if typing.get_origin(hint) is Literal:
+            fits = value in typing.get_args(hint)
+        else:
+            kinds = typing.get_args(hint) or (hint,)
+            fits = type(value) in kinds and not (type(value) is int and value < 0)
+        if hint is not None and not fits:
+            raise ValueError(f"{name} is {value!r}")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    if not path.is_file():
-        raise ValueError(f"no projector file at {path}")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-                return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_KEY)  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file ({error})") from error
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a torch file of plain tensors ({reason})") from error
+        tensors, metadata = read_safetensors(path, "projector file")
+        return tensors, metadata.get(_KEY)
+    state = read_torch_file(path, "projector file")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a projector state dict: expected names and tensors")
-    text = getattr(state, "_metadata", {}).get("", {}).get(_KEY)
-    return dict(state), text if isinstance(text, str) else None
+    about = getattr(state, "_metadata", {})
+    own = about.get("", {}) if isinstance(about, dict) else {}
+    text = own.get(_KEY) if isinstance(own, dict) else None
+    return {str(name): value for name, value in state.items()}, text if isinstance(text, str) else None

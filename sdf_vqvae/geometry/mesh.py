@@ -5,6 +5,7 @@ Knows nothing of voxels.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -16,6 +17,8 @@ import torch
 import trimesh
 from torch import Tensor
 
+from sdf_vqvae.archives import one_line, regular_file
+from sdf_vqvae.geometry.mesh_file import OwnFolder, check_scene, checked_content
 from sdf_vqvae.runtime import atomic_path
 
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -47,29 +50,32 @@ class NormalizedMesh:
 def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
     """Read a mesh file (GLB, glTF, OBJ, PLY, STL, OFF); a scene is flattened with its transforms.
 
+    Materials and textures are not read. Buffers of a glTF must lie in its folder or below.
+
     Raises:
-        ValueError: the file is missing, of another kind, damaged, or holds no triangle.
+        ValueError: the file is missing, of another kind, damaged, names files elsewhere, claims more than it holds,
+            or holds no triangle.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"the mesh file {file} does not exist")
+    file = regular_file(path, "mesh file")
     if file.suffix.lower() not in READABLE:
         raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
+    kind = file.suffix[1:].lower()
+    resolver = OwnFolder(file.parent)
     try:
-        mesh = trimesh.load_scene(file, process=False).to_mesh()
+        content = io.BytesIO(checked_content(file, resolver))
+        scene = trimesh.load_scene(
+            content, file_type=kind, resolver=resolver, process=False, skip_materials=True
+        )  # fmt: skip
+        check_scene(scene)
+        mesh = scene.to_mesh()
         faces = len(mesh.faces)
     except ImportError as error:
-        raise ValueError(f"{file} needs a library that is not installed: {_one_line(error)}") from error
+        raise ValueError(f"{file} needs a library that is not installed: {one_line(error)}") from error
     except _DAMAGE as error:
-        kind = file.suffix[1:].upper()
-        raise ValueError(f"{file} is not a readable {kind} file: {_one_line(error)}") from error
+        raise ValueError(f"{file} is not a readable {kind.upper()} file: {one_line(error)}") from error
     if faces == 0:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     return mesh
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:

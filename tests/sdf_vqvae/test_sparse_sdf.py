@@ -193,7 +193,9 @@ def test_what_is_no_archive_is_refused(tmp_path):
         SparseSDF.load(tmp_path / "none.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
     np.savez(tmp_path / "objects.npz", sparse_sdf=np.array([{}], dtype=object))
-    for path in (tmp_path, tmp_path / "one.npy", tmp_path / "objects.npz"):
+    with pytest.raises(ValueError, match="is a folder"):
+        SparseSDF.load(tmp_path)
+    for path in (tmp_path / "one.npy", tmp_path / "objects.npz"):
         with pytest.raises(ValueError, match="not a readable field file"):
             SparseSDF.load(path)
 

@@ -137,16 +137,16 @@ def test_the_pt_file_is_a_plain_state_dict(tmp_path):
 
 def test_files_that_are_no_projector_are_refused(tmp_path):
     about = ProjectorDescription(latent_dim=8, hidden_size=48, num_layers=1)
-    with pytest.raises(ValueError, match="no projector file"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_projector(tmp_path / "missing.pt")
     (tmp_path / "junk.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match="not a safetensors file"):
+    with pytest.raises(ValueError, match="not a projector file"):
         load_projector(tmp_path / "junk.safetensors")
     (tmp_path / "junk.pt").write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match="not a torch file"):
+    with pytest.raises(ValueError, match="not a projector file that can be read safely"):
         load_projector(tmp_path / "junk.pt")
     torch.save({"proj.weight": print}, tmp_path / "pickle.pt")
-    with pytest.raises(ValueError, match="not a torch file"):
+    with pytest.raises(ValueError, match="not a projector file that can be read safely"):
         load_projector(tmp_path / "pickle.pt")
     torch.save(about.build().state_dict(), tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="does not say"):

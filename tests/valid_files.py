@@ -1,0 +1,269 @@
+"""Small valid files of every format that is read, and the call that reads each: what fuzzing starts from.
+
+Shared by `tests/test_fuzz.py` and `benchmarks/fuzz.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+
+from sdf_vqvae.codes import ShapeCodes
+from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.model.state_dict import read_state_dict, to_canonical
+from sdf_vqvae.sparse_sdf import SparseSDF
+from vae_qwen3vl.code_cache import CodeCache
+from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
+
+MEMBER_FILES = (".npz-members", ".pt-members")
+"""Suffixes of targets whose input is the members of a zip archive (see `pack_members`), so that mutations get past
+its checksums."""
+
+
+def two_boxes() -> trimesh.Scene:
+    """Return a scene of one mesh that stands at two places."""
+    scene = trimesh.Scene()
+    box = trimesh.creation.box()
+    for x in (-2.0, 2.0):
+        scene.add_geometry(box, transform=trimesh.transformations.translation_matrix([x, 0, 0]))
+    return scene
+
+
+def bytes_of(save: Callable[[Path], object], suffix: str) -> bytes:
+    """Return what `save(path)` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{suffix}"
+        save(path)
+        return path.read_bytes()
+
+
+def encoded(data: str | bytes) -> bytes:
+    """Return text as UTF-8."""
+    return data.encode() if isinstance(data, str) else data
+
+
+def gltf_in_one_file() -> bytes:
+    """Return the scene as glTF text whose buffers are in it."""
+    files = two_boxes().export(file_type="gltf")
+    document = json.loads(files["model.gltf"])
+    for buffer in document["buffers"]:
+        data = base64.b64encode(files[buffer["uri"]]).decode()
+        buffer["uri"] = f"data:application/octet-stream;base64,{data}"
+    return json.dumps(document).encode()
+
+
+def draco_glb() -> bytes:
+    """Return the scene as GLB with Draco compression, or nothing where DracoPy is not installed."""
+    try:
+        return two_boxes().export(file_type="glb", extension_draco=True)
+    except (ImportError, TypeError):
+        return b""
+
+
+def polygons_obj() -> bytes:
+    """Return an OBJ with quads, a pentagon, materials, groups, normals and texture coordinates."""
+    lines = ["mtllib a.mtl", "o thing", "v 0 0 0", "v 1 0 0", "v 1 1 0", "v 0 1 0", "v 0 0 1", "v 0.5 2e-1 1"]
+    lines += ["vt 0 0", "vt 1 1", "vn 0 0 1", "usemtl red", "g left", "f 1/1/1 2/2/1 3/1/1 4/2/1", "s off"]
+    lines += ["f 1 2 5", "usemtl blue", "f 1//1 2//1 6//1 3//1 4//1", "f -1 -2 -3", "# end"]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def polygons_ply() -> bytes:
+    """Return an ASCII PLY with colors and faces of three, four and five corners."""
+    header = ["ply", "format ascii 1.0", "comment TextureFile a.png", "element vertex 5", "property float x"]
+    header += ["property float y", "property float z", "property uchar red", "property uchar green"]
+    header += ["property uchar blue", "element face 3", "property list uchar int vertex_indices", "end_header"]
+    rows = ["0 0 0 1 2 3", "1 0 0 1 2 3", "1 1 0 9 9 9", "0 1 0 0 0 0", "0 0 1 5 5 5"]
+    rows += ["3 0 1 4", "4 0 1 2 3", "5 0 1 2 3 4"]
+    return "\n".join([*header, *rows]).encode() + b"\n"
+
+
+def a_field() -> SparseSDF:
+    """Return a field of a few voxels."""
+    return SparseSDF(
+        sdf=torch.tensor([-0.5, 0.25, 1.0]),
+        index=torch.tensor([[0, 1, 2], [3, 4, 15], [5, 5, 5]], dtype=torch.int32),
+        field=FieldDescription(kind="sdf", unit="band", band=3.0, sampling="center", resolution=16),
+        center=(1.0, 2.0, 3.0),
+        scale=0.5,
+        watertight=True,
+        sign_method="winding",
+    )
+
+
+def original_field() -> bytes:
+    """Return a field file of the original system: three keys, compressed."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        sparse_sdf=np.array([[0.001], [0.002]], np.float32),
+        sparse_index=np.array([[0, 1, 2], [511, 0, 0]], np.int32),
+        resolution=512,
+    )
+    return buffer.getvalue()
+
+
+def some_codes() -> ShapeCodes:
+    """Return codes of one object on a latent grid of 8^3."""
+    return ShapeCodes(
+        codes=torch.tensor([1, 0, 31], dtype=torch.int32),
+        coords=torch.tensor([[0, 0, 1], [0, 3, 2], [7, 7, 7]], dtype=torch.int32),
+        latent_resolution=8,
+        data_resolution=32,
+        center=(0.0, 0.0, 0.0),
+        scale=1.0,
+        vae_hash="0123456789abcdef",
+    )
+
+
+def some_cache() -> CodeCache:
+    """Return a cache of two objects."""
+    return CodeCache(
+        codes=torch.tensor([1, 2, 3], dtype=torch.int32),
+        coords=torch.tensor([[0, 0, 1], [0, 3, 2], [7, 7, 7]], dtype=torch.int16),
+        splits=torch.tensor([0, 2, 3]),
+        ids=("a/1", "b/2"),
+        failures={"c/3": "no triangle"},
+        vae_hash="0123456789abcdef",
+    )
+
+
+def save_some_projector(path: Path) -> None:
+    """Write a projector of two small layers."""
+    description = ProjectorDescription(latent_dim=2, hidden_size=6, num_layers=2, use_3d_pos=True, prompt="What?")
+    save_projector(path, description.build(), description)
+
+
+def save_some_state(path: Path) -> None:
+    """Write a state dict with a kernel in the layout of torchsparse."""
+    weights = {
+        "module.a.kernel": torch.zeros(27, 2, 3),
+        "module.b.weight": torch.ones(2, 2).t(),
+        "module.c": torch.ones(()),
+    }
+    torch.save({"vae": weights}, path)
+
+
+def save_old_state(path: Path) -> None:
+    """Write a state dict in PyTorch's format before 1.6, which is no zip archive."""
+    torch.save({"a.weight": torch.zeros(2, 3)}, path, _use_new_zipfile_serialization=False)
+
+
+SMALL_CONFIG = {
+    "resolution": 8,
+    "model_channels": 32,
+    "level_channels": [32, 32],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 16,
+    "num_embeddings": 32,
+    "pool_counts_zero": False,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+
+
+def a_config() -> bytes:
+    """Return a VAE config with all three sections."""
+    document = {
+        "models": {"vqvae": {"name": "SparseSDFVQVAE", "args": SMALL_CONFIG}},
+        "dataset": {"name": "SparseSDF", "args": {"resolution": 32, "max_points": 1000}},
+    }
+    return json.dumps(document, indent=1).encode()
+
+
+def pack_members(archive: bytes) -> bytes:
+    """Return the members of a zip archive one after another, each with its name and length before it."""
+    packed = b""
+    with zipfile.ZipFile(io.BytesIO(archive)) as members:
+        for info in members.infolist():
+            data = members.read(info)
+            name = info.filename.encode()
+            packed += len(name).to_bytes(1, "little") + name + len(data).to_bytes(4, "little") + data
+    return packed
+
+
+def unpack_members(packed: bytes) -> bytes:
+    """Return the zip archive (with right checksums) of what `pack_members` wrote, as far as it can be read."""
+    buffer = io.BytesIO()
+    seen = set()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        place = 0
+        while place < len(packed):
+            name = packed[place + 1 : place + 1 + packed[place]].decode("latin-1").replace("\0", "0") or "0"
+            place += 1 + packed[place]
+            size = int.from_bytes(packed[place : place + 4], "little")
+            place += 4
+            if name not in seen:
+                archive.writestr(name, packed[place : place + size])
+            seen.add(name)
+            place += size
+    return buffer.getvalue()
+
+
+def read_mesh(path: Path) -> None:
+    """Read and normalize a mesh."""
+    normalize_mesh(load_mesh(path))
+
+
+def read_state(path: Path) -> None:
+    """Read a state dict into our layout."""
+    to_canonical(read_state_dict(path))
+
+
+def _meshes() -> dict[str, tuple[str, list[bytes]]]:
+    scene, ball = two_boxes(), trimesh.creation.icosphere(subdivisions=0)
+    box = trimesh.creation.box()
+    glb = encoded(scene.export(file_type="glb"))
+    return {
+        "glb": (".glb", [glb]),
+        "glb_draco": (".glb", [draco_glb()]),
+        "gltf": (".gltf", [gltf_in_one_file()]),
+        "obj": (".obj", [encoded(box.export(file_type="obj")), polygons_obj()]),
+        "ply_ascii": (".ply", [encoded(box.export(file_type="ply", encoding="ascii")), polygons_ply()]),
+        "ply_binary": (".ply", [encoded(ball.export(file_type="ply"))]),
+        "stl_ascii": (".stl", [encoded(box.export(file_type="stl_ascii"))]),
+        "stl_binary": (".stl", [encoded(box.export(file_type="stl"))]),
+        "off": (".off", [encoded(box.export(file_type="off"))]),
+    }
+
+
+def targets() -> dict[str, tuple[str, list[bytes], Callable[[Path], object]]]:
+    """Return (suffix, valid files, reader) of every format."""
+    found: dict[str, tuple[str, list[bytes], Callable[[Path], object]]] = {
+        name: (suffix, [data for data in seeds if data], read_mesh) for name, (suffix, seeds) in _meshes().items()
+    }
+    field = bytes_of(a_field().save, ".npz")
+    state, old = bytes_of(save_some_state, ".pt"), bytes_of(save_old_state, ".pt")
+    projectors = {suffix: bytes_of(save_some_projector, suffix) for suffix in (".safetensors", ".pt")}
+    found |= {
+        "field": (".npz", [field, original_field()], SparseSDF.load),
+        "field_members": (".npz-members", [pack_members(field), pack_members(original_field())], SparseSDF.load),
+        "codes": (".safetensors", [bytes_of(some_codes().save, ".safetensors")], ShapeCodes.load),
+        "code_cache": (".safetensors", [bytes_of(some_cache().save, ".safetensors")], CodeCache.load),
+        "projector": (".safetensors", [projectors[".safetensors"]], load_projector),
+        "projector_members": (".pt-members", [pack_members(projectors[".pt"])], load_projector),
+        "state": (".pt", [state, old], read_state),
+        "state_members": (".pt-members", [pack_members(state)], read_state),
+        "config": (".json", [a_config()], VAEConfig.from_json),
+    }
+    return {name: target for name, target in found.items() if target[1]}
+
+
+def write_input(folder: Path, suffix: str, data: bytes) -> Path:
+    """Write one input of a target to a file and return its path."""
+    if suffix in MEMBER_FILES:
+        data, suffix = unpack_members(data), suffix.removesuffix("-members")
+    path = folder / f"input{suffix}"
+    path.write_bytes(data)
+    return path
