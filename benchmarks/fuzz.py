@@ -15,6 +15,8 @@ import collections
 import importlib.util
 import json
 import os
+import random
+import re
 import resource
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-VALID_FILES = Path(__file__).resolve().parents[1] / "tests" / "valid_files.py"
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 INSTRUMENTED = ["sdf_vqvae", "vae_qwen3vl", "trimesh", "zipfile"]
 SECONDS = 20
 """Longest time that one input may take."""
@@ -38,9 +40,9 @@ LONGEST = 8192
 ALLOWED = (ValueError, OSError)
 
 
-def valid_files() -> ModuleType:
-    """Import `tests/valid_files.py`, which is in no package."""
-    spec = importlib.util.spec_from_file_location("valid_files", VALID_FILES)
+def of_tests(name: str) -> ModuleType:
+    """Import a module of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,18 +56,18 @@ def cpu_seconds() -> float:
 
 
 def where(error: BaseException) -> str:
-    """Return the type of an exception and the innermost line that raised it."""
+    """Return the type of an exception, the innermost function that raised it and the beginning of its message."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__} in {Path(frame.filename).name}, {frame.name}: {' '.join(str(error).split())[:160]}"
-    )
+    message = " ".join(re.findall(r"[A-Za-z_]+", str(error))[:4])
+    return f"{type(error).__name__} in {Path(frame.filename).name}, {frame.name}: {message}"
 
 
 class Target:
     """One reader in its own process: tries inputs, counts outcomes and keeps the inputs that break the promise."""
 
     def __init__(self, name: str, work: Path, seconds: float) -> None:
-        self.modules = valid_files()
+        self.modules = of_tests("valid_files")
+        self.edits = of_tests("file_edits")
         self.suffix, self.seeds, self.read = self.modules.targets()[name]
         self.work = work / name
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -92,7 +94,7 @@ class Target:
             self.outcomes["read"] += 1
         except ALLOWED:
             self.outcomes["refused"] += 1
-        except BaseException as error:  # noqa: BLE001 (whatever it is, it is a finding)
+        except BaseException as error:
             self.outcomes["broken"] += 1
             self.keep(where(error), data)
         self.slowest = max(self.slowest, time.perf_counter() - started)
@@ -103,6 +105,18 @@ class Target:
             path.unlink()
             self.folder.rmdir()
             os._exit(0)
+
+    def mutate(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """Return the next input; called by atheris. Half of them keep the syntax of the format."""
+        import atheris
+
+        chance = random.Random(seed)
+        if chance.random() < 0.5:
+            edited: bytes = self.edits.edit(self.suffix, data, chance)
+            if edited != data and len(edited) <= max_size:
+                return edited
+        mutated: bytes = atheris.Mutate(data, len(data) + (64 if len(data) + 64 <= max_size else 0))
+        return mutated
 
     def keep(self, reason: str, data: bytes) -> None:
         """Write an input that broke the promise, once for each reason."""
@@ -141,7 +155,7 @@ def fuzz_target(name: str, work: Path, seconds: float) -> None:
     findings.mkdir(parents=True, exist_ok=True)
     flags = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={LONGEST}", "-print_final_stats=0"]
     flags += ["-verbosity=0", f"-artifact_prefix={findings}/", str(target.prepare())]
-    atheris.Setup([sys.argv[0], *flags], target.try_one)
+    atheris.Setup([sys.argv[0], *flags], target.try_one, custom_mutator=target.mutate)
     atheris.Fuzz()
 
 
@@ -157,7 +171,7 @@ def replay(name: str, file: Path) -> str:
 
 def replay_here(name: str, file: Path) -> None:
     """Read one kept input in this process and print what came of it."""
-    modules = valid_files()
+    modules = of_tests("valid_files")
     suffix, _, read = modules.targets()[name]
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +250,7 @@ def main() -> None:
     from record import write_result
 
     options.work.mkdir(parents=True, exist_ok=True)
-    names = options.targets or list(valid_files().targets())
+    names = options.targets or list(of_tests("valid_files").targets())
     counts = run(options.work, options.minutes * 60, names)
     findings = findings_of(options.work, sorted(counts))
     numbers = {

@@ -188,8 +188,10 @@ class _Npz:
             raise self._unreadable(f"{name} is not an array: {one_line(error)}") from error
         if dtype.hasobject:
             raise self._unreadable(f"{name} holds pickled Python objects, which are never loaded")
-        if dtype.itemsize == 0 and dtype.kind not in "US":
-            raise self._unreadable(f"{name} has elements of no size")
+        if dtype.names is not None or dtype.subdtype is not None or (dtype.itemsize == 0 and dtype.kind not in "US"):
+            raise self._unreadable(f"{name} is no array of plain numbers or text but of {dtype}")
+        if any(isinstance(n, bool) or n < 0 for n in shape):
+            raise self._unreadable(f"{name} has the shape {shape}")
         return shape, fortran, dtype, len(start) + width + length
 
     def _open(self, name: str) -> Any:
