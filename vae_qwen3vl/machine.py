@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -30,7 +31,8 @@ from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 
 DISTRIBUTION = "vae-qwen3vl"
-LIBRARIES = ("torch", "numpy", "scipy", "trimesh", "safetensors", "libigl", "transformers", "tokenizers", "peft")
+CORE = ("torch", "numpy", "scipy", "trimesh", "safetensors", "libigl")
+LIBRARIES = (*CORE, "transformers", "tokenizers", "peft")
 IF_PRESENT = ("torchvision", "triton", "accelerate", "spconv-triton")
 """Libraries that are told of only where they are installed."""
 SHOWN = (DISTRIBUTION, "python", "system", *LIBRARIES, *IF_PRESENT)
@@ -136,8 +138,11 @@ def look() -> Machine:
     requirements = _requirements()
     backend, backends = os.environ.get("SPARSE_BACKEND"), {}
     cuda = torch.cuda.is_available()
-    with contextlib.suppress(ValueError):  # an unknown SPARSE_BACKEND, which is judged
+    logger = logging.getLogger(active_backend.__module__)
+    logger.disabled = True  # its warning is one of the findings
+    with contextlib.suppress(ValueError):  # an unknown SPARSE_BACKEND, which is one, too
         backends = {device: active_backend(device) for device in (("cpu", "cuda") if cuda else ("cpu",))}
+    logger.disabled = False
     return Machine(
         versions=_versions(text for _, text in requirements),
         requirements=requirements,
@@ -224,11 +229,14 @@ def _requirements() -> tuple[tuple[str, str], ...]:
 
 
 def _needs(distribution: str, other: str) -> str | None:
+    """Return what one installed distribution asks of another."""
     try:
-        lines = metadata.requires(distribution) or []
-    except metadata.PackageNotFoundError:
+        from packaging.requirements import Requirement
+
+        declared = map(Requirement, metadata.requires(distribution) or ())
+    except (ImportError, metadata.PackageNotFoundError):
         return None
-    return next((line.split(";")[0].strip() for line in lines if line.split("=")[0].strip(" <>!~(") == other), None)
+    return next((f"{needed.name}{needed.specifier}" for needed in declared if needed.name == other), None)
 
 
 # -- GPUs and weights -------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ CASES = {
             versions={"torch": "2.13.0+cpu", "torchvision": "0.28.0+cu130"},
             torchvision_needs="torch==2.13.0",
         ),
-        "problem torch: torchvision 0.28.0+cu130 and torch 2.13.0+cpu don't belong together (one is a CPU build",
+        "problem torch: torchvision 0.28.0+cu130 and torch 2.13.0+cpu don't belong together (they are builds for ",
     ),
     "a CPU build beside a GPU": (
         replace(BLIND, torch_cuda=None, versions={"torch": "2.13.0+cpu"}),
@@ -249,6 +249,11 @@ def test_what_works_is_not_complained_about(machine):
     assert judge(machine) == []
 
 
+def test_a_core_that_is_not_complete_is_seen_without_metadata_too():
+    machine = replace(CPU, requirements=(), versions={"torch": "2.13.0", "libigl": "not installed"})
+    assert [found.message for found in judge(machine)][1:] == ["libigl is not installed: pip install libigl"]
+
+
 def test_only_problems_count_as_problems():
     machine = replace(CPU, memory=GIB, threads=1, omp_num_threads="1")
     report = Report(machine=machine, findings=judge(machine))
@@ -371,7 +376,7 @@ def test_a_real_run_on_a_bad_machine(tmp_path):
     (tmp_path / "taken").write_text("a file where the cache folder should be")
     bad = {"SPARSE_BACKEND": "spconv", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "taken")}
     done = run_doctor(tmp_path, **bad)
-    assert done.returncode == 1, done.stderr
+    assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     assert lines[-1] == f"{sum(line.startswith('problem ') for line in lines)} problem(s)"
     assert re.search(r"^problem +the cache folder .*taken/vae_qwen3vl can't be written", done.stdout, re.MULTILINE)
@@ -389,6 +394,15 @@ def test_a_real_run_in_json_with_an_unknown_backend(tmp_path):
     assert report["backends"] == {}
     assert report["machine"]["sparse_backend"] == "torchsparse"
     assert report["machine"]["folder"] == str(tmp_path)
+
+
+def test_a_broken_pytorch_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text('raise OSError("libcudart.so.13: cannot open shared object file")')
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])
+    done = run_doctor(tmp_path, PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vae-qwen3vl: error: a library can't be loaded (libcudart.so.13: cannot open")
+    assert done.stderr.count("\n") == 1
 
 
 def test_looking_changes_nothing(tmp_path, monkeypatch):
