@@ -28,6 +28,8 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from sdf_vqvae.runtime import atomic_path
+
 SMALL_ARRAY_BYTES = 4096
 """Most bytes of an array of an `.npz` that is no column of voxels: numbers, names, three coordinates."""
 NPY_HEADER_BYTES = 10_000
@@ -247,6 +249,24 @@ def read_safetensors(
             return {name: content.get_tensor(name) for name in wanted}, metadata
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is not a {what} (.safetensors): {one_line(error)}") from error
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # which is no OSError, not even where the disk is full
+            raise OSError(one_line(error)) from error
 
 
 # -- PyTorch's files ---------------------------------------------------------------------------------------------

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import one_line, parse_json, read_safetensors
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors, write_safetensors
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
-from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 _FORMAT = "sdf-vqvae-codes/1"
@@ -73,8 +72,6 @@ class ShapeCodes:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""
-        from safetensors.torch import save_file
-
         about = {
             "format": _FORMAT,
             "latent_resolution": self.latent_resolution,
@@ -87,8 +84,7 @@ class ShapeCodes:
             "codes": self.codes.to(torch.int32).cpu().contiguous(),
             "coords": self.coords.to(torch.int16).cpu().contiguous(),
         }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"shape_codes": json.dumps(about)})
+        write_safetensors(path, tensors, {"shape_codes": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ShapeCodes:

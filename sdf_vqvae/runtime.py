@@ -6,7 +6,6 @@ Knows nothing of shapes, codes or language, so that every other module can lean 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import random
@@ -48,19 +47,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     replaced, and what it points to stays as it is.
 
     Raises:
-        OSError: the folder can't be made or written to, or `path` is a folder.
+        OSError: the folder can't be made, `path` is a folder, or the disk is full; the message names `path`.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file to write", str(target))
-    temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{target.suffix}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise OSError("it is a folder")
+        temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{target.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def rank() -> int:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import one_line, parse_json, read_safetensors
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors, write_safetensors
 from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import voxelize_for
 
 logger = logging.getLogger(__name__)
@@ -85,12 +84,9 @@ class CodeCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""
-        from safetensors.torch import save_file
-
         about = {"format": _FORMAT, "ids": self.ids, "failures": self.failures, "vae_hash": self.vae_hash}
         tensors = {"codes": self.codes, "coords": self.coords, "splits": self.splits}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"code_cache": json.dumps(about)})
+        write_safetensors(path, tensors, {"code_cache": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CodeCache:

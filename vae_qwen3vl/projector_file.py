@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import one_line, parse_json, read_safetensors, read_torch_file
+from sdf_vqvae.archives import one_line, parse_json, read_safetensors, read_torch_file, write_safetensors
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.projector import OverBudget, Projector3D
@@ -64,15 +64,16 @@ def save_projector(path: str | os.PathLike[str], projector: Projector3D, descrip
     """Write a projector to a `.safetensors` or `.pt` file, whole or not at all."""
     state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
     text = json.dumps(dataclasses.asdict(description))
+    if Path(path).suffix == ".safetensors":
+        write_safetensors(path, state, {_KEY: text})
+        return
+    ordered = OrderedDict(state)
+    ordered._metadata = {"": {"version": 1, _KEY: text}}  # type: ignore[attr-defined]
     with atomic_path(path) as temporary:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(state, temporary, metadata={_KEY: text})
-        else:
-            ordered = OrderedDict(state)
-            ordered._metadata = {"": {"version": 1, _KEY: text}}  # type: ignore[attr-defined]
+        try:
             torch.save(ordered, temporary)
+        except RuntimeError as error:  # which is no OSError, not even where the disk is full
+            raise OSError(one_line(error)) from error
 
 
 def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, ProjectorDescription]:

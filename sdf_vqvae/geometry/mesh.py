@@ -24,6 +24,10 @@ from sdf_vqvae.runtime import atomic_path
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
+_FLAT = 1e-12
+"""Height over length below which a triangle is a line: float64 knows corners to 1e-16 of the largest coordinate."""
+_FILE = "read_from"  # in a mesh's metadata, for messages about what is found out later
+_AREA_FACES = 2**16  # looked at together; the first part almost always has one with an area
 # What trimesh and the readers it calls raise on damaged files (found by damaging files).
 _DAMAGE = (
     ValueError, LookupError, TypeError, AttributeError, NameError, ArithmeticError, AssertionError, RuntimeError,
@@ -75,15 +79,26 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise ValueError(f"{file} is not a readable {kind.upper()} file: {one_line(error)}") from error
     if faces == 0:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
+    mesh.metadata[_FILE] = str(file)
     return mesh
 
 
 def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
     """Weld equal vertices, drop faces without area in index space, and move the mesh into the world cube.
 
+    A flat mesh is fine (an open sheet); one whose faces are all lines or points is not.
+
     Raises:
-        ValueError: no face, coordinates that are not finite, face indices out of range, or no extent.
+        ValueError: no face with an area, coordinates that are not finite, face indices out of range, or no extent.
     """
+    try:
+        return _normalized(mesh)
+    except ValueError as error:
+        file = mesh.metadata.get(_FILE)
+        raise ValueError(f"{file}: {error}" if file else str(error)) from error
+
+
+def _normalized(mesh: trimesh.Trimesh) -> NormalizedMesh:
     vertices = np.asarray(mesh.vertices, dtype=np.float64)
     faces = np.asarray(mesh.faces, dtype=np.int64)
     if len(faces) == 0:
@@ -101,6 +116,8 @@ def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
     if len(faces) == 0:
         raise ValueError("every face of the mesh has two equal corners")
+    if not _has_area(vertices, faces):
+        raise ValueError("no face of the mesh has an area: all of them are lines or points")
     low, high = vertices[faces].min(axis=(0, 1)), vertices[faces].max(axis=(0, 1))
     # Halves, since the sum or difference of the largest floats is not finite.
     center, extent = low / 2 + high / 2, 2 * float((high / 2 - low / 2).max())
@@ -114,6 +131,22 @@ def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
         scale=scale,
         watertight=is_watertight(faces),
     )
+
+
+def _has_area(vertices: np.ndarray, faces: np.ndarray) -> bool:
+    """Return whether a face has three corners that don't lie on a line, as far as float64 tells."""
+    for part in np.array_split(faces, max(1, len(faces) // _AREA_FACES)):
+        corners = vertices[part]
+        largest = np.abs(corners).max(axis=(1, 2), keepdims=True)
+        corners = corners / np.where(
+            largest > 0, largest, 1
+        )  # neither the largest nor the least floats over- or underflow
+        sides = corners[:, 1:] - corners[:, :1]
+        longest = np.abs(sides).max(axis=(1, 2))
+        crossed = np.abs(np.cross(sides[:, 0], sides[:, 1])).max(axis=1)
+        if (crossed > _FLAT * longest * longest).any():
+            return True
+    return False
 
 
 def _weld(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,542 @@
+"""Bad inputs by name: what is written into a folder, the command that reads it, and words of the line it must print.
+
+Shared by `tests/test_bad_input.py`, which holds each to one line and exit code 2, and by `benchmarks/bad_input.py`,
+which writes the lines down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from safetensors.torch import save_file
+
+from sdf_vqvae.codes import ShapeCodes
+from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.model.checkpoint import save_vae
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.shapes import encode_field, voxelize_for
+
+SMALL = {
+    "resolution": 8,
+    "model_channels": 32,
+    "level_channels": [32, 32],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 16,
+    "num_embeddings": 32,
+    "pool_counts_zero": False,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+"""Arguments of a tokenizer that is built in a moment."""
+
+VAE = ("--vae_ckpt", "vae/model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadInput:
+    """One bad input."""
+
+    name: str
+    """What is wrong with it."""
+    command: tuple[str, ...]
+    """Arguments of `vae-qwen3vl`, run in the folder."""
+    file: str
+    """Its name."""
+    write: Callable[[Path], object]
+    """Writes it, given its path, into a folder that holds what `write_good` wrote."""
+    says: str
+    """Part of the line."""
+
+
+def write_good(folder: Path) -> None:
+    """Write a small tokenizer (`vae/`), `box.ply`, and its field `box.npz` and codes `box.safetensors`."""
+    torch.manual_seed(0)
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    save_vae(vae, folder / "vae")
+    trimesh.creation.box((2.0, 1.0, 1.0)).export(folder / "box.ply")
+    field = voxelize_for(vae, folder / "box.ply")
+    field.save(folder / "box.npz")
+    encode_field(vae, field).save(folder / "box.safetensors")
+
+
+# -- meshes ------------------------------------------------------------------------------------------------------
+
+
+Write = Callable[[Path], object]
+"""Writes the bad file, given its path, into a folder that holds what `write_good` wrote."""
+
+
+def data(content: bytes) -> Write:
+    """Return what writes these bytes."""
+    return lambda path: path.write_bytes(content)
+
+
+def nothing(path: Path) -> None:
+    """Write nothing."""
+
+
+def _obj(vertices: list[tuple[float, float, float]], faces: list[tuple[int, ...]]) -> bytes:
+    lines = [f"v {x} {y} {z}" for x, y, z in vertices] + ["f " + " ".join(map(str, face)) for face in faces]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def gltf(uri: str = "box.bin", **changes: Any) -> bytes:
+    """Return a glTF of one triangle whose 36 bytes lie at a URI."""
+    document = {
+        "asset": {"version": "2.0"},
+        "buffers": [{"byteLength": 36, "uri": uri}],
+        "bufferViews": [{"buffer": 0, "byteLength": 36}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+        "nodes": [{"mesh": 0}],
+        "scenes": [{"nodes": [0]}],
+    }
+    return json.dumps({**document, **changes}).encode()
+
+
+TRIANGLE = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], "<f4").tobytes()
+"""The buffer of `gltf`."""
+
+
+def glb(document: bytes, binary: bytes = b"") -> bytes:
+    """Return a GLB file of JSON and a binary chunk."""
+    document += b" " * (-len(document) % 4)
+    chunks = struct.pack("<I4s", len(document), b"JSON") + document
+    if binary:
+        chunks += struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def _link_out(path: Path) -> None:
+    path.parent.mkdir()
+    (path.parent.parent / "elsewhere.bin").write_bytes(TRIANGLE)
+    path.with_name("link.bin").symlink_to("../elsewhere.bin")
+    path.write_bytes(gltf("link.bin"))
+
+
+def _truncated(source: str, part: float = 0.6) -> Write:
+    def write(path: Path) -> None:
+        content = (path.parent / source).read_bytes()
+        path.write_bytes(content[: int(len(content) * part)])
+
+    return write
+
+
+def _truncated_glb(path: Path) -> None:
+    content = trimesh.creation.box().export(file_type="glb")
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _with_device(path: Path) -> None:
+    path.write_bytes(gltf("pipe.bin"))
+    os.mkfifo(path.with_name("pipe.bin"))
+
+
+def _with_nodes(children: bool, count: int) -> Write:
+    def write(path: Path) -> None:
+        path.write_bytes(gltf(**_many_nodes(children, count)))
+        path.with_name("box.bin").write_bytes(TRIANGLE)
+
+    return write
+
+
+def _ply(kind: str, vertices: int, faces: int, body: bytes) -> bytes:
+    header = f"ply\nformat {kind} 1.0\nelement vertex {vertices}\n"
+    header += "property float x\nproperty float y\nproperty float z\n"
+    return (header + f"element face {faces}\nproperty list uchar int vertex_indices\nend_header\n").encode() + body
+
+
+def _many_nodes(children: bool, count: int) -> dict[str, Any]:
+    nodes = [{"mesh": 0, "children": [i + 1] if children and i + 1 < count else []} for i in range(count)]
+    return {"nodes": nodes, "scenes": [{"nodes": [0] if children else list(range(count))}]}
+
+
+_ENCODE = ("-o", "out.safetensors", *VAE)
+
+
+def _encode(name: str, file: str, write: Write, says: str) -> BadInput:
+    return BadInput(name=name, command=("encode", file, *_ENCODE), file=file, write=write, says=says)
+
+
+def meshes() -> list[BadInput]:
+    """Return bad mesh files."""
+    corners = [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+    nan, infinite = [*corners[:2], (0.0, float("nan"), 0.0)], [*corners[:2], (0.0, 1e999, 0.0)]
+    line = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
+    texture = [{"uri": "../../etc/passwd"}]
+    draco = {"attributes": {"POSITION": 0}, "extensions": {"KHR_draco_mesh_compression": {}}}
+    claim = [{"componentType": 5126, "count": 10**9, "type": "VEC3"}]
+    return [
+        _encode("an empty file", "empty.glb", data(b""), "the file is empty"),
+        _encode("a mesh of nothing", "nothing.ply", data(_ply("ascii", 0, 0, b"")), "holds no triangle"),
+        _encode("a mesh of nothing", "nothing.off", data(b"OFF\n0 0 0\n"), "nothing.off"),
+        _encode("points alone", "points.obj", data(_obj(corners, [])), "holds no triangle"),
+        _encode("NaN in a vertex", "nan.obj", data(_obj(nan, [(1, 2, 3)])), "not finite"),
+        _encode("an infinite vertex", "inf.obj", data(_obj(infinite, [(1, 2, 3)])), "not finite"),
+        _encode("all on a line", "line.obj", data(_obj(line, [(1, 2, 3)])), "has an area"),
+        _encode("all in a point", "point.obj", data(_obj([(1, 1, 1)] * 3, [(1, 2, 3)])), "two equal corners"),
+        _encode(
+            "a face of vertices that don't exist",
+            "far.off",
+            data(b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n"),
+            "index",
+        ),
+        _encode("text named .glb", "text.glb", data(b"hello, world, this is text\n"), "begins with b'hell'"),
+        _encode("a picture named .stl", "picture.stl", data(b"\x89PNG\r\n\x1a\n" + bytes(200)), "picture.stl"),
+        _encode("a GLB cut in half", "cut.glb", _truncated_glb, "header claims"),
+        _encode("a PLY cut in half", "cut.ply", _truncated("box.ply"), "cut.ply"),
+        _encode(
+            "glTF: a buffer above its folder", "up.gltf", data(gltf("../../etc/passwd")), "outside its own folder"
+        ),
+        _encode(
+            "glTF: the same, percent-encoded",
+            "enc.gltf",
+            data(gltf("%2e%2e/%2e%2e/etc/passwd")),
+            "outside its own folder",
+        ),
+        _encode("glTF: an absolute path", "abs.gltf", data(gltf("/etc/passwd")), "outside its own folder"),
+        _encode(
+            "glTF: a file:// address", "url.gltf", data(gltf("file:///etc/passwd")), "only files in its own folder"
+        ),
+        _encode(
+            "glTF: the network", "net.gltf", data(gltf("http://127.0.0.1:9/a.bin")), "only files in its own folder"
+        ),
+        _encode(
+            "glTF: a host without a scheme",
+            "host.gltf",
+            data(gltf("//127.0.0.1/a.bin")),
+            "only files in its own folder",
+        ),
+        _encode("glTF: a link out of its folder", "model/link.gltf", _link_out, "outside its own folder"),
+        _encode(
+            "glTF: a texture above its folder",
+            "tex.gltf",
+            data(gltf("data:;base64,AAAA", images=texture)),
+            "outside its own folder",
+        ),
+        _encode(
+            "GLB: a buffer above its folder", "up.glb", data(glb(gltf("../../etc/passwd"))), "outside its own folder"
+        ),
+        _encode("glTF: a buffer that is not there", "lost.gltf", data(gltf("lost.bin")), "does not exist"),
+        _encode("glTF: a buffer that is a device", "dev.gltf", _with_device, "pipe or a device"),
+        _encode(
+            "glTF: 12 GB claimed without data",
+            "claim.gltf",
+            data(gltf("data:;base64,AAAA", accessors=claim)),
+            "claim 12,000,000,000 bytes",
+        ),
+        _encode(
+            "GLB: 12 GB claimed of 36 bytes",
+            "claim.glb",
+            data(glb(gltf("data:;base64,AAAA", accessors=[{**claim[0], "bufferView": 0}]))),
+            "claim 12,000,000,000 bytes",
+        ),
+        _encode(
+            "GLB: 12 GB claimed of Draco data",
+            "draco.glb",
+            data(glb(gltf("data:;base64,AAAA", accessors=claim, meshes=[{"primitives": [draco]}]))),
+            "claim 12,000,000,000 bytes",
+        ),
+        _encode("glTF: one mesh at 70,000 places", "many.gltf", _with_nodes(False, 70_000), "parts"),
+        _encode("glTF: nodes 2,000 deep", "deep.gltf", _with_nodes(True, 2000), "nested too deep"),
+        _encode("glTF: JSON 100,000 deep", "nested.gltf", data(b"[" * 100_000), "nested too deep"),
+        _encode(
+            "PLY: 10^12 vertices claimed",
+            "claim.ply",
+            data(_ply("binary_little_endian", 10**12, 1, bytes(100))),
+            "claims 1,000,000,000,000",
+        ),
+        _encode(
+            "PLY: the same as text",
+            "claims.ply",
+            data(_ply("ascii", 10**12, 1, b"0 0 0\n")),
+            "claims 1,000,000,000,000",
+        ),
+        _encode(
+            "STL: 4 billion triangles claimed",
+            "claim.stl",
+            data(bytes(80) + b"\xff" * 4 + bytes(500)),
+            "claims 4,294,967,295",
+        ),
+        _encode("OFF: 10^12 vertices claimed", "claim.off", data(b"OFF\n1000000000000 1 0\n0 0 0\n"), "claim.off"),
+        _encode("another kind of file", "paper.docx", data(b"PK"), "cannot read '.docx'"),
+    ]
+
+
+# -- what is no regular file ---------------------------------------------------------------------------------------
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to("other")
+    path.with_name("other").symlink_to(path.name)
+
+
+def places() -> list[BadInput]:
+    """Return paths that are no files, and outputs that can't be written."""
+    to_pipe = ("decode", "pipe.safetensors", "-o", "out.glb", *VAE)
+
+    def output(name: str, file: str, write: Write, says: str) -> BadInput:
+        return BadInput(name=name, command=("encode", "box.ply", "-o", file, *VAE), file=file, write=write, says=says)
+
+    return [
+        _encode("no such file", "nowhere.glb", nothing, "does not exist"),
+        _encode("a folder", "folder.glb", Path.mkdir, "is a folder"),
+        _encode("a pipe", "pipe.glb", os.mkfifo, "pipe or a device"),
+        _encode("a pipe", "pipe.npz", os.mkfifo, "pipe or a device"),
+        BadInput(name="a pipe", command=to_pipe, file=to_pipe[1], write=os.mkfifo, says="pipe or a device"),
+        _encode("a link to a device", "zero.obj", lambda p: p.symlink_to("/dev/zero"), "pipe or a device"),
+        _encode("a link to nothing", "dangling.glb", lambda p: p.symlink_to("gone.glb"), "a link to gone.glb"),
+        _encode("links in a circle", "loop.glb", _loop, "symbolic links"),
+        output("the output is a folder", "dir.safetensors", Path.mkdir, "is a folder"),
+        output("the output lies in a file", "box.ply/out.safetensors", nothing, "box.ply"),
+        output("the output's folder can't be made", "/proc/no/out.safetensors", nothing, "/proc/no"),
+    ]
+
+
+# -- fields ------------------------------------------------------------------------------------------------------
+
+
+def _changed_field(**changes: Any) -> Write:
+    def write(path: Path) -> None:
+        with np.load(path.with_name("box.npz")) as archive:
+            arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+        for key, change in changes.items():
+            arrays[key] = change(arrays[key]) if callable(change) else change
+        np.savez(path, **arrays)
+
+    return write
+
+
+def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
+    """Return the header of an `.npy` of that shape."""
+    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+def archive(**members: bytes) -> Write:
+    """Return what writes an `.npz` of raw members, compressed."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            for key, content in members.items():
+                file.writestr(f"{key}.npy", content)
+
+    return write
+
+
+def _bomb(path: Path) -> None:
+    """Write a gigabyte of zeros in one megabyte: rows of voxels."""
+    rows = 2**30 // 12
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("sparse_index.npy", "w", force_zip64=True) as member:
+            member.write(npy_header((rows, 3), "<i4"))
+            for _ in range(2**10):
+                member.write(bytes(rows * 12 // 2**10))
+            member.write(bytes(rows * 12 - rows * 12 // 2**10 * 2**10))
+        file.writestr("sparse_sdf.npy", npy_header((rows, 1), "<f4"))
+
+
+def _first_row_twice(index: np.ndarray) -> np.ndarray:
+    return np.concatenate([index[:1], index[:-1]])
+
+
+def _plus(amount: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda values: values + np.asarray(amount, values.dtype)
+
+
+def _nan_first(values: np.ndarray) -> np.ndarray:
+    values = values.copy()
+    values[0] = np.nan
+    return values
+
+
+class Payload:
+    """Unpickled, it makes the file `executed`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch executed",))
+
+
+def _npz_of_objects(path: Path) -> None:
+    np.savez(path, sparse_sdf=np.array([Payload()], dtype=object), sparse_index=np.zeros((1, 3), int))
+
+
+def _npy_of_objects(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([Payload()]), allow_pickle=True)
+
+
+def fields() -> list[BadInput]:
+    """Return bad field files."""
+    huge = {"sparse_sdf": npy_header((10**12, 1), "<f4"), "sparse_index": npy_header((10**12, 3), "<i4")}
+    some = {
+        "sparse_sdf": npy_header((10**6, 1), "<f4") + bytes(40),
+        "sparse_index": npy_header((10, 3), "<i4") + bytes(120),
+    }
+    text = {**some, "resolution": npy_header((), "<U999999999")}
+    return [
+        _encode("text named .npz", "text.npz", data(b"hello\n"), "not a zip file"),
+        _encode("cut in half", "cut.npz", _truncated("box.npz"), "cut.npz"),
+        _encode(
+            "a key is missing", "keys.npz", archive(sparse_sdf=npy_header((1, 1), "<f4") + bytes(4)), "lacks the key"
+        ),
+        _encode("10^12 entries claimed", "claim.npz", archive(**huge), "1,000,000,000,000 rows"),
+        _encode("more entries claimed than there are", "more.npz", archive(**some), "claims 4,000,000 bytes"),
+        _encode("4 GB of text claimed", "long.npz", archive(**text), "claims"),
+        _encode("1 GB of zeros in 1 MB", "bomb.npz", _bomb, "more than the 67,108,864"),
+        _encode(
+            "coordinates outside the grid", "out.npz", _changed_field(sparse_index=_plus(30)), "must lie in 0..31"
+        ),
+        _encode("negative coordinates", "minus.npz", _changed_field(sparse_index=_plus(-30)), "must lie in 0..31"),
+        _encode("a voxel twice", "twice.npz", _changed_field(sparse_index=_first_row_twice), "more than once"),
+        _encode("NaN among the distances", "nan.npz", _changed_field(sparse_sdf=_nan_first), "not finite"),
+        _encode("a negative scale", "scale.npz", _changed_field(scale=np.float64(-1)), "scale"),
+        _encode("pickled objects", "objects.npz", _npz_of_objects, "never loaded"),
+        _encode("a pickle", "pickle.npz", _npy_of_objects, "not a zip file"),
+        _encode("of another grid", "other.npz", _changed_field(resolution=np.int64(64)), "but the VAE reads"),
+    ]
+
+
+# -- checkpoints and configs -------------------------------------------------------------------------------------
+
+
+def _vae_command(checkpoint: str, config: str = "vae/config.json") -> tuple[str, ...]:
+    return ("encode", "box.ply", "-o", "out.safetensors", "--vae_ckpt", checkpoint, "--vae_config", config)
+
+
+def _other_architecture(path: Path) -> None:
+    torch.manual_seed(0)
+    save_vae(SparseSDFVQVAE(VAEConfig.from_args({**SMALL, "num_blocks": 2, "latent_channels": 8})), path.parent)
+
+
+def _safetensors(header_length: int, rest: bytes = b"{}") -> Write:
+    return data(struct.pack("<Q", header_length) + rest)
+
+
+def _config(**changes: Any) -> Write:
+    document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": {**SMALL, **changes}}}}
+    return data(json.dumps(document).encode())
+
+
+def _pickle_of(item: object) -> Write:
+    return lambda path: torch.save({"weight": item}, path)
+
+
+def _nan_weights(path: Path) -> None:
+    from safetensors.torch import load_file
+
+    state = load_file(path.with_name("vae") / "model.safetensors")
+    state["vq.embeddings.weight"] = state["vq.embeddings.weight"] * float("nan")
+    save_file(state, path)
+
+
+def models() -> list[BadInput]:
+    """Return bad checkpoints and configs."""
+
+    def checkpoint(name: str, file: str, write: Write, says: str) -> BadInput:
+        return BadInput(name=name, command=_vae_command(file), file=file, write=write, says=says)
+
+    def config(name: str, file: str, write: Write, says: str) -> BadInput:
+        return BadInput(
+            name=name, command=_vae_command("vae/model.safetensors", file), file=file, write=write, says=says
+        )
+
+    return [
+        checkpoint(
+            "weights of another architecture",
+            "other/model.safetensors",
+            _other_architecture,
+            "does not fit the architecture",
+        ),
+        checkpoint("text named .safetensors", "text.safetensors", data(b"hello, this is text"), "text.safetensors"),
+        checkpoint("a header of 2^63 bytes", "header.safetensors", _safetensors(2**63), "header.safetensors"),
+        checkpoint("weights cut in half", "cut.safetensors", _truncated("vae/model.safetensors"), "cut.safetensors"),
+        checkpoint("weights that are not numbers", "nan.safetensors", _nan_weights, "not finite"),
+        checkpoint("a pickle that runs a command", "evil.pt", _pickle_of(Payload()), "evil.pt"),
+        checkpoint("no checkpoint at all", "gone.pt", nothing, "gone.pt"),
+        config("an unknown key", "key.json", _config(model_chanels=3), "did you mean 'model_channels'"),
+        config("a value of another type", "type.json", _config(model_channels="many"), "must be an integer"),
+        config("not JSON", "text.json", data(b"models: 3\n"), "not JSON"),
+        config("NaN", "nan.json", _config(mlp_ratio=float("nan")), "mlp_ratio"),
+        config("JSON 100,000 deep", "deep.json", data(b"[" * 100_000), "deep.json"),
+        config("not UTF-8", "latin.json", data('{"é": 1}'.encode("latin-1")), "latin.json"),
+        config("empty", "empty.json", data(b""), "not JSON"),
+        config("a folder", "vae", nothing, "vae"),
+    ]
+
+
+# -- codes -------------------------------------------------------------------------------------------------------
+
+
+def changed_codes(about: dict[str, Any] | None = None, **tensors: Any) -> Write:
+    """Return what writes `box.safetensors` under another name, with some of it changed and nothing checked."""
+
+    def write(path: Path) -> None:
+        good = ShapeCodes.load(path.with_name("box.safetensors"))
+        found = {"codes": good.codes.clone(), "coords": good.coords.to(torch.int16)}
+        for key, change in tensors.items():
+            found[key] = change(found[key]).contiguous()
+        text = {f.name: getattr(good, f.name) for f in dataclasses.fields(good) if f.name not in found}
+        text = {"format": "sdf-vqvae-codes/1", **text, **(about or {})}
+        save_file(found, path, metadata={"shape_codes": json.dumps(text)})
+
+    return write
+
+
+def codes() -> list[BadInput]:
+    """Return bad codes files."""
+
+    def bad(name: str, file: str, write: Write, says: str) -> BadInput:
+        return BadInput(name=name, command=("decode", file, "-o", "out.glb", *VAE), file=file, write=write, says=says)
+
+    return [
+        bad("codes outside the codebook", "beyond.safetensors", changed_codes(codes=lambda c: c + 32), "0..31"),
+        bad("negative codes", "minus.safetensors", changed_codes(codes=lambda c: -1 - c), "numbers from 0"),
+        bad(
+            "codes that are no integers",
+            "real.safetensors",
+            changed_codes(codes=lambda c: c.float()),
+            "must be integers",
+        ),
+        bad(
+            "a cell twice",
+            "twice.safetensors",
+            changed_codes(coords=lambda c: torch.cat([c[:1], c[:-1]])),
+            "more than once",
+        ),
+        bad(
+            "cells outside the grid",
+            "out.safetensors",
+            changed_codes(coords=lambda c: c + 7),
+            "leave the latent grid",
+        ),
+        bad("a scale of NaN", "nan.safetensors", changed_codes({"scale": float("nan")}), "scale must be"),
+        bad("a negative scale", "scale.safetensors", changed_codes({"scale": -1.0}), "scale must be"),
+        bad("a center of text", "text.safetensors", changed_codes({"center": "abc"}), "text.safetensors"),
+        bad(
+            "codes of another tokenizer",
+            "stale.safetensors",
+            changed_codes({"vae_hash": "0" * 64}),
+            "made by the VAE",
+        ),
+        bad("a header of 2^63 bytes", "header.safetensors", _safetensors(2**63), "header.safetensors"),
+        bad("another kind of safetensors", "vae/model.safetensors", nothing, "not a codes file"),
+        bad("cut in half", "cut.safetensors", _truncated("box.safetensors"), "cut.safetensors"),
+    ]
+
+
+def bad_inputs() -> list[BadInput]:
+    """Return all of them."""
+    return [*meshes(), *places(), *fields(), *models(), *codes()]
