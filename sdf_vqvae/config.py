@@ -6,12 +6,11 @@ Knows the names and meanings of the keys; builds nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from sdf_vqvae.archives import parse_json, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.training_config import DatasetConfig, TrainerConfig, check_keys, check_types, named_section
 
@@ -223,11 +222,12 @@ def read_vae_document(path: str | os.PathLike[str]) -> VAEDocument:
         ValueError: the file is missing, is not JSON, lacks `models.vqvae.args`, or a key anywhere is unknown, is not
             supported, or has a value of another type or range. The message names file and key.
     """
+    file = regular_file(path, "VAE config")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = parse_json(file.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read the VAE config {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     try:
         if not isinstance(document, dict) or not isinstance(document.get("models"), dict):

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdf_vqvae.archives import npz_shapes, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import convert_field
@@ -134,7 +135,7 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     """
     previous = csv.field_size_limit(_LONGEST_CELL)
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with regular_file(path, "table").open(encoding="utf-8", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             if _ID not in (reader.fieldnames or ()):
                 raise ValueError(f"{path} has no column {_ID!r}; it has {list(reader.fieldnames or ())}")
@@ -207,11 +208,12 @@ def convert_folder(
     jobs = []
     for row in fields.rows:
         output = target / field_file_name(row[_ID], field.resolution)
-        if output.is_file():
-            kept += 1
-            points[row[_ID]] = str(len(SparseSDF.load(output).sdf))
-        else:
+        count = _voxels_of(output)
+        if count is None:
             jobs.append((row[_ID], fields.path(row[_ID]), output))
+        else:
+            kept += 1
+            points[row[_ID]] = str(count)
     done = _run_jobs(jobs, field, workers)
     for name, count, reason in tqdm(done, total=len(jobs), unit="field", disable=None):
         if reason:
@@ -225,6 +227,14 @@ def convert_folder(
         rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
     write_table(target / METADATA, rows)
     return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
+
+
+def _voxels_of(path: Path) -> int | None:
+    """Return the number of voxels of a field file by its header; None where there is no whole file."""
+    try:
+        return npz_shapes(path, ("sparse_index",))["sparse_index"][0]
+    except (ValueError, LookupError):
+        return None
 
 
 def _only_resolution(folder: Path) -> int:

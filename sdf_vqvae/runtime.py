@@ -51,6 +51,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     try:
+        if target.parent.exists() and not target.parent.is_dir():
+            raise OSError(f"{target.parent} is a file, not a folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise OSError("it is a folder")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdf_vqvae.archives import regular_file
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -110,8 +111,7 @@ def shipped_config() -> Path:
 def config_beside(vae_ckpt: str | os.PathLike[str]) -> Path:
     """Return the `config.json` beside a checkpoint. Raises a ValueError where there is none."""
     path = Path(vae_ckpt).with_name(CONFIG_NAME)
-    if not Path(vae_ckpt).is_file():
-        raise ValueError(f"the checkpoint {vae_ckpt} does not exist")
+    regular_file(vae_ckpt, "checkpoint")
     if not path.is_file():
         raise ValueError(
             f"{vae_ckpt} has no {CONFIG_NAME} beside it: give --vae_config, e.g. configs/vae/sdf_vqvae_stage2.json"

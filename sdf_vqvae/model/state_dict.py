@@ -7,30 +7,19 @@ order of the kernels; and either of them with a prefix that a wrapper left on ev
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from sdf_vqvae.archives import read_safetensors, read_torch_file
 
 _WRAPPERS = ("state_dict", "vae")
 _PREFIXES = ("module.", "_orig_mod.", "vqvae.", "vae.", "model.")
 _KERNEL = ".kernel"
 _SIDE = 3
-# What torch.load raises on damaged files and on pickles of anything but tensors.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +40,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, or holds anything but tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        return read_safetensors(path, "checkpoint")[0]
+    content: Any = read_torch_file(path, "checkpoint")
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
