@@ -385,7 +385,7 @@ def fields() -> list[BadInput]:
         "sparse_sdf": npy_header((10**6, 1), "<f4") + bytes(40),
         "sparse_index": npy_header((10, 3), "<i4") + bytes(120),
     }
-    text = {**some, "resolution": npy_header((), "<U999999999")}
+    text = {**some, "sparse_sdf": npy_header((10, 1), "<f4") + bytes(40), "resolution": npy_header((), "|S999999999")}
     return [
         _encode("text named .npz", "text.npz", data(b"hello\n"), "not a zip file"),
         _encode("cut in half", "cut.npz", _truncated("box.npz"), "cut.npz"),

@@ -84,7 +84,7 @@ def test_bad_input_is_one_line_and_nothing_else(folder: Path, capfd: pytest.Capt
     assert (code, out) == (2, "")
     assert err.startswith(f"vae-qwen3vl {case.command[0]}: error: ") and err.count("\n") == 1, err
     assert case.says in err and (case.name in BOTH_SIDES or Path(case.file).name in err)
-    assert "Traceback" not in err and len(err) < 700
+    assert "Traceback" not in err and str(folder) not in err
     assert everything(folder) == before, "something was written"
     assert seconds < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < GIGABYTE // 2

@@ -64,7 +64,7 @@ class OwnFolder(trimesh.resolvers.Resolver):
 
     def get(self, key: str) -> bytes:
         """Return the content of a file. Raises a ValueError unless it lies in the folder and is not too large."""
-        file = regular_file(self.path(key), "file in it,", _short(key))
+        file = regular_file(self.path(key), "buffer", _short(key))
         self.left -= file.stat().st_size
         if self.left < 0:
             raise ValueError(f"the files that it names are larger than {MAX_FILE_BYTES:,} bytes")
