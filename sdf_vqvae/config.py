@@ -25,6 +25,12 @@ _LEAST = {
     "num_blocks_decoder": 0, "num_heads": 1, "num_head_channels": 1, "mlp_ratio": 0, "window_size": 1,
     "num_embeddings": 1, "vq_decay": 0, "vq_epsilon": 0, "kmeans_interval": 1, "reservoir_size": 1, "input_band": 0,
 }  # fmt: skip
+# Far beyond any network of this kind; what exceeds them is a slip that would ask for terabytes.
+_MOST = {
+    "resolution": 1024, "model_channels": 8192, "latent_channels": 4096, "num_blocks": 128, "num_blocks_encoder": 128,
+    "num_blocks_decoder": 128, "num_heads": 1024, "num_head_channels": 8192, "mlp_ratio": 32, "window_size": 1024,
+    "num_embeddings": 2**22,
+}  # fmt: skip
 _FIXED = {"out_channels": 1, "vq_group_size": 1, "extra_down_up_levels": 0, "train_full_block_decode": False}
 """Arguments of the original, some of later versions, of which one value is the network that is built here."""
 
@@ -94,7 +100,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
-        check_types("models.vqvae.args", self, _LEAST)
+        check_types("models.vqvae.args", self, _LEAST, _MOST)
         if self.num_heads is None and self.model_channels % self.num_head_channels:
             raise ValueError(
                 f"model_channels ({self.model_channels}) is not a multiple of num_head_channels "
@@ -112,8 +118,9 @@ class VAEConfig:
             raise ValueError(
                 f"model_channels ({self.model_channels}) is not a multiple of num_heads ({self.num_heads})"
             )
-        if not all(isinstance(width, int) and width > 0 for width in self.widths) or not self.widths:
-            raise ValueError(f"level_channels must be positive integers, got {list(self.widths)}")
+        widest = _MOST["model_channels"]
+        if not all(isinstance(width, int) and 0 < width <= widest for width in self.widths) or not self.widths:
+            raise ValueError(f"level_channels must be integers in 1..{widest}, got {list(self.widths)}")
         if self.data_resolution != self.field.resolution:
             raise ValueError(
                 f"resolution={self.resolution} (latent grid) with {self.levels} levels means a data grid of "

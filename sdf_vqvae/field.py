@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,17 +39,19 @@ class FieldDescription:
         }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"field {key} must be one of {allowed}, got {getattr(self, key)!r}")
-        numbers = (int, float)
         if isinstance(self.resolution, bool) or not isinstance(self.resolution, int):
             raise ValueError(f"field resolution must be an integer, got {self.resolution!r}")
-        if self.band is not None and (isinstance(self.band, bool) or not isinstance(self.band, numbers)):
+        if self.band is not None and (isinstance(self.band, bool) or not isinstance(self.band, int | float)):
             raise ValueError(f"field band must be a number or unknown, got {self.band!r}")
-        if self.band is not None and not 0 < self.band < math.inf:
-            raise ValueError(f"field band must be a positive number of voxels or unknown, got {self.band}")
+        if not 2 <= self.resolution <= MAX_RESOLUTION:
+            raise ValueError(f"field resolution must lie in 2..{MAX_RESOLUTION}, got {self.resolution}")
+        if self.band is not None and not 0 < self.band <= self.resolution:
+            raise ValueError(
+                f"field band must be a positive number of voxels, at most the resolution {self.resolution}, or "
+                f"unknown; got {self.band}"
+            )
         if self.unit == "band" and self.band is None:
             raise ValueError("a field in units of its band needs the band")
-        if not 1 <= self.resolution <= MAX_RESOLUTION:
-            raise ValueError(f"field resolution must lie in 1..{MAX_RESOLUTION}, got {self.resolution}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values for JSON."""

@@ -69,7 +69,7 @@ def extract_surface(
             logger.info("unsigned field: signs by %s, surface at level 0", signed.method)
         if voxel_resolution is not None and own_side < voxel_resolution <= side:
             voxel_resolution = None
-    target = voxel_resolution or own_side
+    target = own_side if voxel_resolution is None else voxel_resolution
     values, index = resample_field(values.float(), index, own_side, target, sampling=sampling)
     vertices, faces = extract_isosurface(values, index, level=level)
     if target < own_side or field.kind == "udf":

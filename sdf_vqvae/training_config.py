@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,10 @@ def named_section(section: str, values: Any, names: Iterable[str]) -> tuple[str,
     return name, args
 
 
-def check_types(section: str, config: Any, least: Mapping[str, float]) -> None:
-    """Check numbers, flags and strings of a dataclass against its annotations, and numbers against lower bounds.
+def check_types(
+    section: str, config: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None
+) -> None:
+    """Check numbers, flags and strings of a dataclass against its annotations, and numbers against bounds.
 
     Raises:
         ValueError: the message names section, key, value and what is expected.
@@ -81,8 +84,13 @@ def check_types(section: str, config: Any, least: Mapping[str, float]) -> None:
             continue
         fits = isinstance(value, kinds) and (expected == "bool" or not isinstance(value, bool))
         bound = least.get(field.name) if expected in ("int", "float") else None
-        if not fits or (bound is not None and not value >= bound):
+        ceiling = (most or {}).get(field.name, math.inf)
+        number = fits and expected in ("int", "float")
+        if not fits or (
+            number and not (math.isfinite(value) and (bound is None or value >= bound) and value <= ceiling)
+        ):
             more = "" if bound is None else f" of at least {bound:g}"
+            more += "" if ceiling == math.inf else f" and at most {ceiling:,}"
             raise ValueError(f"{section}.{field.name} must be {_NAMES[expected]}{more}, got {value!r}")
 
 

@@ -62,12 +62,12 @@ def voxelize(
     missed faces become a closed shell one voxel thick, joined to the rest as a union.
 
     Raises:
-        ValueError: the resolution is out of 8..1024, the band is not positive, or no voxel lies within it.
+        ValueError: the resolution is out of 8..1024, the band is not in its range, or no voxel lies within it.
     """
     if not 8 <= resolution <= MAX_RESOLUTION:
         raise ValueError(f"resolution must lie in 8..{MAX_RESOLUTION}, got {resolution}")
-    if not 0 < band < float("inf"):
-        raise ValueError(f"band must be positive (voxels), got {band}")
+    if not 0 < band <= resolution:
+        raise ValueError(f"band must be a positive number of voxels, at most the resolution, got {band}")
     with _single_threaded(vertices.device):
         return _voxelize((vertices.double() + 0.5) * resolution - 0.5, faces, resolution, band, signed, watertight)
 
