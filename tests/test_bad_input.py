@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.data import MeshPack
 from sdf_vqvae.geometry import mesh_file
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.model.state_dict import read_state_dict
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.sparse_sdf import SparseSDF
 from vae_qwen3vl.cli import main
@@ -233,6 +235,51 @@ def test_what_a_later_check_finds_is_refused_too(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(mesh_file, "MAX_TRIANGLES", 23)
     with pytest.raises(ValueError, match="24 triangles"):
         mesh_file.check_scene(scene)
+
+
+# -- what fuzzing found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',\n", "is not an array"),  # tokenize.TokenError
+        (b"\x93NUMPY\x01\x00\x08\x00'''abcd\n", "is not an array"),
+        (b"not an array at all", "is not an array"),  # NumPy gives the bytes back, and they have no shape
+        (CASES.npy_header((True, 1), "<f4") + bytes(4), "shape"),  # TypeError
+        (CASES.npy_header((-2, -3), "<f4") + bytes(24), "shape"),
+        (CASES.npy_header((1, 1), "|V0"), "plain numbers"),
+        (CASES.npy_header((1, 1), "<f4")[:-20], "is not an array"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 100, "4,294,967,295"),
+        (b"\x93NUMPY\x03\x00\x04\x00\x00\x00    ", "is not an array"),
+        (b"", "is not an array"),
+    ],
+    ids=range(10),
+)
+def test_a_header_that_numpy_stumbles_over_is_refused(tmp_path: Path, member: bytes, says: str) -> None:
+    CASES.archive(sparse_sdf=member)(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=says) as error:
+        SparseSDF.load(tmp_path / "a.npz")
+    assert "a.npz" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.95])
+def test_an_old_checkpoint_cut_short_is_refused(tmp_path: Path, part: float) -> None:
+    torch.save({"a": torch.zeros(2, 3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pt").read_bytes()
+    (tmp_path / "old.pt").write_bytes(whole[: int(len(whole) * part)])  # struct.error in PyTorch
+    with pytest.raises(ValueError, match=r"old\.pt"):
+        read_state_dict(tmp_path / "old.pt")
+
+
+def test_an_old_checkpoint_whose_storages_have_other_names_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2, 3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pt").read_bytes()
+    key = re.findall(rb"X.\0\0\0(\d{8,})", whole)[-1]  # in the list at the end
+    place = whole.rindex(key)
+    (tmp_path / "old.pt").write_bytes(whole[:place] + b"x" + whole[place + 1 :])  # AssertionError in PyTorch
+    with pytest.raises(ValueError, match=r"old\.pt"):
+        read_state_dict(tmp_path / "old.pt")
 
 
 # -- files of the language branch --------------------------------------------------------------------------------

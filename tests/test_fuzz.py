@@ -26,8 +26,6 @@ def _sibling(name: str) -> ModuleType:
     return module
 
 
-# read_state_dict calls torch.load itself, which raises struct.error and AssertionError on damaged old files.
-NOT_YET = {"state": pytest.mark.xfail(reason="read_state_dict does not read through sdf_vqvae.archives yet")}
 FILES, EDITS = _sibling("valid_files"), _sibling("file_edits")
 TARGETS = FILES.targets()
 
@@ -63,7 +61,7 @@ def damages(draw: st.DrawFn, seeds: list[bytes], suffix: str) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=NOT_YET.get(name, ())) for name in TARGETS])
+@pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     suffix, seeds, read = TARGETS[name]
