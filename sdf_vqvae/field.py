@@ -45,11 +45,8 @@ class FieldDescription:
             raise ValueError(f"field band must be a number or unknown, got {self.band!r}")
         if not 2 <= self.resolution <= MAX_RESOLUTION:
             raise ValueError(f"field resolution must lie in 2..{MAX_RESOLUTION}, got {self.resolution}")
-        if self.band is not None and not 0 < self.band <= self.resolution:
-            raise ValueError(
-                f"field band must be a positive number of voxels, at most the resolution {self.resolution}, or "
-                f"unknown; got {self.band}"
-            )
+        if self.band is not None and not 0 < self.band <= MAX_RESOLUTION:
+            raise ValueError(f"field band must be voxels in 0..{MAX_RESOLUTION} or unknown, got {self.band}")
         if self.unit == "band" and self.band is None:
             raise ValueError("a field in units of its band needs the band")
 
