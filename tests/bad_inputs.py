@@ -537,6 +537,27 @@ def codes() -> list[BadInput]:
     ]
 
 
+def commands() -> list[BadInput]:
+    """Return some of the same for the other commands."""
+
+    def of(command: str, name: str, file: str, write: Write, says: str, *more: str) -> BadInput:
+        return BadInput(name=name, command=(command, file, *more), file=file, write=write, says=says)
+
+    text = data(b"hello, world, this is text\n")
+    other = ("--vae_config", "vae/config.json", "-o", "out")
+    return [
+        of("convert", "cut in half", "cut.npz", _truncated("box.npz"), "cut.npz", "-o", "out.npz"),
+        of("convert", "a voxel twice", "twice.npz", _changed_field(sparse_index=_first_row_twice), "more than once",
+           "-o", "out.npz"),
+        of("convert", "a folder without fields", "folder", Path.mkdir, "holds no field file", "-o", "out"),
+        of("checkpoint", "a pickle that runs a command", "evil.pt", _pickle_of(Payload()), "evil.pt", *other),
+        of("checkpoint", "text named .pt", "text.pt", text, "text.pt", *other),
+        of("describe", "text named .safetensors", "text.safetensors", text, "not a codes file", *VAE),
+        of("describe", "text named .glb", "text.glb", text, "begins with b'hell'", *VAE),
+        of("demo", "text named .glb", "text.glb", text, "begins with b'hell'", "-o", "out", *VAE),
+    ]  # fmt: skip
+
+
 def bad_inputs() -> list[BadInput]:
     """Return all of them."""
-    return [*meshes(), *places(), *fields(), *models(), *codes()]
+    return [*meshes(), *places(), *fields(), *models(), *codes(), *commands()]

@@ -26,9 +26,10 @@ from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.data import MeshPack
 from sdf_vqvae.geometry import mesh_file
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.state_dict import read_state_dict
 from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from vae_qwen3vl.cli import main
 from vae_qwen3vl.code_cache import CodeCache
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
@@ -280,6 +281,18 @@ def test_an_old_checkpoint_whose_storages_have_other_names_is_refused(tmp_path: 
     (tmp_path / "old.pt").write_bytes(whole[:place] + b"x" + whole[place + 1 :])  # AssertionError in PyTorch
     with pytest.raises(ValueError, match=r"old\.pt"):
         read_state_dict(tmp_path / "old.pt")
+
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_batch_with_a_missing_sample_is_refused(folder: Path, missing: int) -> None:
+    vae = load_vae_from_config(None, "vae/model.safetensors", "cpu")
+    batch = collate_sparse_sdf([SparseSDF.load("box.npz")] * 3)
+    kept = batch["batch_idx"] != missing
+    with pytest.raises(ValueError, match=rf"samples \[{missing}\] of the batch"):
+        vae.Encode({name: values[kept] for name, values in batch.items()})
 
 
 # -- files of the language branch --------------------------------------------------------------------------------

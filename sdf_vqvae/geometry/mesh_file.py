@@ -27,7 +27,7 @@ MAX_VERTICES = 2**26
 """Most vertices, all instances counted: a file without shared vertices has three a triangle."""
 MAX_NODE_WORK = 10**8
 """Most work on the transforms of a scene. trimesh needs time in the third power of a node's depth: about 3 s here."""
-MAX_PARTS = 2**16
+MAX_PARTS = 2**15
 """Most meshes that a scene is put together of, repeated ones counted; each takes trimesh about 0.3 ms."""
 OVERLAP = 16
 """How often the views and accessors of a glTF may use each of its bytes, on average; interleaved ones overlap."""
