@@ -139,7 +139,7 @@ def test_british_spelling_is_read(tmp_path):
         ("sparse_index", np.array([[0, 0, 0], [0, 0, 2**32 + 1]]), r"0\.\.63"),
         ("sparse_index", np.zeros((2, 3), int), "more than once"),
         ("resolution", np.array([64, 64]), "resolution must be one int"),
-        ("resolution", np.array(4096), r"1\.\.1024"),
+        ("resolution", np.array(4096), r"2\.\.1024"),
         ("resolution", np.array("64"), "resolution must be one int"),
         ("kind", np.str_("tsdf"), "kind"),
         ("kind", np.str_("udf"), "negative"),
