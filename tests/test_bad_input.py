@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -283,6 +284,36 @@ def test_an_old_checkpoint_whose_storages_have_other_names_is_refused(tmp_path: 
         read_state_dict(tmp_path / "old.pt")
 
 
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b".",  # nothing on the stack
+        b"\x80\x02h\x07.",  # a memo that was never written
+        b"\x80\x02K\x01Q.",  # a storage that is a number
+        b"\x80\x02(X\x03\x00\x00\x00abctQ.",  # a storage of one word
+        b"\x80\x02(X\x07\x00\x00\x00storageX\x01\x00\x00\x00aX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.",
+        b"\x80\x02}}K\x01s.",  # a mapping as a key
+        b"\x80\x02" + REBUILD + b")R.",  # a tensor made of nothing
+        b"\x80\x02" + REBUILD + b"(NK\x00K\x01\x85K\x01\x85\x89NtR.",  # a tensor of no storage
+        b"\x80\x02}X\x01\x00\x00\x00aX\xff",  # cut short
+        b"\x80\x02]K\x01K\x01s.",  # an item set in a list
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x09\x00\x00\x00_metadata]sb.",  # metadata of another kind
+    ],
+    ids=range(11),
+)
+def test_a_pickle_that_pytorch_stumbles_over_is_refused(tmp_path: Path, pickled: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        for name, content in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little"}.items():
+            archive.writestr(f"archive/{name}", content)
+    for read in (load_projector, read_state_dict):
+        with pytest.raises(ValueError, match=r"a\.pt") as error:
+            read(tmp_path / "a.pt")
+        assert "\n" not in str(error.value)
+
+
 # -- batches -----------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +349,10 @@ def projector(path: Path, **changes: Any) -> Path:
         ({"merge": 3}, "merge"),
         ({"hidden_size": -6}, "hidden_size is -6"),
         ({"hidden_size": "6"}, "hidden_size is '6'"),
+        ({"hidden_size": 6.0}, "hidden_size is 6.0"),
+        ({"merge": "2"}, "merge is '2'"),
+        ({"num_layers": None}, "num_layers is None"),
+        ({"prompt": 3}, "prompt is 3"),
         ({"pos_mode": "other"}, "pos_mode is 'other'"),
     ],
 )
