@@ -199,18 +199,21 @@ def run(work: Path, seconds: float, names: list[str]) -> dict[str, dict[str, Any
     """Give the targets turns until the time is spent; return the counts of all runs in this folder."""
     counts_file = work / "counts.json"
     counts: dict[str, dict[str, Any]] = json.loads(counts_file.read_text()) if counts_file.is_file() else {}
+    for partial in work.glob("*/turn.json"):  # of a run that was stopped
+        add_turn(counts.setdefault(partial.parent.name, {}), json.loads(partial.read_text()))
+        partial.unlink()
     left = seconds
-    turn = min(TURN, seconds / len(names))
+    turn = min(TURN, max(seconds / len(names), 1))
     while left > 0:
         name = min(names, key=lambda n: counts.get(n, {}).get("cpu_seconds", 0))
         partial = work / name / "turn.json"
-        partial.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--target", name, "--work", str(work), "--seconds", str(min(turn, left))]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         if not partial.is_file():
             raise SystemExit(f"{name} did not run: {done.stderr.decode(errors='replace')[-2000:]}")
         spent = json.loads(partial.read_text())
         add_turn(counts.setdefault(name, {}), spent)
+        partial.unlink()
         left -= max(spent["cpu_seconds"], 1)
         counts_file.write_text(json.dumps(counts, indent=1))
         print(f"{name:<18} {spent['inputs']:>8} inputs, exit code {done.returncode}, {left:.0f} s left", flush=True)
