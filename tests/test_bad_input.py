@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -401,13 +402,18 @@ def test_a_long_name_is_no_obstacle(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """Let files of this process grow to 100 bytes only, as a quota would."""
+    """Let files of this process grow to 100 bytes only, as a quota would.
+
+    No fixture: pytest's own report may go to a file, and is written before a fixture ends.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _writers() -> dict[str, Any]:
@@ -426,21 +432,20 @@ def _writers() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", _writers())
-def test_a_full_disk_leaves_the_earlier_file_and_no_other(folder: Path, full_disk: None, name: str) -> None:
+def test_a_full_disk_leaves_the_earlier_file_and_no_other(folder: Path, name: str) -> None:
     target = folder / "out" / name
     target.parent.mkdir()
     target.write_bytes(b"earlier")
-    with pytest.raises(OSError, match="cannot be written") as error:
+    with pytest.raises(OSError, match="cannot be written") as error, full_disk():
         _writers()[name](target)
     assert name in str(error.value) and "\n" not in str(error.value)
     assert everything(target.parent) == {name: b"earlier"}
 
 
-def test_a_full_disk_is_one_line_of_the_program(
-    folder: Path, capsys: pytest.CaptureFixture[str], full_disk: None
-) -> None:
+def test_a_full_disk_is_one_line_of_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(folder)
-    code = main(["encode", "box.ply", "-o", "out.safetensors", *CASES.VAE])
+    with full_disk():
+        code = main(["encode", "box.ply", "-o", "out.safetensors", *CASES.VAE])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert "out.safetensors cannot be written" in err
