@@ -28,11 +28,14 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device to run on: the one given, else CUDA where present, else the CPU.
 
     Raises:
-        ValueError: `device` names a CUDA device on a machine without one.
+        ValueError: `device` is no device, or names a CUDA device on a machine without one.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r} is unknown; use cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'cpu'")
     return chosen

@@ -209,6 +209,12 @@ def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
             f"the codes were made by the VAE {codes.vae_hash[:12]}, but this one is {here[:12]}: "
             "give the --vae_config and --vae_ckpt they were made with"
         )
+    grids = (vae.config.latent_resolution, vae.config.data_resolution)
+    if (codes.latent_resolution, codes.data_resolution) != grids:
+        raise ValueError(
+            f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
+            f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
+        )
 
 
 def decode_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> SparseTensor:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdf_vqvae.archives import one_line, read_safetensors
+
 logger = logging.getLogger(__name__)
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -50,14 +52,15 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
     weights = Path(folder) / "adapter_model.safetensors"
     if not weights.is_file() or not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"no LoRA adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
-    from safetensors.torch import load_file
-
-    config = peft.PeftConfig.from_pretrained(os.fspath(folder))
+    saved, _ = read_safetensors(weights, "LoRA adapter")
+    try:
+        config = peft.PeftConfig.from_pretrained(os.fspath(folder))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}/adapter_config.json is no adapter's configuration: {one_line(error)}") from error
     config.inference_mode = not trainable
     # The file names the model it was trained on; peft would warn that this one lies in another folder.
     config.base_model_name_or_path = None
     wrapped = peft.get_peft_model(vl_model, config)
-    saved = load_file(weights)
     expected = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
     found = {name: value.shape for name, value in saved.items()}
     if expected != found:

@@ -21,6 +21,8 @@ from vae_qwen3vl.programs import (
     add_language_options,
     add_run_options,
     add_vae_options,
+    naming,
+    positive_int,
     quiet_transformers,
     run_program,
 )
@@ -126,9 +128,9 @@ def _encode(options: argparse.Namespace) -> int:
     source = load_shape(options.mesh)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
     watch = Stopwatch(vae.device)
-    with watch("voxelize"):
+    with watch("voxelize"), naming(options.mesh):
         field = field_for(vae, source, threshold_factor=options.threshold_factor)
-    with watch("encode"):
+    with watch("encode"), naming(options.mesh):
         codes = encode_field(vae, field)
     codes.save(options.output)
     found = {
@@ -170,7 +172,10 @@ def _add_decode(commands: Any) -> None:
     parser.add_argument("codes", metavar="CODES", type=Path, help="codes file of `encode`")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="OBJ, PLY, GLB, STL or OFF")
     parser.add_argument(
-        "--voxel_resolution", type=int, metavar="R", help="read the field on a coarser grid (default: its own)"
+        "--voxel_resolution",
+        type=positive_int,
+        metavar="R",
+        help="read the field on a coarser grid (default: its own)",
     )
     parser.add_argument(
         "--mc_threshold", type=float, metavar="T", help="level of the surface in units of the field (default: 0)"
@@ -190,9 +195,9 @@ def _decode(options: argparse.Namespace) -> int:
     codes = ShapeCodes.load(options.codes)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
     watch = Stopwatch(vae.device)
-    with watch("decode"):
+    with watch("decode"), naming(options.codes):
         decoded = decode_codes(vae, codes)
-    with watch("surface"):
+    with watch("surface"), naming(options.codes):
         mesh = surface_of(
             vae,
             decoded,
@@ -238,7 +243,9 @@ def _add_describe(commands: Any) -> None:
     )
     _add_threshold_factor(parser)
     parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
-    parser.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="length of the answer (64)")
+    parser.add_argument(
+        "--max_new_tokens", type=positive_int, default=64, metavar="N", help="length of the answer (64)"
+    )
     add_vae_options(parser)
     add_language_options(parser)
     add_run_options(parser)
@@ -258,7 +265,7 @@ def _describe(options: argparse.Namespace) -> int:
     watch = Stopwatch(target)
     codes = source
     if not is_codes:
-        with watch("encode"):
+        with watch("encode"), naming(options.shape):
             codes = encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor))
     with watch("load language model"):
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
@@ -350,8 +357,10 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument(
         "--vae_config", metavar="JSON", help="make the field that this VAE reads (default: the shipped tokenizer's)"
     )
-    parser.add_argument("--resolution", type=int, metavar="R", help="grid side in the names of the dataset's files")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument(
+        "--resolution", type=positive_int, metavar="R", help="grid side in the names of the dataset's files"
+    )
+    parser.add_argument("--workers", type=positive_int, default=1, metavar="N", help="processes (1)")
     parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

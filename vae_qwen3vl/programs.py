@@ -6,10 +6,11 @@ Knows argparse and exit codes; what the programs do is in the modules they call.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sdf_vqvae.runtime import setup_logging
 
@@ -43,6 +44,25 @@ def add_run_options(parser: argparse.ArgumentParser, json_output: bool = True) -
     parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
     if json_output:
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def positive_int(text: str) -> int:
+    """Read an option that counts something (argparse's `type`)."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put a file's name before the message of a ValueError that does not say which file it is about."""
+    try:
+        yield
+    except ValueError as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def run_program(program: str, work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import regular_file
+from sdf_vqvae.archives import regular_file, write_safetensors
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -201,8 +201,6 @@ def _some(names: list[str]) -> str:
 
 def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` (in `dtype`, without training state) and `config.json` into a folder."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     state = {
         name: tensor.detach().to("cpu", dtype).contiguous()
@@ -210,7 +208,6 @@ def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.d
         if not (name.startswith("vq.") and "ema" in name)
     }
     document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file(state, temporary)
+    write_safetensors(folder / WEIGHTS_NAME, state)
     with atomic_path(folder / CONFIG_NAME) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -256,6 +256,8 @@ def _read_batch(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if batch.get("factor") not in (None, 1, 1.0):
         raise ValueError(f"factor={batch['factor']} is not supported; voxelize at the VAE's resolution instead")
     sdf, index, batch_idx = (torch.as_tensor(batch[k]) for k in ("sparse_sdf", "sparse_index", "batch_idx"))
+    if sdf.numel() == 0:
+        raise ValueError("the 3D batch holds no voxel")
     sdf = sdf.reshape(len(sdf), -1)
     if sdf.shape[1] != 1 or index.ndim != 2 or index.shape[1] != 3 or not len(sdf) == len(index) == len(batch_idx):
         raise ValueError(

@@ -11,6 +11,7 @@ from sdf_vqvae.model.checkpoint import load_vae_from_config, load_weights, save_
 from sdf_vqvae.model.quantizer import SparseVectorQuantizer, codebook_health
 from sdf_vqvae.model.state_dict import read_state_dict
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.shapes import decode_codes
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 FIELD = {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64}
@@ -225,3 +226,24 @@ def test_codebook_health_of_known_counts() -> None:
     assert (even.used, even.dead, even.top_percent_mass) == (1.0, 0, pytest.approx(0.01))
     single = codebook_health(torch.tensor([7, *[0] * 99]))
     assert (single.perplexity, single.dead) == (pytest.approx(1.0), 99)
+
+
+def test_an_empty_batch_and_codes_of_another_grid_are_refused(vae: SparseSDFVQVAE) -> None:
+    empty = {
+        "sparse_sdf": torch.zeros(0, 1),
+        "sparse_index": torch.zeros(0, 3, dtype=torch.long),
+        "batch_idx": torch.zeros(0, dtype=torch.long),
+    }
+    with pytest.raises(ValueError, match="holds no voxel"):
+        vae.Encode(empty)
+    codes = ShapeCodes(
+        codes=torch.zeros(1, dtype=torch.int32),
+        coords=torch.zeros(1, 3, dtype=torch.int32),
+        latent_resolution=16,
+        data_resolution=128,
+        center=(0.0, 0.0, 0.0),
+        scale=1.0,
+        vae_hash=vae.fingerprint(),
+    )
+    with pytest.raises(ValueError, match=r"latent grid of 16\^3"):
+        decode_codes(vae, codes)
