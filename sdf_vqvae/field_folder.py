@@ -14,10 +14,11 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdf_vqvae.archives import npz_shapes, regular_file
+from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import convert_field
@@ -208,7 +209,7 @@ def convert_folder(
     jobs = []
     for row in fields.rows:
         output = target / field_file_name(row[_ID], field.resolution)
-        count = _voxels_of(output)
+        count = _voxels_of(output, field)
         if count is None:
             jobs.append((row[_ID], fields.path(row[_ID]), output))
         else:
@@ -229,12 +230,21 @@ def convert_folder(
     return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
 
 
-def _voxels_of(path: Path) -> int | None:
-    """Return the number of voxels of a field file by its header; None where there is no whole file."""
+def _voxels_of(path: Path, field: FieldDescription) -> int | None:
+    """Return the number of voxels of a field file by its headers; None where there is no whole file.
+
+    Raises:
+        ValueError: the file is whole, and a field of another description.
+    """
     try:
-        return npz_shapes(path, ("sparse_index",))["sparse_index"][0]
-    except (ValueError, LookupError):
+        voxels = npz_shapes(path, ("sparse_index",))["sparse_index"][0]
+        values = read_npz(path, tuple(field.to_dict()), {})
+        found = FieldDescription(**{key: value.item() for key, value in values.items()})
+    except (ValueError, LookupError, TypeError):
         return None
+    if found != field:
+        raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
+    return voxels
 
 
 def _only_resolution(folder: Path) -> int:
@@ -256,7 +266,13 @@ def _run_jobs(
         yield from map(work, jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(work, jobs)
+        try:
+            yield from pool.map(work, jobs)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process died, as they do where memory runs out: run it again with fewer --workers; "
+                "what was converted is kept"
+            ) from error
 
 
 def _job(job: tuple[str, Path, Path], field: FieldDescription) -> tuple[str, int, str]:

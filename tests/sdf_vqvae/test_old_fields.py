@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import shutil
@@ -294,6 +295,12 @@ def test_a_dataset_is_converted_and_a_second_run_goes_on(dataset, tmp_path):
     again = convert_folder(dataset, target, OURS)
     assert (again.converted, again.kept) == (1, 1)
     assert (target / f"bbb_r{R}.npz").stat().st_mtime_ns == before
+
+
+def test_fields_of_another_conversion_are_not_taken_for_done(dataset, tmp_path):
+    convert_folder(dataset, tmp_path / "signed", OURS)
+    with pytest.raises(ValueError, match=r"aaa_r64\.npz is there already.*band 3.*not.*band 2"):
+        convert_folder(dataset, tmp_path / "signed", dataclasses.replace(OURS, band=2.0))
 
 
 def test_converting_a_dataset_onto_itself_is_refused(dataset):
