@@ -21,45 +21,51 @@ _PROBES_A_FACE = 2
 _CLEARLY = 0.1
 
 
-def inside_out(corners: Tensor, *, watertight: bool) -> bool:
-    """Return whether the faces look inward, so that only a mesh turned round has an inside.
-
-    A closed mesh tells by its signed volume; any other by the share of its area that is the skin of a solid, as
-    it is and turned round.
-
-    Args:
-        corners: float64 `[F, 3, 3]`, voxel units.
-        watertight: the mesh is known to be closed.
-    """
-    if watertight:
-        a, b, c = (corners - corners.mean(dim=(0, 1))).unbind(1)
-        return bool((a * torch.linalg.cross(b, c)).sum() < 0)
-    front, behind = _winding_on_both_sides(corners, _spread_rows(corners))
-    as_it_is = ((front > 0.5) != (behind > 0.5)).float().mean()
-    turned = ((front < -0.5) != (behind < -0.5)).float().mean()
-    return bool(turned > as_it_is + _CLEARLY)
+def looks_inward(corners: Tensor) -> bool:
+    """Return whether the faces `[F, 3, 3]` of a closed mesh look inward: its signed volume is negative."""
+    a, b, c = (corners - corners.mean(dim=(0, 1))).unbind(1)
+    return bool((a * torch.linalg.cross(b, c)).sum() < 0)
 
 
-def missed_faces(corners: Tensor) -> Tensor | None:
-    """Return a mask `[F]` of faces with outside on both sides, or None if they are a small share of the area.
+class Skin:
+    """How much of a mesh's area is the skin of a solid: inside and outside differ on its two sides.
 
-    A point of a face is on the skin of a solid if inside and outside differ on its two sides, half a voxel
-    away. First the share is measured on points spread evenly over the whole surface; only where it is large is
-    every face looked at, and counts as missed if most of its points are. Inside on both sides is no miss.
+    A point of a face is probed half a voxel away on both sides. A mesh that is closed needs none of this.
 
     Args:
         corners: float64 `[F, 3, 3]`, voxel units.
     """
-    rows = _spread_rows(corners)
-    if len(rows) == 0 or float(_outside_both(corners, rows).float().mean()) <= _MISSED_SHARE:
-        return None
-    area = _normals(corners).norm(dim=1) / 2
-    counts = (area * (_PROBES_A_FACE * len(corners) / area.sum())).ceil().long().clamp(1, 64)
-    rows = torch.arange(len(corners), device=corners.device).repeat_interleave(counts)
-    outside = torch.zeros(len(corners), device=corners.device)
-    outside.index_add_(0, rows, _outside_both(corners, rows).float())
-    missed = (outside > 0.5 * counts) & (area > 0)
-    return missed if bool(missed.any()) else None
+
+    def __init__(self, corners: Tensor) -> None:
+        rows = _spread_rows(corners)
+        front, behind = _winding_on_both_sides(corners, rows)
+        as_it_is = ((front > 0.5) != (behind > 0.5)).float().mean()
+        turned = ((front < -0.5) != (behind < -0.5)).float().mean()
+        # No point at all (a mesh without area) gives no number, which is not greater.
+        self.is_turned_round = bool(turned > as_it_is + _CLEARLY)
+        """Whether the faces look inward, so that only the mesh turned round has an inside."""
+        self._corners = corners.flip(1) if self.is_turned_round else corners
+        way = -1 if self.is_turned_round else 1
+        outside = (front * way <= 0.5) & (behind * way <= 0.5)
+        self._missed_share = float(outside.float().mean()) if len(rows) else 0.0
+
+    def missed_faces(self) -> Tensor | None:
+        """Return a mask `[F]` of faces with outside on both sides, or None if they are a small share of the area.
+
+        Only where the share is large is every face looked at; it counts as missed if most of its points are. Inside
+        on both sides is no miss.
+        """
+        if self._missed_share <= _MISSED_SHARE:
+            return None
+        corners = self._corners
+        area = _normals(corners).norm(dim=1) / 2
+        counts = (area * (_PROBES_A_FACE * len(corners) / area.sum())).ceil().long().clamp(1, 64)
+        rows = torch.arange(len(corners), device=corners.device).repeat_interleave(counts)
+        outside = torch.zeros(len(corners), device=corners.device)
+        front, behind = _winding_on_both_sides(corners, rows)
+        outside.index_add_(0, rows, ((front <= 0.5) & (behind <= 0.5)).float())
+        missed = (outside > 0.5 * counts) & (area > 0)
+        return missed if bool(missed.any()) else None
 
 
 def _normals(corners: Tensor) -> Tensor:
@@ -73,11 +79,6 @@ def _spread_rows(corners: Tensor) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=corners.device)
     at = (torch.arange(_PROBES, device=corners.device, dtype=reached.dtype) + 0.5) * (reached[-1] / _PROBES)
     return torch.searchsorted(reached, at).clamp(max=len(reached) - 1)
-
-
-def _outside_both(corners: Tensor, rows: Tensor) -> Tensor:
-    front, behind = _winding_on_both_sides(corners, rows)
-    return (front <= 0.5) & (behind <= 0.5)
 
 
 def _winding_on_both_sides(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

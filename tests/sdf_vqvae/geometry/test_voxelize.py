@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sdf_vqvae.geometry import signs, triangle_distance
+from sdf_vqvae.geometry import boundary_numba, bricks_numba, bricks_reference
+from sdf_vqvae.geometry import voxelize as voxelize_module
+from sdf_vqvae.geometry.boundary import boundary_of, strips_share_reference
+from sdf_vqvae.geometry.bricks import Bricks
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
-from sdf_vqvae.geometry.sheets import inside_out, missed_faces
-from sdf_vqvae.geometry.triangle_distance import Triangles
+from sdf_vqvae.geometry.sheets import Skin, looks_inward
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
 
 BAND = 3.0
@@ -148,18 +152,11 @@ def test_a_face_shrunk_to_a_point_is_a_point():
     np.testing.assert_allclose(voxels(field), np.linalg.norm(world(field.index, 40) - 0.1, axis=1) * 40, atol=1e-4)
 
 
-def test_a_huge_slanted_face_costs_its_area_and_not_its_box(monkeypatch):
+def test_a_huge_slanted_face_costs_its_area_and_not_its_box():
     corners = torch.tensor([[-0.47, -0.47, -0.47], [0.47, 0.4, -0.3], [-0.3, 0.47, 0.47]], dtype=torch.float64)
-    asked = []
-    original = Triangles.squared_distance
-
-    def counted(self, triangle, points, offsets):
-        asked.append(len(triangle) * len(offsets))
-        return original(self, triangle, points, offsets)
-
-    monkeypatch.setattr(Triangles, "squared_distance", counted)
     field = voxelize(corners, torch.tensor([[0, 1, 2]]), resolution=512, signed=False)
-    assert sum(asked) < 4 * len(field.index)
+    bricks = Bricks(((corners + 0.5) * 512 - 0.5)[None], 512, BAND, crossings=False)
+    assert bricks.squared.numel() < 4 * len(field.index)
     assert len(field.index) < 512**3 / 100
     share = np.random.default_rng(0).permutation(len(field.index))[:2000]
     mesh = NormalizedMesh(
@@ -168,38 +165,103 @@ def test_a_huge_slanted_face_costs_its_area_and_not_its_box(monkeypatch):
     np.testing.assert_allclose(voxels(field)[share], exact_distance(mesh, field.index[share], 512), atol=1e-3)
 
 
-def test_chunks_change_nothing(monkeypatch):
-    mesh = normalize_mesh(sheet())
-    solid = normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))
-    before = [field_of(mesh, 60), field_of(solid, 60)]
-    monkeypatch.setattr(triangle_distance, "PAIRS", {"cpu": 97})
-    monkeypatch.setattr("sdf_vqvae.geometry.voxelize.PAIRS", {"cpu": 97})
-    monkeypatch.setattr(signs, "_BRICKS", 5)
-    monkeypatch.setattr(signs, "_BOUNDARY_PAIRS", 50)
-    for one, other in zip(before, [field_of(mesh, 60), field_of(solid, 60)], strict=True):
+@pytest.mark.parametrize("shape", ["sheet", "boxes", "ball"])
+def test_compiled_steps_equal_their_plain_twins(shape):
+    shapes = {"sheet": sheet(2), "boxes": boxes((0, 0, 0), (0.5, 0.3, 0.2)), "ball": trimesh.creation.icosphere()}
+    mesh = normalize_mesh(shapes[shape])
+    corners = ((mesh.vertices + 0.5) * 60 - 0.5)[mesh.faces]
+    one, other = (
+        Bricks(corners, 60, BAND, crossings=True, using=module) for module in (bricks_numba, bricks_reference)
+    )
+    assert torch.equal(one.origins, other.origins)
+    torch.testing.assert_close(one.squared, other.squared, atol=1e-4, rtol=1e-5)
+    assert torch.equal(one.crossings_below(), other.crossings_below())
+    assert torch.equal(one.near()[0], other.near()[0])
+
+
+def test_threads_change_nothing():
+    shapes = [normalize_mesh(sheet()), normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))]
+    threads = torch.get_num_threads()
+    fields = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            fields.append([field_of(mesh, 60) for mesh in shapes])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*fields, strict=True):
         assert torch.equal(one.index, other.index) and torch.equal(one.distance, other.distance)
 
 
-def test_pieces_speak_for_their_voxels_exactly(monkeypatch):
-    # A ball with a hole, a slit between two plates, a thin wall: every voxel as if it were asked alone.
+def assert_signs_of_the_exact_sum(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> None:
+    """Every voxel's sign, from rays and the boundary, against libigl's sum over all faces."""
+    grid = (torch.from_numpy(vertices) + 0.5) * resolution - 0.5
+    bricks = Bricks(grid[torch.from_numpy(faces)], resolution, BAND, crossings=True)
+    index, place = bricks.near()
+    edges = boundary_of(grid, torch.from_numpy(faces))
+    found = bricks.crossings_below().view(-1)[place] + strips_share_reference(index.double(), edges)
+    exact = igl.winding_number(vertices, faces, world(index, resolution))
+    off_surface = bricks.squared.view(-1)[place].sqrt().numpy() > 1e-3
+    np.testing.assert_allclose(found.numpy()[off_surface], exact[off_surface], atol=1e-4)
+    if len(edges):
+        wanted = torch.zeros_like(bricks.squared, dtype=torch.bool)
+        wanted.view(-1)[place] = True
+        share = boundary_numba.strips_share(bricks.origins, wanted, edges).view(-1)[place]
+        quick = bricks.crossings_below().view(-1)[place] + share
+        np.testing.assert_allclose(quick.numpy()[off_surface], exact[off_surface], atol=0.01)
+        compiled = boundary_numba.exact_strips_share(index.double(), edges)
+        torch.testing.assert_close(compiled, strips_share_reference(index.double(), edges), atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans(), st.booleans())
+def test_the_winding_number_of_any_soup_of_triangles(seed, count, on_samples, joined):
+    # Corners on samples put rays exactly through edges and corners, and edges exactly below samples.
+    resolution, random = 24, np.random.default_rng(seed)
+    corners = random.uniform(1, 22, (3 * count, 3))
+    if on_samples:
+        corners = corners.round()
+    faces = random.integers(0, len(corners), (2 * count, 3)) if joined else np.arange(3 * count).reshape(-1, 3)
+    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
+    if len(faces):
+        vertices, welded = np.unique((corners + 0.5) / resolution - 0.5, axis=0, return_inverse=True)
+        assert_signs_of_the_exact_sum(vertices, welded.reshape(-1)[faces], resolution)
+
+
+def test_signs_of_open_and_thin_shapes_are_those_of_the_exact_sum():
     ball = trimesh.creation.icosphere(subdivisions=3)
     ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.7)
+    colander = trimesh.creation.icosphere(subdivisions=4)
+    colander.update_faces(np.random.default_rng(0).random(len(colander.faces)) < 0.8)
     plates = boxes((0, 0, 0), (0, 0, 0.12), extents=(1, 1, 0.1))
-    for shape, resolution in ((ball, 60), (plates, 64), (boxes((0, 0, 0), extents=(1, 1, 0.01)), 100)):
+    thin = boxes((0, 0, 0), extents=(1, 1, 0.01))
+    for shape, resolution in ((ball, 60), (colander, 100), (plates, 64), (thin, 100), (sheet(2), 60)):
         mesh = normalize_mesh(shape)
-        field = field_of(mesh, resolution)
-        assert field.sign_method == "winding"
-        winding = igl.winding_number(mesh.vertices.numpy(), mesh.faces.numpy(), world(field.index, resolution))
-        sure = (np.abs(winding - 0.5) > 1e-3) & (np.abs(voxels(field)) > 1e-3)
-        assert ((winding > 0.5) == (voxels(field) < 0))[sure].all() and sure.mean() > 0.9
+        assert_signs_of_the_exact_sum(mesh.vertices.numpy(), mesh.faces.numpy(), resolution)
 
 
-def test_a_closed_mesh_asks_for_few_winding_numbers(monkeypatch):
-    asked = []
-    original = signs.checked_winding_number
-    monkeypatch.setattr(signs, "checked_winding_number", lambda p, *rest: asked.append(len(p)) or original(p, *rest))
+def test_an_open_mesh_has_the_field_of_the_exact_sum_whichever_way_it_takes(monkeypatch):
+    colander = trimesh.creation.icosphere(subdivisions=4)
+    colander.update_faces(np.random.default_rng(0).random(len(colander.faces)) < 0.8)
+    mesh = normalize_mesh(colander)
+    quick = field_of(mesh, 100)
+    monkeypatch.setattr(voxelize_module, "_MOST_EDGES", 0)  # libigl's tree
+    tree = field_of(mesh, 100)
+    assert torch.equal(quick.index, tree.index)
+    winding = igl.winding_number(mesh.vertices.numpy(), mesh.faces.numpy(), world(quick.index, 100))
+    sure = (np.abs(winding - 0.5) > 1e-6) & (np.abs(voxels(quick)) > 1e-3)
+    assert sure.mean() > 0.98 and quick.sign_method == "winding"
+    for field in (quick, tree):
+        np.testing.assert_array_equal((voxels(field) < 0)[sure], (winding > 0.5)[sure])
+
+
+def test_a_closed_mesh_asks_for_no_winding_number(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(voxelize_module, "checked_winding_number", refuse)
     field = field_of(normalize_mesh(trimesh.creation.icosphere(subdivisions=3)), 128)
-    assert sum(asked) < len(field.index) / 10
+    assert (field.distance < 0).any()
 
 
 def test_an_open_sheet_becomes_a_closed_shell_one_voxel_thick():
@@ -239,7 +301,7 @@ def test_a_sheet_joined_to_a_solid_is_a_shell_and_the_solid_stays():
 def test_a_small_hole_makes_no_shell():
     ball = trimesh.creation.icosphere(subdivisions=4)
     ball.update_faces(np.arange(len(ball.faces)) > 3)
-    assert missed_faces(torch.from_numpy(np.array(ball.triangles)) * 30) is None
+    assert Skin(torch.from_numpy(np.array(ball.triangles)) * 30).missed_faces() is None
     assert field_of(normalize_mesh(ball), 64).sign_method == "winding"
 
 
@@ -249,8 +311,9 @@ def test_a_mesh_turned_inside_out_has_the_same_field(hole):
     if hole:
         ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.9)
     turned = trimesh.Trimesh(ball.vertices, ball.faces[:, ::-1], process=False)
-    assert inside_out(torch.from_numpy(np.array(turned.triangles)) * 30, watertight=not hole)
-    assert not inside_out(torch.from_numpy(np.array(ball.triangles)) * 30, watertight=not hole)
+    judge = (lambda corners: Skin(corners).is_turned_round) if hole else looks_inward
+    assert judge(torch.from_numpy(np.array(turned.triangles)) * 30)
+    assert not judge(torch.from_numpy(np.array(ball.triangles)) * 30)
     one, other = field_of(normalize_mesh(ball), 64), field_of(normalize_mesh(turned), 64)
     assert torch.equal(one.index, other.index) and (one.distance < 0).any()
     torch.testing.assert_close(one.distance, other.distance, atol=1e-4, rtol=0)
