@@ -19,6 +19,7 @@ from torch import Tensor
 from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_field
 from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
@@ -48,7 +49,7 @@ class SparseSDF:
     watertight: bool
     """Whether the source mesh was closed."""
     sign_method: str
-    """`winding`, `winding+shell` or `none`."""
+    """`winding`, `winding+shell`, `volume` (the label of a scan) or `none`."""
 
     def __post_init__(self) -> None:
         """Check shapes, ranges and finiteness; one voxel is checked to stand once only where a file is read."""
@@ -116,6 +117,37 @@ class SparseSDF:
             scale=normalized.scale,
             watertight=normalized.watertight,
             sign_method=found.sign_method,
+        )
+
+    @classmethod
+    def from_label(
+        cls,
+        surface: LabelSurface,
+        resolution: int = 256,
+        *,
+        band: float = 3.0,
+        device: str | torch.device | None = None,
+    ) -> SparseSDF:
+        """Voxelize the surface of a label of a scan (`sdf_vqvae.geometry.volume.label_surface`).
+
+        Args:
+            surface: the label's surface; `center` and `scale` lead back to millimetres in the scan's coordinates.
+            resolution: grid side R, 8..1024.
+            band: half width in voxels of the stored shell.
+            device: where to compute; CUDA where present by default. The result stays there.
+
+        Raises:
+            ValueError: see `voxelize`.
+        """
+        made = label_field(surface, resolution=resolution, band=band, device=resolve_device(device))
+        return cls(
+            sdf=made.field.distance,
+            index=made.field.index,
+            field=FieldDescription(kind="sdf", unit="band", band=band, sampling="center", resolution=resolution),
+            center=made.center,
+            scale=made.scale,
+            watertight=True,
+            sign_method=SIGN_METHOD,
         )
 
     def to(self, device: torch.device | str) -> SparseSDF:
