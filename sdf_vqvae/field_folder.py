@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
 _ID = "sha256"
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+"""Names from tables and folders that may become part of a path."""
 _FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
 _LONGEST_CELL = 2**24  # characters; captions of the original's table exceed the csv module's default
 
@@ -101,7 +102,7 @@ class FieldFolder:
     def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
         """Return why a row can't be used, or None."""
         name = row[_ID]
-        if not _SAFE_ID.fullmatch(name):
+        if not SAFE_ID.fullmatch(name):
             return "its id is not a plain name"
         if name in self._seen:
             return "its id occurs twice"
