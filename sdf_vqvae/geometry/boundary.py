@@ -47,9 +47,14 @@ def boundary_of(vertices: Tensor, faces: Tensor) -> Boundary:
     start = faces.reshape(-1)
     end = faces.roll(-1, 1).reshape(-1)
     count = len(vertices)
-    key, edge = torch.unique(torch.minimum(start, end) * count + torch.maximum(start, end), return_inverse=True)
-    surplus = torch.zeros_like(key).index_add_(0, edge, torch.sign(end - start))
-    key, surplus = key[surplus != 0], surplus[surplus != 0]
+    key, order = torch.sort(torch.minimum(start, end) * count + torch.maximum(start, end))
+    edge = torch.nn.functional.pad((key[1:] != key[:-1]).cumsum(0), (1, 0))
+    surplus = torch.zeros_like(key).index_add_(0, edge, torch.sign(end - start)[order])
+    open_ = surplus[edge] != 0
+    # One row an edge: where a run of equal keys begins.
+    open_[1:] &= key[1:] != key[:-1]
+    row = open_.nonzero().squeeze(1)
+    key, surplus = key[row], surplus[edge[row]]
     seen = beside_rays(vertices)
     low, high = seen[key // count], seen[key % count]
     forward = (surplus > 0)[:, None]

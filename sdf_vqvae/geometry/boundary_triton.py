@@ -11,54 +11,61 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from sdf_vqvae.geometry.boundary import Boundary
-from sdf_vqvae.geometry.bricks_triton import side_of_edge
+from sdf_vqvae.geometry.bricks_triton import is_turned, side_of_edge, split
 
 _POINTS = 256
 
 
 def strips_share(index: Tensor, boundary: Boundary) -> Tensor:
-    """CUDA twin of `boundary.strips_share_reference` for samples; sides in float64, angles in float32. float32 `[N]`
+    """CUDA twin of `boundary.strips_share_reference` for samples, in float32. float32 `[N]`
 
     Args:
         index: samples, int32 `[N, 3]`.
         boundary: the edges.
     """
     out = torch.empty(len(index), device=index.device)
-    edges = torch.cat([boundary.start, boundary.end, boundary.times[:, None]], dim=1).contiguous()  # [E, 7]
+    whole, rest = split(torch.cat([boundary.start, boundary.end], dim=1))  # [E, 6] each
     with torch.cuda.device(index.device):
         _strips_kernel[(triton.cdiv(len(index), _POINTS),)](
-            index.contiguous(), edges, out, len(index), len(boundary), _POINTS, enable_fp_fusion=False
-        )
+            index.contiguous(), whole, rest, boundary.times.float(), out, len(index), len(boundary), _POINTS,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     return out / (2 * math.pi)
 
 
 @triton.jit
 def _rise(flat, z):  # type: ignore[no-untyped-def]
+    """Return |a| + a.z for vectors whose part in the plane has that squared length."""
     length = tl.sqrt(flat + z * z)
     return tl.where(z > 0, length + z, flat / tl.maximum(length - z, 1e-30))
 
 
 @triton.jit
-def _strips_kernel(index, edges, out, n_points, n_edges, P: tl.constexpr):  # type: ignore[no-untyped-def]
+def _strips_kernel(index, whole, rest, times, out, n_points, n_edges, P: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * P + tl.arange(0, P)
     valid = row < n_points
-    x = tl.load(index + row * 3, mask=valid, other=0).to(tl.float64)
-    y = tl.load(index + row * 3 + 1, mask=valid, other=0).to(tl.float64)
-    z = tl.load(index + row * 3 + 2, mask=valid, other=0).to(tl.float64)
+    x = tl.load(index + row * 3, mask=valid, other=0).to(tl.float32)
+    y = tl.load(index + row * 3 + 1, mask=valid, other=0).to(tl.float32)
+    z = tl.load(index + row * 3 + 2, mask=valid, other=0).to(tl.float32)
     total = tl.zeros((P,), dtype=tl.float32)
     for e in range(n_edges):
-        edge = edges + e * 7
-        sx = tl.load(edge)
-        sy = tl.load(edge + 1)
-        ex = tl.load(edge + 3)
-        ey = tl.load(edge + 4)
-        cross = side_of_edge(sx, sy, ex, ey, x, y).to(tl.float32)
-        ax = (sx - x).to(tl.float32)
-        ay = (sy - y).to(tl.float32)
-        az = (tl.load(edge + 2) - z).to(tl.float32)
-        bx = (ex - x).to(tl.float32)
-        by = (ey - y).to(tl.float32)
-        bz = (tl.load(edge + 5) - z).to(tl.float32)
-        divisor = _rise(ax * ax + ay * ay, az) * _rise(bx * bx + by * by, bz) + ax * bx + ay * by
-        total += libdevice.atan2(cross, divisor) * tl.load(edge + 6).to(tl.float32)
+        w = whole + e * 6
+        r = rest + e * 6
+        ai = tl.load(w)
+        af = tl.load(r)
+        aj = tl.load(w + 1)
+        ag = tl.load(r + 1)
+        bi = tl.load(w + 3)
+        bf = tl.load(r + 3)
+        bj = tl.load(w + 4)
+        bg = tl.load(r + 4)
+        ax = (ai - x) + af
+        ay = (aj - y) + ag
+        az = (tl.load(w + 2) - z) + tl.load(r + 2)
+        bx = (bi - x) + bf
+        by = (bj - y) + bg
+        bz = (tl.load(w + 5) - z) + tl.load(r + 5)
+        cross = side_of_edge(ax, ay, bx, by, is_turned(ai, af, aj, ag, bi, bf, bj, bg))
+        divisor = _rise(ax * ax + ay * ay, az) * _rise(bx * bx + by * by, bz) + (ax * bx + ay * by)
+        total += libdevice.atan2(cross, divisor) * tl.load(times + e)
     tl.store(out + row, total, mask=valid)

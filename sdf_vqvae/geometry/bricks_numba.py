@@ -35,14 +35,17 @@ def in_threads(work: Callable[[int, int], Any], count: int) -> list[Any]:
         return list(pool.map(work, cuts[:-1], cuts[1:]))
 
 
-def find_bricks(
-    triangles: Triangles, corners: Tensor, resolution: int, reach: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def frames(corners: Tensor) -> Tensor:
+    """Return the table of `Triangles` for corners float64 `[F, 3, 3]`, in the layout of this module. `[F, 17]`"""
+    return Triangles(corners).table.T.contiguous()
+
+
+def find_bricks(table: Tensor, corners: Tensor, resolution: int, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the bricks that hold a sample within reach of a triangle, and the triangles of each.
 
     Args:
-        triangles: the triangles.
-        corners: the same, float64 `[F, 3, 3]`.
+        table: the triangles' `frames`.
+        corners: the triangles, float64 `[F, 3, 3]`.
         resolution: bricks beyond the grid are left out.
         reach: voxels.
 
@@ -51,53 +54,46 @@ def find_bricks(
         `[B + 1]` int64; and those triangles `[P]` int32.
     """
     side = (resolution + BRICK - 1) // BRICK
-    table, points = triangles.table.T.contiguous().numpy(), corners.contiguous().numpy()
-    found = in_threads(lambda a, b: _reached(table, points, a, b, side, reach + _HALF_DIAGONAL + _SLACK), len(points))
+    rows, points = table.numpy(), corners.contiguous().numpy()
+    found = in_threads(lambda a, b: _reached(rows, points, a, b, side, reach + _HALF_DIAGONAL + _SLACK), len(points))
     keys = np.concatenate([key for key, _ in found])
     owners = np.concatenate([owner for _, owner in found])
     bricks, starts, members = _group(keys, owners, side**3)
     return torch.from_numpy(bricks), torch.from_numpy(starts), torch.from_numpy(members)
 
 
-def measure(
-    triangles: Triangles,
-    corners: Tensor,
-    origins: Tensor,
-    starts: Tensor,
-    members: Tensor,
-    band: float,
-    *,
-    crossings: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return each brick's squared distances and crossings.
+def distances(table: Tensor, origins: Tensor, starts: Tensor, members: Tensor, band: float) -> Tensor:
+    """Return the squared distance of every sample to the nearest triangle, inf beyond the band. float32 `[B, 512]`
 
     Args:
-        triangles: the triangles.
-        corners: the same relative to the rays (`boundary.beside_rays`), float64 `[F, 3, 3]`.
-        origins: lowest voxel of each brick, int64 `[B, 3]`.
+        table: the triangles' `frames`.
+        origins: lowest sample of each brick, int64 `[B, 3]`.
         starts: where the triangles of each brick begin, int64 `[B + 1]`.
         members: those triangles, int32 `[P]`.
-        band: reach in voxels.
-        crossings: False leaves the second result empty.
-
-    Returns:
-        Squared distance of every sample to the nearest triangle, float32 `[B, 512]`, inf beyond the band; and how the
-        winding number of a ray from below changes between the sample below and this one, int16 `[B, 512]`.
+        band: voxels.
     """
-    count = len(origins)
-    squared = np.full((count, BRICK**3), np.inf, dtype=np.float32)
-    steps = np.zeros((count if crossings else 0, BRICK**3), dtype=np.int16)
-    table, points = triangles.table.T.contiguous().numpy(), corners.contiguous().numpy()
-    places = origins.numpy()
-    first, owned = starts.numpy(), members.numpy()
+    squared = np.full((len(origins), BRICK**3), np.inf, dtype=np.float32)
+    rows, places, first, owned = table.numpy(), origins.numpy(), starts.numpy(), members.numpy()
+    in_threads(lambda a, b: _measure(rows, places, first, owned, a, b, np.float32(band), squared), len(places))
+    return torch.from_numpy(squared)
 
-    def work(start: int, stop: int) -> None:
-        _measure(table, places, first, owned, start, stop, np.float32(band), squared)
-        if crossings:
-            _cross(points, places, first, owned, start, stop, steps)
 
-    in_threads(work, count)
-    return torch.from_numpy(squared), torch.from_numpy(steps)
+def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+    """Return for each sample how often a ray down from it leaves the surface, less how often it enters.
+
+    That is the winding number of a closed surface. int32 `[B, 512]`
+
+    Args:
+        corners: the triangles relative to the rays (`boundary.beside_rays`), float64 `[F, 3, 3]`.
+        origins: lowest sample of each brick, int64 `[B, 3]`, rows sorted; all bricks within one voxel of a triangle.
+        starts: where the triangles of each brick begin, int64 `[B + 1]`.
+        members: those triangles, int32 `[P]`.
+    """
+    count = np.zeros((len(origins), BRICK**3), dtype=np.int32)
+    points, places, first, owned = corners.contiguous().numpy(), origins.numpy(), starts.numpy(), members.numpy()
+    in_threads(lambda a, b: _cross(points, places, first, owned, a, b, count), len(places))
+    _add_below(places, count)
+    return torch.from_numpy(count)
 
 
 @njit(**_COMPILED)
@@ -290,7 +286,7 @@ def _turns(a: Any, x: float, y: float) -> int:
 
 @njit(**_COMPILED)
 def _cross(corners: Any, origins: Any, starts: Any, members: Any, start: int, stop: int, steps: Any) -> None:
-    """Fill `steps` for the bricks start..stop."""
+    """Fill `steps`, how the count changes from the sample below, for the bricks start..stop."""
     for b in range(start, stop):
         bx, by, bz = origins[b, 0], origins[b, 1], origins[b, 2]
         for member in range(starts[b], starts[b + 1]):
@@ -316,3 +312,18 @@ def _cross(corners: Any, origins: Any, starts: Any, members: Any, start: int, st
                     z = int(np.floor(min(max(height, low_z), high_z))) + 1
                     if bz <= z < bz + 8:
                         steps[b, ((x - bx) * 8 + y - by) * 8 + z - bz] -= turns
+
+
+@njit(**_COMPILED)
+def _add_below(origins: Any, count: Any) -> None:
+    """Turn steps between samples into sums along the columns, which go through the bricks of a column from below."""
+    carry = np.zeros(64, dtype=np.int32)
+    for b in range(len(origins)):
+        if b == 0 or origins[b, 0] != origins[b - 1, 0] or origins[b, 1] != origins[b - 1, 1]:
+            carry[:] = 0
+        for column in range(64):
+            total = carry[column]
+            for z in range(8):
+                total += count[b, column * 8 + z]
+                count[b, column * 8 + z] = total
+            carry[column] = total

@@ -5,6 +5,8 @@ Works in voxel units with sample (i, j, k) at its integer coordinates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,11 @@ BRICK = 8
 _COARSEST = 64
 # Pairs of a triangle and a brick at a time; each has 512 samples.
 _BRICK_PAIRS = 1 << 9
+
+
+def frames(corners: Tensor) -> Triangles:
+    """Return the triangles prepared for distances."""
+    return Triangles(corners)
 
 
 def find_bricks(
@@ -49,32 +56,36 @@ def find_bricks(
     return bricks, torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), torch.cat(owners)[order].int()
 
 
-def measure(
-    triangles: Triangles,
-    corners: Tensor,
-    origins: Tensor,
-    starts: Tensor,
-    members: Tensor,
-    band: float,
-    *,
-    crossings: bool,
-) -> tuple[Tensor, Tensor]:
-    """Twin of `bricks_numba.measure`, with the same arguments and results."""
-    count = len(origins)
-    squared = torch.full((count * BRICK**3,), torch.inf, device=origins.device)
-    steps = torch.zeros(count if crossings else 0, BRICK**3, dtype=torch.int32, device=origins.device)
-    brick = torch.arange(count, device=origins.device).repeat_interleave(starts.diff())
+def distances(triangles: Triangles, origins: Tensor, starts: Tensor, members: Tensor, band: float) -> Tensor:
+    """Twin of `bricks_numba.distances`, with the same arguments and result."""
+    squared = torch.full((len(origins) * BRICK**3,), torch.inf, device=origins.device)
     line = torch.arange(BRICK, device=origins.device)
     offsets = torch.cartesian_prod(line, line, line)  # [512, 3]
     number = torch.arange(BRICK**3, device=origins.device)[:, None]
-    for rows in torch.arange(len(members), device=origins.device).split(_BRICK_PAIRS):
-        owner, place = members[rows].long(), brick[rows]
+    for owner, place in _pairs(starts, members):
         value = triangles.squared_distance(owner, origins[place].T.float(), offsets.float())  # [512, p]
         near = value <= band * band
         squared.scatter_reduce_(0, (place * BRICK**3 + number)[near], value[near], "amin")
-        if crossings:
-            _add_crossings(corners[owner], origins[place], place, steps)
-    return squared.view(count, BRICK**3), steps.short()
+    return squared.view(-1, BRICK**3)
+
+
+def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+    """Twin of `bricks_numba.crossings`, with the same arguments and result."""
+    steps = torch.zeros(len(origins), BRICK**2, BRICK, dtype=torch.int32, device=origins.device)
+    for owner, place in _pairs(starts, members):
+        _add_crossings(corners[owner], origins[place], place, steps)
+    within = steps.cumsum(2, dtype=torch.int32)
+    # Bricks of one column follow each other from below.
+    total = within[:, :, -1].cumsum(0, dtype=torch.int32)
+    below = total - within[:, :, -1]
+    _, column = torch.unique_consecutive(origins[:, :2], dim=0, return_inverse=True)
+    return (within + (below - below[torch.searchsorted(column, column)])[:, :, None]).view(-1, BRICK**3)
+
+
+def _pairs(starts: Tensor, members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield parts of the pairs of a triangle and a brick, int64 `[p]` each."""
+    brick = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
+    yield from zip(members.long().split(_BRICK_PAIRS), brick.split(_BRICK_PAIRS), strict=True)
 
 
 def _add_crossings(corners: Tensor, origins: Tensor, place: Tensor, steps: Tensor) -> None:

@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdf_vqvae.geometry.triangle_distance import Triangles
-
 BRICK = 8
 _PATCH = 8
 _HALF_DIAGONAL = 3.5 * 3**0.5
@@ -24,13 +22,18 @@ _WARPS = 4
 _EXACT = {"enable_fp_fusion": False}
 
 
-def find_bricks(
-    triangles: Triangles, corners: Tensor, resolution: int, reach: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def frames(corners: Tensor) -> Tensor:
+    """Return the table of `Triangles` for corners float64 `[F, 3, 3]`. float32 `[17, F]`"""
+    table = torch.empty(17, len(corners), device=corners.device)
+    with torch.cuda.device(corners.device):
+        _frame_kernel[(triton.cdiv(len(corners), 128),)](corners.contiguous(), table, len(corners), 128)
+    return table
+
+
+def find_bricks(table: Tensor, corners: Tensor, resolution: int, reach: float) -> tuple[Tensor, Tensor, Tensor]:
     """Twin of `bricks_numba.find_bricks`, with the same arguments and result but for the order of triangles."""
     device = corners.device
     side = (resolution + BRICK - 1) // BRICK
-    table = triangles.table  # [17, F]
     across = (table[12] / _PATCH).ceil_().clamp_(min=1).int()
     patches = across * (table[14] / _PATCH).ceil_().clamp_(min=1).int()
     ends = patches.cumsum(0, dtype=torch.int64)
@@ -44,7 +47,7 @@ def find_bricks(
     grid = (triton.cdiv(total, _PATCHES),)
     lanes = triton.next_power_of_2(per_axis**3)
     arguments = (table, owner, ends, patches, across)
-    sizes = (len(triangles), total, side, to_center)
+    sizes = (len(corners), total, side, to_center)
     with torch.cuda.device(device):
         _reach_kernel[grid](*arguments, counts, nothing, *sizes, False, per_axis, lanes, _PATCHES, num_warps=_WARPS)
         keys = counts.nonzero().squeeze(1)
@@ -55,30 +58,117 @@ def find_bricks(
     return keys, starts, members
 
 
-def measure(
-    triangles: Triangles,
-    corners: Tensor,
-    origins: Tensor,
-    starts: Tensor,
-    members: Tensor,
-    band: float,
-    *,
-    crossings: bool,
-) -> tuple[Tensor, Tensor]:
-    """Twin of `bricks_numba.measure`, with the same arguments and results."""
-    count = len(origins)
-    squared = torch.empty(count, BRICK**3, device=origins.device)
-    steps = torch.empty(count if crossings else 0, BRICK**3, dtype=torch.int16, device=origins.device)
-    if count == 0:
-        return squared, steps
-    lowest = origins.int().contiguous()
-    with torch.cuda.device(origins.device):
-        _distance_kernel[(count,)](
-            triangles.table, lowest, starts, members, squared, len(triangles), band * band, num_warps=_WARPS
-        )
-        if crossings:
-            _crossing_kernel[(count,)](corners.contiguous(), lowest, starts, members, steps, num_warps=2, **_EXACT)
-    return squared, steps
+def distances(table: Tensor, origins: Tensor, starts: Tensor, members: Tensor, band: float) -> Tensor:
+    """Twin of `bricks_numba.distances`, with the same arguments and result."""
+    squared = torch.empty(len(origins), BRICK**3, device=origins.device)
+    if len(origins):
+        with torch.cuda.device(origins.device):
+            _distance_kernel[(len(origins),)](
+                table, origins, starts, members, squared, table.shape[1], band * band, num_warps=_WARPS
+            )
+    return squared
+
+
+def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+    """Twin of `bricks_numba.crossings`, with the same arguments and result."""
+    within = torch.empty(len(origins), BRICK**3, dtype=torch.int32, device=origins.device)
+    count = torch.empty_like(within)
+    if len(origins):
+        grid = (len(origins),)
+        with torch.cuda.device(origins.device):
+            _crossing_kernel[grid](*split(corners), origins, starts, members, within, num_warps=2, **_EXACT)
+            _below_kernel[grid](origins, within, count, num_warps=2)
+    return count
+
+
+def split(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers and the rest of float64 coordinates, both float32."""
+    whole = coordinates.floor()
+    return whole.float().contiguous(), (coordinates - whole).float().contiguous()
+
+
+@triton.jit
+def _frame_kernel(corners, table, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Work out each triangle's frame as `Triangles` does, in float64."""
+    f = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = f < n
+    c = corners + f.to(tl.int64) * 9
+    x0 = tl.load(c, mask=real, other=0.0)
+    y0 = tl.load(c + 1, mask=real, other=0.0)
+    z0 = tl.load(c + 2, mask=real, other=0.0)
+    x1 = tl.load(c + 3, mask=real, other=0.0)
+    y1 = tl.load(c + 4, mask=real, other=0.0)
+    z1 = tl.load(c + 5, mask=real, other=0.0)
+    x2 = tl.load(c + 6, mask=real, other=0.0)
+    y2 = tl.load(c + 7, mask=real, other=0.0)
+    z2 = tl.load(c + 8, mask=real, other=0.0)
+    l0 = (x1 - x0) * (x1 - x0) + (y1 - y0) * (y1 - y0) + (z1 - z0) * (z1 - z0)
+    l1 = (x2 - x1) * (x2 - x1) + (y2 - y1) * (y2 - y1) + (z2 - z1) * (z2 - z1)
+    l2 = (x0 - x2) * (x0 - x2) + (y0 - y2) * (y0 - y2) + (z0 - z2) * (z0 - z2)
+    second = (l1 > l0) & (l1 >= l2)
+    third = (l2 > l0) & (l2 > l1)
+    # From the first corner of the longest edge (o) to its other end (p), and the corner off it (q).
+    ox = tl.where(third, x2, tl.where(second, x1, x0))
+    oy = tl.where(third, y2, tl.where(second, y1, y0))
+    oz = tl.where(third, z2, tl.where(second, z1, z0))
+    ux = tl.where(third, x0, tl.where(second, x2, x1)) - ox
+    uy = tl.where(third, y0, tl.where(second, y2, y1)) - oy
+    uz = tl.where(third, z0, tl.where(second, z2, z1)) - oz
+    sx = tl.where(third, x1, tl.where(second, x0, x2)) - ox
+    sy = tl.where(third, y1, tl.where(second, y0, y2)) - oy
+    sz = tl.where(third, z1, tl.where(second, z0, z2)) - oz
+    length = tl.sqrt(ux * ux + uy * uy + uz * uz)
+    base = tl.maximum(length, 1e-6)
+    long = length > 1e-150
+    ux = tl.where(long, ux / length, 1.0)
+    uy = tl.where(long, uy / length, 0.0)
+    uz = tl.where(long, uz / length, 0.0)
+    apex_u = sx * ux + sy * uy + sz * uz
+    px, py, pz = _any_perpendicular(ux, uy, uz)
+    vx, vy, vz = _unit(sx - apex_u * ux, sy - apex_u * uy, sz - apex_u * uz, px, py, pz)
+    slant = vx * ux + vy * uy + vz * uz
+    vx, vy, vz = _unit(vx - slant * ux, vy - slant * uy, vz - slant * uz, px, py, pz)
+    apex_v = (sx - apex_u * ux) * vx + (sy - apex_u * uy) * vy + (sz - apex_u * uz) * vz
+    left = apex_u * apex_u + apex_v * apex_v
+    right = (apex_u - base) * (apex_u - base) + apex_v * apex_v
+    out = table + f
+    tl.store(out, ux.to(tl.float32), mask=real)
+    tl.store(out + n, uy.to(tl.float32), mask=real)
+    tl.store(out + 2 * n, uz.to(tl.float32), mask=real)
+    tl.store(out + 3 * n, vx.to(tl.float32), mask=real)
+    tl.store(out + 4 * n, vy.to(tl.float32), mask=real)
+    tl.store(out + 5 * n, vz.to(tl.float32), mask=real)
+    tl.store(out + 6 * n, (uy * vz - uz * vy).to(tl.float32), mask=real)
+    tl.store(out + 7 * n, (uz * vx - ux * vz).to(tl.float32), mask=real)
+    tl.store(out + 8 * n, (ux * vy - uy * vx).to(tl.float32), mask=real)
+    tl.store(out + 9 * n, ox.to(tl.float32), mask=real)
+    tl.store(out + 10 * n, oy.to(tl.float32), mask=real)
+    tl.store(out + 11 * n, oz.to(tl.float32), mask=real)
+    tl.store(out + 12 * n, base.to(tl.float32), mask=real)
+    tl.store(out + 13 * n, apex_u.to(tl.float32), mask=real)
+    tl.store(out + 14 * n, apex_v.to(tl.float32), mask=real)
+    tl.store(out + 15 * n, (1 / tl.maximum(left, 1e-30)).to(tl.float32), mask=real)
+    tl.store(out + 16 * n, (1 / tl.maximum(right, 1e-30)).to(tl.float32), mask=real)
+
+
+@triton.jit
+def _unit(x, y, z, px, py, pz):  # type: ignore[no-untyped-def]
+    """Return a vector with length 1, or the other one where it has no length."""
+    length = tl.sqrt(x * x + y * y + z * z)
+    long = length > 1e-150
+    return tl.where(long, x / length, px), tl.where(long, y / length, py), tl.where(long, z / length, pz)
+
+
+@triton.jit
+def _any_perpendicular(x, y, z):  # type: ignore[no-untyped-def]
+    """Return a unit vector perpendicular to a unit vector: its cross product with the axis that it is least along."""
+    along_x = (tl.abs(x) <= tl.abs(y)) & (tl.abs(x) <= tl.abs(z))
+    along_y = (along_x == 0) & (tl.abs(y) <= tl.abs(z))
+    px = tl.where(along_x, 0.0, tl.where(along_y, -z, y))
+    py = tl.where(along_x, z, tl.where(along_y, 0.0, -x))
+    pz = tl.where(along_x, -y, tl.where(along_y, x, 0.0))
+    length = tl.sqrt(px * px + py * py + pz * pz)
+    return px / length, py / length, pz / length
 
 
 @triton.jit
@@ -223,66 +313,115 @@ def _distance_kernel(table, origins, starts, members, squared, n_triangles, limi
 
 
 @triton.jit
-def side_of_edge(ax, ay, bx, by, x, y):  # type: ignore[no-untyped-def]
-    """Twin of `boundary.side_of_edge` for an edge given by scalars and samples (x, y). float64"""
-    turned = (ax > bx) | ((ax == bx) & (ay > by))
+def side_of_edge(ax, ay, bx, by, turned):  # type: ignore[no-untyped-def]
+    """Twin of `boundary.side_of_edge` for points relative to samples; `turned` where the edge stands the other way."""
     lx = tl.where(turned, bx, ax)
     ly = tl.where(turned, by, ay)
     hx = tl.where(turned, ax, bx)
     hy = tl.where(turned, ay, by)
-    cross = (lx - x) * (hy - y) - (ly - y) * (hx - x)
-    tie = tl.where(hx > lx, 1e-300, tl.where(hy > ly, -1e-300, 0.0))
+    cross = lx * hy - ly * hx
+    tie = tl.where(hx > lx, 1e-30, tl.where(hy > ly, -1e-30, 0.0))
     cross = tl.where(cross == 0, tie, cross)
     return tl.where(turned, -cross, cross)
 
 
 @triton.jit
-def _edge_turns(ax, ay, bx, by, x, y):  # type: ignore[no-untyped-def]
+def is_turned(ai, af, aj, ag, bi, bf, bj, bg):  # type: ignore[no-untyped-def]
+    """Return whether an edge's ends a, b, given as whole numbers and rest in x and y, are not in ascending order."""
+    same_x = (ai == bi) & (af == bf)
+    return (ai > bi) | ((ai == bi) & (af > bf)) | (same_x & ((aj > bj) | ((aj == bj) & (ag > bg))))
+
+
+@triton.jit
+def _edge_turns(ax, ay, bx, by, turned):  # type: ignore[no-untyped-def]
     """Return whether an edge passes to the right of each sample: 1 upward, -1 downward. int32"""
-    side = side_of_edge(ax, ay, bx, by, x, y)
-    above = ay > y
-    beneath = by > y
-    up = (above == 0) & (beneath != 0) & (side > 0)
-    down = (above != 0) & (beneath == 0) & (side < 0)
+    side = side_of_edge(ax, ay, bx, by, turned)
+    above = ay > 0
+    beneath = by > 0
+    up = (above == 0) & beneath & (side > 0)
+    down = above & (beneath == 0) & (side < 0)
     return up.to(tl.int32) - down.to(tl.int32)
 
 
 @triton.jit
-def _crossing_kernel(corners, origins, starts, members, steps):  # type: ignore[no-untyped-def]
-    """Fill one brick's steps of the winding number along its columns."""
+def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ignore[no-untyped-def]
+    """Fill one brick's count of crossings below each sample, those within the brick alone.
+
+    Coordinates come as whole numbers and rest, so that float32 gives them relative to a sample without loss.
+    """
     b = tl.program_id(0)
-    bx = tl.load(origins + b * 3)
-    by = tl.load(origins + b * 3 + 1)
-    bz = tl.load(origins + b * 3 + 2)
+    bx = tl.load(origins + b * 3).to(tl.float32)
+    by = tl.load(origins + b * 3 + 1).to(tl.float32)
+    bz = tl.load(origins + b * 3 + 2).to(tl.float32)
     column = tl.arange(0, 64)
-    x = (bx + column // 8).to(tl.float64)
-    y = (by + column % 8).to(tl.float64)
-    level = tl.arange(0, 8)[None, :] + bz
+    x = bx + (column // 8).to(tl.float32)
+    y = by + (column % 8).to(tl.float32)
+    level = tl.arange(0, 8)[None, :]
     total = tl.zeros((64, 8), dtype=tl.int32)
     for place in range(tl.load(starts + b), tl.load(starts + b + 1)):
-        c = corners + tl.load(members + place) * 9
-        ax = tl.load(c)
-        ay = tl.load(c + 1)
-        az = tl.load(c + 2)
-        ex = tl.load(c + 3)
-        ey = tl.load(c + 4)
-        ez = tl.load(c + 5)
-        fx = tl.load(c + 6)
-        fy = tl.load(c + 7)
-        fz = tl.load(c + 8)
+        w = whole + tl.load(members + place) * 9
+        r = rest + tl.load(members + place) * 9
+        # Relative to the brick, to see whether it can matter.
+        az = tl.load(w + 2) - bz + tl.load(r + 2)
+        ez = tl.load(w + 5) - bz + tl.load(r + 5)
+        fz = tl.load(w + 8) - bz + tl.load(r + 8)
         low = tl.minimum(tl.minimum(az, ez), fz)
         high = tl.maximum(tl.maximum(az, ez), fz)
-        near = (high >= bz - 1) & (low < bz + 7)
-        near = near & (tl.minimum(tl.minimum(ax, ex), fx) <= bx + 7) & (tl.maximum(tl.maximum(ax, ex), fx) >= bx)
-        near = near & (tl.minimum(tl.minimum(ay, ey), fy) <= by + 7) & (tl.maximum(tl.maximum(ay, ey), fy) >= by)
+        ai = tl.load(w)
+        ei = tl.load(w + 3)
+        fi = tl.load(w + 6)
+        aj = tl.load(w + 1)
+        ej = tl.load(w + 4)
+        fj = tl.load(w + 7)
+        near = (high >= -1) & (low < 7)
+        near = near & (tl.minimum(tl.minimum(ai, ei), fi) <= bx + 7) & (tl.maximum(tl.maximum(ai, ei), fi) + 1 >= bx)
+        near = near & (tl.minimum(tl.minimum(aj, ej), fj) <= by + 7) & (tl.maximum(tl.maximum(aj, ej), fj) + 1 >= by)
         if near:
-            turns = _edge_turns(ax, ay, ex, ey, x, y) + _edge_turns(ex, ey, fx, fy, x, y)
-            turns += _edge_turns(fx, fy, ax, ay, x, y)
-            nx = (ey - ay) * (fz - az) - (ez - az) * (fy - ay)
-            ny = (ez - az) * (fx - ax) - (ex - ax) * (fz - az)
-            nz = (ex - ax) * (fy - ay) - (ey - ay) * (fx - ax)
-            height = az - ((x - ax) * nx + (y - ay) * ny) / tl.where(nz == 0, 1.0, nz)
+            af = tl.load(r)
+            ef = tl.load(r + 3)
+            ff = tl.load(r + 6)
+            ag = tl.load(r + 1)
+            eg = tl.load(r + 4)
+            fg = tl.load(r + 7)
+            ax = (ai - x) + af
+            ay = (aj - y) + ag
+            ex = (ei - x) + ef
+            ey = (ej - y) + eg
+            fx = (fi - x) + ff
+            fy = (fj - y) + fg
+            turns = _edge_turns(ax, ay, ex, ey, is_turned(ai, af, aj, ag, ei, ef, ej, eg))
+            turns += _edge_turns(ex, ey, fx, fy, is_turned(ei, ef, ej, eg, fi, ff, fj, fg))
+            turns += _edge_turns(fx, fy, ax, ay, is_turned(fi, ff, fj, fg, ai, af, aj, ag))
+            ux = (ei - ai) + (ef - af)
+            uy = (ej - aj) + (eg - ag)
+            vx = (fi - ai) + (ff - af)
+            vy = (fj - aj) + (fg - ag)
+            nx = (uy * (fz - az) - (ez - az) * vy).to(tl.float64)
+            ny = ((ez - az) * vx - ux * (fz - az)).to(tl.float64)
+            nz = ux * vy - uy * vx
+            slope = ax.to(tl.float64) * nx + ay.to(tl.float64) * ny
+            height = az + slope / tl.where(nz == 0, 1.0, nz).to(tl.float64)
             height = tl.where(nz == 0, low, tl.minimum(tl.maximum(height, low), high))
             z = tl.floor(height).to(tl.int32) + 1
             total -= tl.where(z[:, None] == level, turns[:, None], 0)
-    tl.store(steps + b * 512 + column[:, None] * 8 + tl.arange(0, 8)[None, :], total.to(tl.int16))
+    total = tl.cumsum(total, axis=1)
+    tl.store(within + b * 512 + column[:, None] * 8 + level, total)
+
+
+@triton.jit
+def _below_kernel(origins, within, count):  # type: ignore[no-untyped-def]
+    """Add to one brick's counts those of the bricks below it, which stand before it."""
+    b = tl.program_id(0)
+    lane = tl.arange(0, 512)
+    x = tl.load(origins + b * 3)
+    y = tl.load(origins + b * 3 + 1)
+    total = tl.load(within + b * 512 + lane)
+    other = b - 1
+    while (
+        (other >= 0)
+        & (tl.load(origins + tl.maximum(other, 0) * 3) == x)
+        & (tl.load(origins + tl.maximum(other, 0) * 3 + 1) == y)
+    ):
+        total += tl.load(within + other * 512 + (lane // 8) * 8 + 7)
+        other -= 1
+    tl.store(count + b * 512 + lane, total)

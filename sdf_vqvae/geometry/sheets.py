@@ -15,7 +15,7 @@ _MISSED_SHARE = 0.1
 # Voxels. A solid thinner than this by a face is skin that no grid shows, so its faces count as missed.
 _PROBE_DISTANCE = 0.5
 # Points probed to learn shares of the area, and per face (on average) to learn which faces.
-_PROBES = 8_000
+_PROBES = 2_000
 _PROBES_A_FACE = 2
 # Turned round, this much more of the area must be skin: a sheet that is the skin of nothing has no right way.
 _CLEARLY = 0.1

@@ -79,7 +79,7 @@ def voxelize(
     vertices = (vertices.double() + 0.5) * resolution - 0.5
     faces = faces.long()
     corners = vertices[faces]  # [F, 3, 3]
-    bricks = Bricks(corners, resolution, band, crossings=signed)
+    bricks = Bricks(corners, resolution, band)
     index, place = bricks.near()
     if len(index) == 0:
         raise ValueError("no voxel lies within the band of the mesh: it is outside the grid or has no triangle")
@@ -89,7 +89,7 @@ def voxelize(
         method = "winding"
         skin = None if watertight else Skin(corners)
         inward = looks_inward(corners) if skin is None else skin.is_turned_round
-        inside = _inside(bricks, index, place, vertices, faces, inward=inward)
+        inside = _inside(bricks, index, place, vertices, faces, inward=inward, closed=watertight)
         distance = torch.where(inside, -distance.clamp(min=_SMALLEST_INSIDE), distance)
         missed = None if skin is None else skin.missed_faces()
         if missed is not None:
@@ -99,18 +99,26 @@ def voxelize(
     return VoxelField(index=index, distance=(distance / band).clamp(-1, 1), sign_method=method)
 
 
-def _inside(bricks: Bricks, index: Tensor, place: Tensor, vertices: Tensor, faces: Tensor, *, inward: bool) -> Tensor:
+def _inside(
+    bricks: Bricks,
+    index: Tensor,
+    place: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+    *,
+    inward: bool,
+    closed: bool,
+) -> Tensor:
     """Return whether the winding number of each voxel exceeds one half, or falls below minus that. bool `[N]`"""
     corners = vertices[faces]
     way = -1 if inward else 1
-    low, high = torch.aminmax(corners.view(-1, 3))
-    if float(low) < 0 or float(high) > bricks.resolution - 1:
+    if bool((vertices.clamp(0, bricks.resolution - 1) != vertices).any()):
         # Rays could cross the surface where there are no bricks.
         winding = checked_winding_number(index.double(), corners, levels=(0.5 * way,))
     else:
-        winding = bricks.crossings_below().view(-1)[place]
-        boundary = boundary_of(vertices, faces)
-        if len(boundary):
+        winding = bricks.crossings().view(-1)[place]
+        boundary = None if closed else boundary_of(vertices, faces)
+        if boundary is not None and len(boundary):
             winding = _open_winding(winding, bricks, index, place, corners, boundary, 0.5 * way)
     inside = winding * way > 0.5
     touching = (bricks.squared.view(-1)[place] < _ON_SURFACE**2).nonzero().squeeze(1)
