@@ -101,7 +101,7 @@ def label_surface(
     Raises:
         ValueError: the mask isn't three-dimensional or has no true voxel, or the affine is no grid of voxels.
     """
-    matrix = _checked_affine(affine)
+    matrix = check_affine(affine)
     if mask.ndim != 3 or mask.dtype != np.bool_:
         raise ValueError(f"a label's mask must be bool [X, Y, Z], got {mask.dtype} {list(mask.shape)}")
     corner, crop = _crop(mask)
@@ -153,7 +153,12 @@ def label_field(
     return LabelField(field=field, center=(float(center[0]), float(center[1]), float(center[2])), scale=scale)
 
 
-def _checked_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def check_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the affine of a scan as an array.
+
+    Raises:
+        ValueError: it is not `[4, 4]` and finite, or its axes and spacing are no grid of voxels.
+    """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
         raise ValueError(f"the affine of a scan must be [4, 4], finite, its last row 0 0 0 1; got {matrix.tolist()}")
