@@ -1,0 +1,1 @@
+"""Datasets in: meshes, CT scans and captions to folders of distance fields."""
