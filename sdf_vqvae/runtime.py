@@ -67,7 +67,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(f"{target} cannot be written: {error.strerror or error}") from error
+        named = OSError(f"{target} cannot be written: {error.strerror or error}")
+        named.errno = error.errno  # a full disk is known by it
+        raise named from error
 
 
 def rank() -> int:
