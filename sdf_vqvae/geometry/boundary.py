@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdf_vqvae.geometry.batch import MeshBatch
+
 # Rays stand so much beside their samples (x, y; voxels), so that none goes through a corner or an edge of a mesh
 # whose corners stand on samples. Which samples are on the surface is found out otherwise.
 RAY = (1.618e-7, 0.577e-7)
@@ -32,18 +34,25 @@ class Boundary:
     """float64 `[E, 3]`."""
     times: Tensor
     """float64 `[E]`: how often more."""
+    starts: Tensor
+    """Where each mesh's edges begin, int64 `[B + 1]`."""
 
     def __len__(self) -> int:
         return len(self.times)
 
+    def of_mesh(self, number: int) -> Boundary:
+        """Return the edges of one mesh."""
+        own = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        starts = self.starts[number : number + 2] - self.starts[number]
+        return Boundary(start=self.start[own], end=self.end[own], times=self.times[own], starts=starts)
 
-def boundary_of(vertices: Tensor, faces: Tensor) -> Boundary:
-    """Return the boundary of a mesh, as seen from its rays (moved by -RAY); empty where it is closed.
 
-    Args:
-        vertices: float64 `[V, 3]`, equal ones welded.
-        faces: int64 `[F, 3]`.
+def boundary_of(batch: MeshBatch) -> Boundary:
+    """Return the boundary of meshes, as seen from their rays (moved by -RAY); empty where they are closed.
+
+    Equal vertices of a mesh are expected to be one.
     """
+    vertices, faces = batch.vertices, batch.faces
     start = faces.reshape(-1)
     end = faces.roll(-1, 1).reshape(-1)
     count = len(vertices)
@@ -59,7 +68,8 @@ def boundary_of(vertices: Tensor, faces: Tensor) -> Boundary:
     low, high = seen[key // count], seen[key % count]
     forward = (surplus > 0)[:, None]
     start, end = torch.where(forward, low, high), torch.where(forward, high, low)
-    return Boundary(start=start, end=end, times=surplus.abs().double())
+    starts = torch.searchsorted(key // count, batch.vertex_starts)
+    return Boundary(start=start, end=end, times=surplus.abs().double(), starts=starts)
 
 
 def beside_rays(points: Tensor) -> Tensor:
@@ -68,7 +78,7 @@ def beside_rays(points: Tensor) -> Tensor:
 
 
 def strips_share_reference(points: Tensor, boundary: Boundary) -> Tensor:
-    """Return what the boundary adds to the crossings counted below each point: winding = crossings + this. `[P]`
+    """Return what one mesh's boundary adds to the crossings counted below points: winding = crossings + this. `[P]`
 
     The solid angle of a strip is that of the triangle from an edge's start a and end b to the vertical direction z
     (van Oosterom and Strackee, 1983): tan(angle / 2) = det(a, b, z) / (|a||b| + a.b + (a.z)|b| + (b.z)|a|). The

@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sdf_vqvae.geometry.batch import MeshBatch
 from sdf_vqvae.geometry.boundary import beside_rays
 
 BRICK = 8
@@ -34,59 +35,76 @@ def implementation(device: torch.device) -> ModuleType:
 
 
 class Bricks:
-    """The bricks near a surface, and what is known of their samples.
+    """The bricks near the surfaces of a batch, and what is known of their samples. Every mesh has its own grid.
 
     Args:
-        corners: float64 `[F, 3, 3]`.
+        batch: the meshes.
         resolution: grid side.
         band: how far distances are wanted, in voxels.
         using: the implementation; by default that of the device.
     """
 
-    def __init__(self, corners: Tensor, resolution: int, band: float, *, using: ModuleType | None = None) -> None:
+    def __init__(self, batch: MeshBatch, resolution: int, band: float, *, using: ModuleType | None = None) -> None:
         self.resolution = resolution
-        self._corners = corners
+        self._corners = batch.corners
+        self._count = len(batch)
         self._band = band
-        self._using = using or implementation(corners.device)
+        self._using = using or implementation(batch.vertices.device)
         side = (resolution + BRICK - 1) // BRICK
-        table = self._using.frames(corners)
+        table = self._using.frames(self._corners)
         # A ray's crossing of the surface is noted at the sample above it, at most one voxel away.
-        keys, self._starts, self._members = self._using.find_bricks(table, corners, resolution, max(band, 1.0))
-        self.origins = torch.stack([keys // side**2, keys // side % side, keys % side], dim=1) * BRICK
-        """Lowest sample of each brick, int64 `[B, 3]`, rows sorted."""
+        self._keys, self._starts, self._members = self._using.find_bricks(
+            table, self._corners, batch.face_mesh, self._count, resolution, max(band, 1.0)
+        )
+        self._columns = self._keys // side
+        rest = self._columns // side
+        self.mesh = rest // side
+        """The mesh of each brick, int64 `[B]`."""
+        self.origins = torch.stack([rest % side, self._columns % side, self._keys % side], dim=1) * BRICK
+        """Lowest sample of each brick, int64 `[B, 3]`; meshes ascend, and rows within one."""
         self.squared = self._using.distances(table, self.origins, self._starts, self._members, band)
         """Squared distance to the surface, float32 `[B, 512]`; inf beyond the band."""
 
-    def squared_distance_to(self, corners: Tensor) -> Tensor:
-        """Return the squared distance of every sample to a part of the surface. float32 `[B, 512]`"""
-        side = (self.resolution + BRICK - 1) // BRICK
+    def squared_distance_to(self, corners: Tensor, mesh: Tensor) -> Tensor:
+        """Return the squared distance of every sample to triangles of the surfaces. float32 `[B, 512]`
+
+        Args:
+            corners: float64 `[F, 3, 3]`.
+            mesh: the mesh of each, int64 `[F]`.
+        """
         table = self._using.frames(corners)
-        keys, starts, members = self._using.find_bricks(table, corners, self.resolution, self._band)
-        x, y, z = (self.origins // BRICK).T
-        place = torch.searchsorted((x * side + y) * side + z, keys)
+        keys, starts, members = self._using.find_bricks(
+            table, corners, mesh, self._count, self.resolution, self._band
+        )
+        place = torch.searchsorted(self._keys, keys)
         squared = torch.full_like(self.squared, torch.inf)
         squared[place] = self._using.distances(table, self.origins[place], starts, members, self._band)
         return squared
 
     def near(self) -> tuple[Tensor, Tensor]:
-        """Return the samples within the band: index int32 `[N, 3]`, rows sorted, and their places in `[B * 512]`."""
+        """Return the samples within the band: index int32 `[N, 3]`, and their places in `[B * 512]`.
+
+        Meshes ascend, and rows within one are sorted.
+        """
         side = self.resolution
-        line = torch.arange(BRICK, dtype=torch.int32, device=self.squared.device)
+        number = torch.int32 if self._count * side**3 < 2**31 else torch.int64
+        line = torch.arange(BRICK, dtype=number, device=self.squared.device)
         within = ((line[:, None, None] * side + line[:, None]) * side + line).view(-1)  # [512]
-        x, y, z = self.origins.int().T
-        first = (x * side + y) * side + z
+        x, y, z = self.origins.to(number).T
+        first = ((self.mesh.to(number) * side + x) * side + y) * side + z
         known = self.squared.view(-1) <= self._band * self._band
         if side % BRICK:
             known &= (self.origins[:, None] + torch.cartesian_prod(line, line, line) < side).all(2).view(-1)
         place = known.nonzero().squeeze(1)
         key, order = torch.sort(first[place >> 9] + within[place & (BRICK**3 - 1)])
-        # The key is below 1024^3, so it fits int32.
         rest = key // side
-        return torch.stack([rest // side, rest % side, key % side], dim=1), place[order]
+        return torch.stack([rest // side % side, rest % side, key % side], dim=1).int(), place[order]
 
     def crossings(self) -> Tensor:
         """Return for each sample how often a ray down from it leaves the surface, less how often it enters.
 
         That is the winding number of a closed surface. int32 `[B, 512]`
         """
-        return self._using.crossings(beside_rays(self._corners), self.origins, self._starts, self._members)
+        return self._using.crossings(
+            beside_rays(self._corners), self._columns, self.origins, self._starts, self._members
+        )

@@ -40,25 +40,30 @@ def frames(corners: Tensor) -> Tensor:
     return Triangles(corners).table.T.contiguous()
 
 
-def find_bricks(table: Tensor, corners: Tensor, resolution: int, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+def find_bricks(
+    table: Tensor, corners: Tensor, mesh: Tensor, count: int, resolution: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the bricks that hold a sample within reach of a triangle, and the triangles of each.
 
     Args:
         table: the triangles' `frames`.
         corners: the triangles, float64 `[F, 3, 3]`.
+        mesh: the mesh of each, int64 `[F]`; every mesh has a grid of its own.
+        count: number of meshes.
         resolution: bricks beyond the grid are left out.
         reach: voxels.
 
     Returns:
-        Keys of the bricks `[B]` int64 = (x * side + y) * side + z, ascending; where the triangles of each begin
-        `[B + 1]` int64; and those triangles `[P]` int32.
+        Keys of the bricks `[B]` int64 = ((mesh * side + x) * side + y) * side + z, ascending; where the triangles of
+        each begin `[B + 1]` int64; and those triangles `[P]` int32.
     """
     side = (resolution + BRICK - 1) // BRICK
-    rows, points = table.numpy(), corners.contiguous().numpy()
-    found = in_threads(lambda a, b: _reached(rows, points, a, b, side, reach + _HALF_DIAGONAL + _SLACK), len(points))
+    rows, points, own = table.numpy(), corners.contiguous().numpy(), mesh.numpy()
+    center = reach + _HALF_DIAGONAL + _SLACK
+    found = in_threads(lambda a, b: _reached(rows, points, own, a, b, side, center), len(points))
     keys = np.concatenate([key for key, _ in found])
     owners = np.concatenate([owner for _, owner in found])
-    bricks, starts, members = _group(keys, owners, side**3)
+    bricks, starts, members = _group(keys, owners, count * side**3)
     return torch.from_numpy(bricks), torch.from_numpy(starts), torch.from_numpy(members)
 
 
@@ -78,21 +83,22 @@ def distances(table: Tensor, origins: Tensor, starts: Tensor, members: Tensor, b
     return torch.from_numpy(squared)
 
 
-def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+def crossings(corners: Tensor, columns: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
     """Return for each sample how often a ray down from it leaves the surface, less how often it enters.
 
     That is the winding number of a closed surface. int32 `[B, 512]`
 
     Args:
         corners: the triangles relative to the rays (`boundary.beside_rays`), float64 `[F, 3, 3]`.
-        origins: lowest sample of each brick, int64 `[B, 3]`, rows sorted; all bricks within one voxel of a triangle.
+        columns: the column of bricks that each stands in, int64 `[B]`, ascending, and from below within one.
+        origins: lowest sample of each brick, int64 `[B, 3]`; all bricks within one voxel of a triangle.
         starts: where the triangles of each brick begin, int64 `[B + 1]`.
         members: those triangles, int32 `[P]`.
     """
     count = np.zeros((len(origins), BRICK**3), dtype=np.int32)
     points, places, first, owned = corners.contiguous().numpy(), origins.numpy(), starts.numpy(), members.numpy()
     in_threads(lambda a, b: _cross(points, places, first, owned, a, b, count), len(places))
-    _add_below(places, count)
+    _add_below(columns.numpy(), count)
     return torch.from_numpy(count)
 
 
@@ -134,13 +140,13 @@ def _span_in_slab(a: Any, u: int, v: int, low: float, high: float) -> tuple[floa
 
 
 @njit(**_COMPILED)
-def _reached(table: Any, corners: Any, start: int, stop: int, side: int, reach: float) -> tuple[Any, Any]:
+def _reached(table: Any, corners: Any, mesh: Any, start: int, stop: int, side: int, reach: float) -> tuple[Any, Any]:
     """Return pairs of a brick's key and a triangle whose distance to the brick's center is within reach.
 
     Goes through the rows of bricks that the triangle's projection along its normal's largest axis touches, so the
     work is that of its area.
     """
-    keys = np.empty(1024, dtype=np.int32)
+    keys = np.empty(1024, dtype=np.int64)
     owners = np.empty(1024, dtype=np.int32)
     count = 0
     key = np.empty(3, dtype=np.int64)
@@ -178,7 +184,7 @@ def _reached(table: Any, corners: Any, start: int, stop: int, side: int, reach: 
                     if count == len(keys):
                         keys = np.concatenate((keys, np.empty_like(keys)))
                         owners = np.concatenate((owners, np.empty_like(owners)))
-                    keys[count] = (key[0] * side + key[1]) * side + key[2]
+                    keys[count] = ((mesh[f] * side + key[0]) * side + key[1]) * side + key[2]
                     owners[count] = f
                     count += 1
     return keys[:count].copy(), owners[:count].copy()
@@ -315,11 +321,11 @@ def _cross(corners: Any, origins: Any, starts: Any, members: Any, start: int, st
 
 
 @njit(**_COMPILED)
-def _add_below(origins: Any, count: Any) -> None:
-    """Turn steps between samples into sums along the columns, which go through the bricks of a column from below."""
+def _add_below(columns: Any, count: Any) -> None:
+    """Turn steps between samples into sums along the columns."""
     carry = np.zeros(64, dtype=np.int32)
-    for b in range(len(origins)):
-        if b == 0 or origins[b, 0] != origins[b - 1, 0] or origins[b, 1] != origins[b - 1, 1]:
+    for b in range(len(columns)):
+        if b == 0 or columns[b] != columns[b - 1]:
             carry[:] = 0
         for column in range(64):
             total = carry[column]

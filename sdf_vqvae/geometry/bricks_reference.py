@@ -25,31 +25,31 @@ def frames(corners: Tensor) -> Triangles:
 
 
 def find_bricks(
-    triangles: Triangles, corners: Tensor, resolution: int, reach: float
+    triangles: Triangles, corners: Tensor, mesh: Tensor, count: int, resolution: int, reach: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Twin of `bricks_numba.find_bricks`, with the same arguments and result."""
     size = _COARSEST
     low = ((triangles.low - reach) / size).floor().long().clamp(min=0)  # [F, 3]
     high = ((triangles.high + reach) / size).floor().long().clamp(max=(resolution - 1) // size)
     spans = (high - low + 1).clamp(min=0)
-    counts = spans.prod(1)
-    ends = torch.cumsum(counts, 0)
-    budget = PAIRS[counts.device.type]
+    pairs = spans.prod(1)
+    ends = torch.cumsum(pairs, 0)
+    budget = PAIRS[pairs.device.type]
     side = (resolution + BRICK - 1) // BRICK
     owners, keys = [], []
     start = 0
     while start < len(triangles):
         base = int(ends[start - 1]) if start else 0
         stop = max(start + 1, int(torch.searchsorted(ends, base + budget, right=True)))
-        rows = torch.arange(start, stop, device=counts.device).repeat_interleave(counts[start:stop])
-        number = torch.arange(len(rows), device=counts.device) - (ends[rows] - counts[rows] - base)
+        rows = torch.arange(start, stop, device=pairs.device).repeat_interleave(pairs[start:stop])
+        number = torch.arange(len(rows), device=pairs.device) - (ends[rows] - pairs[rows] - base)
         _, span_y, span_z = spans[rows].unbind(1)
         cell = torch.stack([number // (span_y * span_z), number // span_z % span_y, number % span_z])
         cell = ((low[rows].T + cell) * size).int()
         owner, cell = refine(triangles, rows, cell, size=size, target=BRICK, band=reach, resolution=resolution)
         x, y, z = (cell // BRICK).long()
         owners.append(owner)
-        keys.append((x * side + y) * side + z)
+        keys.append(((mesh[owner] * side + x) * side + y) * side + z)
         start = stop
     key, order = torch.sort(torch.cat(keys), stable=True)
     bricks, sizes = torch.unique_consecutive(key, return_counts=True)
@@ -69,7 +69,7 @@ def distances(triangles: Triangles, origins: Tensor, starts: Tensor, members: Te
     return squared.view(-1, BRICK**3)
 
 
-def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+def crossings(corners: Tensor, columns: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
     """Twin of `bricks_numba.crossings`, with the same arguments and result."""
     steps = torch.zeros(len(origins), BRICK**2, BRICK, dtype=torch.int32, device=origins.device)
     for owner, place in _pairs(starts, members):
@@ -78,8 +78,8 @@ def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor)
     # Bricks of one column follow each other from below.
     total = within[:, :, -1].cumsum(0, dtype=torch.int32)
     below = total - within[:, :, -1]
-    _, column = torch.unique_consecutive(origins[:, :2], dim=0, return_inverse=True)
-    return (within + (below - below[torch.searchsorted(column, column)])[:, :, None]).view(-1, BRICK**3)
+    first = torch.searchsorted(columns, columns)
+    return (within + (below - below[first])[:, :, None]).view(-1, BRICK**3)
 
 
 def _pairs(starts: Tensor, members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

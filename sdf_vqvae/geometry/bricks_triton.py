@@ -30,7 +30,9 @@ def frames(corners: Tensor) -> Tensor:
     return table
 
 
-def find_bricks(table: Tensor, corners: Tensor, resolution: int, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+def find_bricks(
+    table: Tensor, corners: Tensor, mesh: Tensor, count: int, resolution: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Twin of `bricks_numba.find_bricks`, with the same arguments and result but for the order of triangles."""
     device = corners.device
     side = (resolution + BRICK - 1) // BRICK
@@ -42,11 +44,11 @@ def find_bricks(table: Tensor, corners: Tensor, resolution: int, reach: float) -
     to_center = reach + _HALF_DIAGONAL + _SLACK
     # The diagonal of a patch and the reach on both sides; one brick more than fit between.
     per_axis = int((_PATCH * 2**0.5 + 2 * to_center) // BRICK) + 1
-    counts = torch.zeros(side**3, dtype=torch.int32, device=device)
+    counts = torch.zeros(count * side**3, dtype=torch.int32, device=device)
     nothing = counts[:0]
     grid = (triton.cdiv(total, _PATCHES),)
     lanes = triton.next_power_of_2(per_axis**3)
-    arguments = (table, owner, ends, patches, across)
+    arguments = (table, mesh, owner, ends, patches, across)
     sizes = (len(corners), total, side, to_center)
     with torch.cuda.device(device):
         _reach_kernel[grid](*arguments, counts, nothing, *sizes, False, per_axis, lanes, _PATCHES, num_warps=_WARPS)
@@ -69,7 +71,7 @@ def distances(table: Tensor, origins: Tensor, starts: Tensor, members: Tensor, b
     return squared
 
 
-def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
+def crossings(corners: Tensor, columns: Tensor, origins: Tensor, starts: Tensor, members: Tensor) -> Tensor:
     """Twin of `bricks_numba.crossings`, with the same arguments and result."""
     within = torch.empty(len(origins), BRICK**3, dtype=torch.int32, device=origins.device)
     count = torch.empty_like(within)
@@ -77,7 +79,7 @@ def crossings(corners: Tensor, origins: Tensor, starts: Tensor, members: Tensor)
         grid = (len(origins),)
         with torch.cuda.device(origins.device):
             _crossing_kernel[grid](*split(corners), origins, starts, members, within, num_warps=2, **_EXACT)
-            _below_kernel[grid](origins, within, count, num_warps=2)
+            _below_kernel[grid](columns, within, count, num_warps=2)
     return count
 
 
@@ -221,7 +223,7 @@ def _closest(u, v, base, apex_u, apex_v, left, right):  # type: ignore[no-untype
 
 @triton.jit
 def _reach_kernel(  # type: ignore[no-untyped-def]
-    table, owners, ends, patches, across, counts, members, n_triangles, total, side, reach,
+    table, meshes, owners, ends, patches, across, counts, members, n_triangles, total, side, reach,
     FILL: tl.constexpr, PER_AXIS: tl.constexpr, LANES: tl.constexpr, PATCHES: tl.constexpr,
 ):  # fmt: skip
     """Count the triangles that reach each brick, or write them down from where `counts` says.
@@ -280,7 +282,7 @@ def _reach_kernel(  # type: ignore[no-untyped-def]
     hit = (plane + height * height <= reach * reach) & mine_u & mine_v & real[:, None]
     hit = hit & (lane < PER_AXIS * PER_AXIS * PER_AXIS)
     hit = hit & (bx >= 0) & (by >= 0) & (bz >= 0) & (bx < side) & (by < side) & (bz < side)
-    key = (bx * side + by) * side + bz
+    key = ((tl.load(meshes + f)[:, None] * side + bx) * side + by) * side + bz
     slot = tl.atomic_add(counts + key, 1, mask=hit, sem="relaxed")
     if FILL:
         tl.store(members + slot, (f[:, None] + 0 * lane).to(tl.int32), mask=hit)
@@ -314,7 +316,7 @@ def _distance_kernel(table, origins, starts, members, squared, n_triangles, limi
 
 @triton.jit
 def side_of_edge(ax, ay, bx, by, turned):  # type: ignore[no-untyped-def]
-    """Twin of `boundary.side_of_edge` for points relative to samples; `turned` where the edge stands the other way."""
+    """Twin of `boundary.side_of_edge` for points relative to samples; `turned` as `is_turned` says."""
     lx = tl.where(turned, bx, ax)
     ly = tl.where(turned, by, ay)
     hx = tl.where(turned, ax, bx)
@@ -409,19 +411,14 @@ def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ig
 
 
 @triton.jit
-def _below_kernel(origins, within, count):  # type: ignore[no-untyped-def]
+def _below_kernel(columns, within, count):  # type: ignore[no-untyped-def]
     """Add to one brick's counts those of the bricks below it, which stand before it."""
     b = tl.program_id(0)
     lane = tl.arange(0, 512)
-    x = tl.load(origins + b * 3)
-    y = tl.load(origins + b * 3 + 1)
+    column = tl.load(columns + b)
     total = tl.load(within + b * 512 + lane)
     other = b - 1
-    while (
-        (other >= 0)
-        & (tl.load(origins + tl.maximum(other, 0) * 3) == x)
-        & (tl.load(origins + tl.maximum(other, 0) * 3 + 1) == y)
-    ):
+    while (other >= 0) & (tl.load(columns + tl.maximum(other, 0)) == column):
         total += tl.load(within + other * 512 + (lane // 8) * 8 + 7)
         other -= 1
     tl.store(count + b * 512 + lane, total)

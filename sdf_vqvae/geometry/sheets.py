@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdf_vqvae.geometry.winding import checked_winding_number
+from sdf_vqvae.geometry.batch import MeshBatch
 
 # The winding surface may miss this share of the mesh's area.
 _MISSED_SHARE = 0.1
@@ -21,79 +21,95 @@ _PROBES_A_FACE = 2
 _CLEARLY = 0.1
 
 
-def looks_inward(corners: Tensor) -> bool:
-    """Return whether the faces `[F, 3, 3]` of a closed mesh look inward: its signed volume is negative."""
-    a, b, c = (corners - corners.mean(dim=(0, 1))).unbind(1)
-    return bool((a * torch.linalg.cross(b, c)).sum() < 0)
+def looks_inward(batch: MeshBatch) -> Tensor:
+    """Return whether the faces of each mesh, all closed, look inward: its signed volume is negative. bool `[B]`"""
+    first = batch.vertices[batch.faces[batch.face_starts[:-1], 0]]  # any point near, so that little cancels
+    a, b, c = (batch.corners - first[batch.face_mesh, None]).unbind(1)
+    volume = torch.zeros(len(batch), dtype=a.dtype, device=a.device)
+    return volume.index_add_(0, batch.face_mesh, (a * torch.linalg.cross(b, c)).sum(1)) < 0
 
 
 class Skin:
-    """How much of a mesh's area is the skin of a solid: inside and outside differ on its two sides.
+    """How much of each mesh's area is the skin of a solid: inside and outside differ on its two sides.
 
-    A point of a face is probed half a voxel away on both sides. A mesh that is closed needs none of this.
-
-    Args:
-        corners: float64 `[F, 3, 3]`, voxel units.
+    A point of a face is probed half a voxel away on both sides. Meshes that are closed need none of this.
     """
 
-    def __init__(self, corners: Tensor) -> None:
-        rows = _spread_rows(corners)
-        front, behind = _winding_on_both_sides(corners, rows)
-        as_it_is = ((front > 0.5) != (behind > 0.5)).float().mean()
-        turned = ((front < -0.5) != (behind < -0.5)).float().mean()
-        # No point at all (a mesh without area) gives no number, which is not greater.
-        self.is_turned_round = bool(turned > as_it_is + _CLEARLY)
-        """Whether the faces look inward, so that only the mesh turned round has an inside."""
-        self._corners = corners.flip(1) if self.is_turned_round else corners
-        way = -1 if self.is_turned_round else 1
-        outside = (front * way <= 0.5) & (behind * way <= 0.5)
-        self._missed_share = float(outside.float().mean()) if len(rows) else 0.0
-
-    def missed_faces(self) -> Tensor | None:
-        """Return a mask `[F]` of faces with outside on both sides, or None if they are a small share of the area.
-
-        Only where the share is large is every face looked at; it counts as missed if most of its points are. Inside
-        on both sides is no miss.
-        """
-        if self._missed_share <= _MISSED_SHARE:
-            return None
-        corners = self._corners
+    def __init__(self, batch: MeshBatch) -> None:
+        corners = batch.corners
         area = _normals(corners).norm(dim=1) / 2
-        counts = (area * (_PROBES_A_FACE * len(corners) / area.sum())).ceil().long().clamp(1, 64)
-        rows = torch.arange(len(corners), device=corners.device).repeat_interleave(counts)
-        outside = torch.zeros(len(corners), device=corners.device)
-        front, behind = _winding_on_both_sides(corners, rows)
-        outside.index_add_(0, rows, ((front <= 0.5) & (behind <= 0.5)).float())
-        missed = (outside > 0.5 * counts) & (area > 0)
-        return missed if bool(missed.any()) else None
+        rows, mesh = _spread_rows(batch, area)
+        front, behind = _winding_on_both_sides(batch, corners, rows, mesh)
+        as_it_is = _share((front > 0.5) != (behind > 0.5), mesh, len(batch))
+        turned = _share((front < -0.5) != (behind < -0.5), mesh, len(batch))
+        self.turned_round = turned > as_it_is + _CLEARLY
+        """Whether each mesh's faces look inward, so that only the mesh turned round has an inside. bool `[B]`"""
+        self._batch, self._area = batch, area
+        self._corners = torch.where(self.turned_round[batch.face_mesh, None, None], corners.flip(1), corners)
+        way = torch.where(self.turned_round, -1, 1)[mesh]
+        outside = (front * way <= 0.5) & (behind * way <= 0.5)
+        self._missed = _share(outside, mesh, len(batch)) > _MISSED_SHARE
+
+    def missed_faces(self) -> Tensor:
+        """Return the faces with outside on both sides, of those meshes where their share is large. int64 `[M]`
+
+        Only there is every face looked at; it counts as missed if most of its points are. Inside on both sides is
+        no miss.
+        """
+        batch = self._batch
+        faces = self._missed[batch.face_mesh].nonzero().squeeze(1)
+        if len(faces) == 0:
+            return faces
+        area, mesh = self._area[faces], batch.face_mesh[faces]
+        whole = torch.zeros(len(batch), dtype=area.dtype, device=area.device).index_add_(0, mesh, area)
+        count = batch.face_starts.diff()
+        counts = (area * (_PROBES_A_FACE * count / whole.clamp(min=1e-300))[mesh]).ceil().long().clamp(1, 64)
+        place = torch.arange(len(faces), device=faces.device).repeat_interleave(counts)
+        rows = faces[place]
+        front, behind = _winding_on_both_sides(batch, self._corners, rows, batch.face_mesh[rows])
+        outside = torch.zeros(len(faces), device=faces.device)
+        outside.index_add_(0, place, ((front <= 0.5) & (behind <= 0.5)).float())
+        return faces[(outside > 0.5 * counts) & (area > 0)]
+
+
+def _share(what: Tensor, mesh: Tensor, count: int) -> Tensor:
+    """Return which share of each mesh's points `what [P]` is true of; 0 for a mesh without any. `[B]`"""
+    found = torch.zeros(count, device=what.device).index_add_(0, mesh, what.float())
+    return found / _PROBES
 
 
 def _normals(corners: Tensor) -> Tensor:
     return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
-def _spread_rows(corners: Tensor) -> Tensor:
-    """Return faces in proportion to their area, int64 `[P]`; empty for a mesh without area."""
-    reached = _normals(corners).norm(dim=1).cumsum(0)
-    if float(reached[-1]) == 0:
-        return torch.empty(0, dtype=torch.int64, device=corners.device)
-    at = (torch.arange(_PROBES, device=corners.device, dtype=reached.dtype) + 0.5) * (reached[-1] / _PROBES)
-    return torch.searchsorted(reached, at).clamp(max=len(reached) - 1)
+def _spread_rows(batch: MeshBatch, area: Tensor) -> tuple[Tensor, Tensor]:
+    """Return faces in proportion to their area, int64 `[P]`, and their meshes; none of a mesh without area."""
+    reached = area.cumsum(0)
+    ends = torch.nn.functional.pad(reached, (1, 0))[batch.face_starts]  # [B + 1]
+    share = (torch.arange(_PROBES, device=area.device, dtype=area.dtype) + 0.5) / _PROBES
+    at = ends[:-1, None] + share * ends.diff()[:, None]  # [B, probes]
+    rows = torch.searchsorted(reached, at.reshape(-1)).view(len(batch), -1)
+    rows = rows.clamp(min=batch.face_starts[:-1, None], max=batch.face_starts[1:, None] - 1)
+    mesh = torch.arange(len(batch), device=area.device)[:, None].expand_as(rows)
+    real = (ends.diff() > 0)[:, None].expand_as(rows)
+    return rows[real], mesh[real]
 
 
-def _winding_on_both_sides(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _winding_on_both_sides(batch: MeshBatch, corners: Tensor, rows: Tensor, mesh: Tensor) -> tuple[Tensor, Tensor]:
     """Return the winding numbers in front of and behind a point on each of the faces `[P]`. `[P]` each
 
     Points of one face are spread over it.
     """
-    number = torch.arange(len(rows), device=corners.device)
+    number = torch.arange(len(rows), device=corners.device) - torch.searchsorted(mesh, mesh)  # within its mesh
     # A low-discrepancy sequence on the square, folded onto the triangle (Roberts, 2018: the R2 sequence).
     u, v = (0.5 + number * 0.7548776662466927) % 1, (0.5 + number * 0.5698402909980532) % 1
     over = u + v > 1
     u, v = torch.where(over, 1 - u, u).double(), torch.where(over, 1 - v, v).double()
     a, b, c = corners[rows].unbind(1)
     points = a + u[:, None] * (b - a) + v[:, None] * (c - a)
-    step = _PROBE_DISTANCE * torch.nn.functional.normalize(_normals(corners), dim=1)[rows]
-    winding = checked_winding_number(torch.cat([points + step, points - step]), corners, levels=(0.5, -0.5))
-    front, behind = winding.chunk(2)
+    normal = torch.linalg.cross(b - a, c - a)
+    step = _PROBE_DISTANCE * torch.nn.functional.normalize(normal, dim=1)
+    both = torch.stack([points + step, points - step], dim=1).view(-1, 3)
+    winding = batch.winding_number(both, mesh.repeat_interleave(2), corners)
+    front, behind = winding.view(-1, 2).unbind(1)
     return front, behind

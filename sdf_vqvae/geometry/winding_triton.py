@@ -10,21 +10,26 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-_POINTS = 128
 _TRIANGLES = 16
 
 
 @triton.jit
-def _kernel(points, corners, out, n_points, n_triangles, P: tl.constexpr, T: tl.constexpr):  # type: ignore[no-untyped-def]
+def _kernel(  # type: ignore[no-untyped-def]
+    points, owners, corners, corner_owners, starts, out, n_points, P: tl.constexpr, T: tl.constexpr
+):
+    """Sum over the triangles of the meshes that this program's points belong to, which follow each other."""
     row = tl.program_id(0) * P + tl.arange(0, P)
     valid = row < n_points
     px = tl.load(points + row * 3, mask=valid, other=0.0)[:, None]
     py = tl.load(points + row * 3 + 1, mask=valid, other=0.0)[:, None]
     pz = tl.load(points + row * 3 + 2, mask=valid, other=0.0)[:, None]
     total = tl.zeros((P,), dtype=tl.float32)
-    for start in range(0, n_triangles, T):
+    mesh = tl.load(owners + row, mask=valid, other=-1)
+    end = tl.load(starts + tl.max(mesh, axis=0) + 1)
+    first = tl.load(starts + tl.load(owners + tl.program_id(0) * P))
+    for start in range(first, end, T):
         face = start + tl.arange(0, T)
-        real = face < n_triangles
+        real = face < end
         base = corners + face * 9
         ax = tl.load(base, mask=real, other=0.0)[None, :] - px
         ay = tl.load(base + 1, mask=real, other=0.0)[None, :] - py
@@ -46,23 +51,47 @@ def _kernel(points, corners, out, n_points, n_triangles, P: tl.constexpr, T: tl.
             + (cx * ax + cy * ay + cz * az) * lb
         )
         angle = libdevice.atan2(det, divisor)
-        # Padded triangles have three equal corners: the determinant is rounding alone and must not count.
-        total += tl.sum(tl.where(real[None, :], angle, 0.0), axis=1)
+        # Padded triangles have three equal corners: the determinant is rounding alone and must not count either.
+        own = tl.load(corner_owners + face, mask=real, other=-2)[None, :] == mesh[:, None]
+        total += tl.sum(tl.where(own, angle, 0.0), axis=1)
     tl.store(out + row, total, mask=valid)
 
 
 def winding_number_triton(points: Tensor, corners: Tensor) -> Tensor:
     """CUDA twin of `winding.winding_number_reference`, in float32. float32 `[P]`"""
+    mesh = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    face_mesh = torch.zeros(len(corners), dtype=torch.int64, device=points.device)
+    starts = torch.tensor([0, len(corners)], device=points.device)
+    return winding_number_of_meshes(points, mesh, corners, face_mesh, starts)
+
+
+def winding_number_of_meshes(
+    points: Tensor, mesh: Tensor, corners: Tensor, face_mesh: Tensor, face_starts: Tensor
+) -> Tensor:
+    """Return the winding number of its mesh round each point. float32 `[P]`
+
+    Args:
+        points: `[P, 3]`.
+        mesh: the mesh of each point, int64 `[P]`, ascending.
+        corners: triangles of all meshes `[F, 3, 3]`.
+        face_mesh: the mesh of each triangle, int64 `[F]`.
+        face_starts: where each mesh's triangles begin, int64 `[B + 1]`.
+    """
     out = torch.empty(len(points), device=points.device)
-    grid = (triton.cdiv(len(points), _POINTS),)
+    if len(points) == 0:
+        return out
+    # Few points are shared out among more programs.
+    size = 128 if len(points) > 1 << 16 else 32
     with torch.cuda.device(points.device):
-        _kernel[grid](
+        _kernel[(triton.cdiv(len(points), size),)](
             points.float().contiguous(),
+            mesh,
             corners.float().contiguous(),
+            face_mesh,
+            face_starts,
             out,
             len(points),
-            len(corners),
-            _POINTS,
+            size,
             _TRIANGLES,
         )
     return out / (2 * math.pi)

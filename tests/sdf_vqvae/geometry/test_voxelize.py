@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from sdf_vqvae.geometry import boundary_numba, bricks_numba, bricks_reference
 from sdf_vqvae.geometry import voxelize as voxelize_module
+from sdf_vqvae.geometry.batch import MeshBatch
 from sdf_vqvae.geometry.boundary import boundary_of, strips_share_reference
 from sdf_vqvae.geometry.bricks import Bricks
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
 from sdf_vqvae.geometry.sheets import Skin, looks_inward
-from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
+from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 
 BAND = 3.0
 
@@ -68,6 +69,11 @@ def assert_complete_and_exact(mesh: NormalizedMesh, resolution: int) -> VoxelFie
 def boxes(*centers, extents=(1, 1, 1)) -> trimesh.Trimesh:
     parts = [trimesh.creation.box(extents, transform=trimesh.transformations.translation_matrix(c)) for c in centers]
     return trimesh.util.concatenate(parts)
+
+
+def batch_of(*meshes: trimesh.Trimesh) -> MeshBatch:
+    """Meshes on a grid of 60^3 each."""
+    return MeshBatch.of([(m.vertices, m.faces) for m in map(normalize_mesh, meshes)], 60)
 
 
 def sheet(bumps: int = 0) -> trimesh.Trimesh:
@@ -155,7 +161,7 @@ def test_a_face_shrunk_to_a_point_is_a_point():
 def test_a_huge_slanted_face_costs_its_area_and_not_its_box():
     corners = torch.tensor([[-0.47, -0.47, -0.47], [0.47, 0.4, -0.3], [-0.3, 0.47, 0.47]], dtype=torch.float64)
     field = voxelize(corners, torch.tensor([[0, 1, 2]]), resolution=512, signed=False)
-    bricks = Bricks(((corners + 0.5) * 512 - 0.5)[None], 512, BAND)
+    bricks = Bricks(MeshBatch.of([(corners, torch.tensor([[0, 1, 2]]))], 512), 512, BAND)
     assert bricks.squared.numel() < 4 * len(field.index)
     assert len(field.index) < 512**3 / 100
     share = np.random.default_rng(0).permutation(len(field.index))[:2000]
@@ -169,12 +175,28 @@ def test_a_huge_slanted_face_costs_its_area_and_not_its_box():
 def test_compiled_steps_equal_their_plain_twins(shape):
     shapes = {"sheet": sheet(2), "boxes": boxes((0, 0, 0), (0.5, 0.3, 0.2)), "ball": trimesh.creation.icosphere()}
     mesh = normalize_mesh(shapes[shape])
-    corners = ((mesh.vertices + 0.5) * 60 - 0.5)[mesh.faces]
-    one, other = (Bricks(corners, 60, BAND, using=module) for module in (bricks_numba, bricks_reference))
+    turned = normalize_mesh(trimesh.creation.cone(1, 2))
+    batch = MeshBatch.of([(m.vertices, m.faces) for m in (turned, mesh, turned)], 60)
+    one, other = (Bricks(batch, 60, BAND, using=module) for module in (bricks_numba, bricks_reference))
     assert torch.equal(one.origins, other.origins)
     torch.testing.assert_close(one.squared, other.squared, atol=1e-4, rtol=1e-5)
     assert torch.equal(one.crossings(), other.crossings())
     assert torch.equal(one.near()[0], other.near()[0])
+
+
+def test_a_batch_has_the_fields_of_its_meshes():
+    open_ball = trimesh.creation.icosphere(subdivisions=2)
+    open_ball.update_faces(np.asarray(open_ball.triangles_center)[:, 2] < 0.7)
+    turned = trimesh.creation.torus(1.0, 0.3)
+    turned.invert()
+    shapes = (sheet(), boxes((0, 0, 0), (0.5, 0.3, 0.2)), open_ball, turned, sheet(2), trimesh.creation.box())
+    meshes = [normalize_mesh(shape) for shape in shapes]
+    fields = voxelize_batch([(m.vertices, m.faces, m.watertight) for m in meshes], resolution=52)
+    for mesh, field in zip(meshes, fields, strict=True):
+        alone = field_of(mesh, 52)
+        assert alone.sign_method == field.sign_method and torch.equal(alone.index, field.index)
+        torch.testing.assert_close(alone.distance, field.distance, atol=1e-6, rtol=0)
+    assert voxelize_batch([], resolution=52) == []
 
 
 def test_threads_change_nothing():
@@ -193,10 +215,10 @@ def test_threads_change_nothing():
 
 def assert_signs_of_the_exact_sum(vertices: np.ndarray, faces: np.ndarray, resolution: int) -> None:
     """Every voxel's sign, from rays and the boundary, against libigl's sum over all faces."""
-    grid = (torch.from_numpy(vertices) + 0.5) * resolution - 0.5
-    bricks = Bricks(grid[torch.from_numpy(faces)], resolution, BAND)
+    batch = MeshBatch.of([(torch.from_numpy(vertices), torch.from_numpy(faces))], resolution)
+    bricks = Bricks(batch, resolution, BAND)
     index, place = bricks.near()
-    edges = boundary_of(grid, torch.from_numpy(faces))
+    edges = boundary_of(batch)
     found = bricks.crossings().view(-1)[place] + strips_share_reference(index.double(), edges)
     exact = igl.winding_number(vertices, faces, world(index, resolution))
     off_surface = bricks.squared.view(-1)[place].sqrt().numpy() > 1e-3
@@ -255,13 +277,13 @@ def test_an_open_mesh_has_the_field_of_the_exact_sum_whichever_way_it_takes(monk
 
 def test_a_closed_mesh_asks_for_no_winding_number_off_its_surface(monkeypatch):
     asked = []
-    original = voxelize_module.checked_winding_number
+    original = MeshBatch.winding_number
 
-    def counted(points, *rest, **options):
+    def counted(batch, points, *rest):
         asked.append(len(points) // 8)
-        return original(points, *rest, **options)
+        return original(batch, points, *rest)
 
-    monkeypatch.setattr(voxelize_module, "checked_winding_number", counted)
+    monkeypatch.setattr(MeshBatch, "winding_number", counted)
     field = field_of(normalize_mesh(trimesh.creation.icosphere(subdivisions=3)), 128)
     assert sum(asked) == (field.distance.abs() * BAND < 5e-4).sum() < len(field.index) / 1000
 
@@ -303,7 +325,7 @@ def test_a_sheet_joined_to_a_solid_is_a_shell_and_the_solid_stays():
 def test_a_small_hole_makes_no_shell():
     ball = trimesh.creation.icosphere(subdivisions=4)
     ball.update_faces(np.arange(len(ball.faces)) > 3)
-    assert Skin(torch.from_numpy(np.array(ball.triangles)) * 30).missed_faces() is None
+    assert len(Skin(batch_of(ball)).missed_faces()) == 0
     assert field_of(normalize_mesh(ball), 64).sign_method == "winding"
 
 
@@ -313,9 +335,8 @@ def test_a_mesh_turned_inside_out_has_the_same_field(hole):
     if hole:
         ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.9)
     turned = trimesh.Trimesh(ball.vertices, ball.faces[:, ::-1], process=False)
-    judge = (lambda corners: Skin(corners).is_turned_round) if hole else looks_inward
-    assert judge(torch.from_numpy(np.array(turned.triangles)) * 30)
-    assert not judge(torch.from_numpy(np.array(ball.triangles)) * 30)
+    judge = (lambda batch: Skin(batch).turned_round) if hole else looks_inward
+    assert judge(batch_of(turned, ball, turned)).tolist() == [True, False, True]
     one, other = field_of(normalize_mesh(ball), 64), field_of(normalize_mesh(turned), 64)
     assert torch.equal(one.index, other.index) and (one.distance < 0).any()
     torch.testing.assert_close(one.distance, other.distance, atol=1e-4, rtol=0)
