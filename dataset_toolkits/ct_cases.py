@@ -6,11 +6,13 @@ windows, surfaces or outputs.
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,7 @@ _NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _GZIP_RATIO = 1100
 """More than deflate can pack: a file that claims more holds less than it says."""
 _MM = {"meter": 1000.0, "micron": 0.001}
+_TRAILING_BYTES = 2**20
 _SAME_GRID = 1e-2
 """Most millimetres between the corners of an image's grid and its label's."""
 
@@ -322,8 +325,7 @@ def _read_nifti(path: Path, *, as_label: bool) -> tuple[Numbers, Affine]:
         if not isinstance(opened, nibabel.Nifti1Image):  # NIfTI-2 is one, too
             raise ValueError("it is another format")
         _check_nifti_size(opened, os.path.getsize(file), packed=file.suffix == ".gz")
-        scaled = opened.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-        array = np.asarray(opened.dataobj, dtype=np.float32) if scaled else np.asarray(opened.dataobj)
+        array = _voxels(opened, file)
         unit = opened.header.get_xyzt_units()[0]
         affine = np.diag([_MM.get(unit, 1.0)] * 3 + [1.0]) @ opened.affine
         check_affine(affine)
@@ -337,6 +339,19 @@ def _read_nifti(path: Path, *, as_label: bool) -> tuple[Numbers, Affine]:
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a readable NIfTI file: {one_line(error)}") from error
     return (np.moveaxis(array, 3, 0) if array.ndim == 4 else array), affine
+
+
+def _voxels(opened: Any, file: Path) -> Numbers:
+    """Return the voxels of an open NIfTI file; those of a packed one only if its checksum is right."""
+    scaled = opened.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
+    kind = np.float32 if scaled else None
+    if file.suffix != ".gz":
+        return np.asarray(opened.dataobj, dtype=kind)
+    with gzip.open(file) as stream:
+        array = np.asarray(type(opened).from_stream(stream).dataobj, dtype=kind)
+        if len(stream.read(_TRAILING_BYTES)) == _TRAILING_BYTES:
+            raise ValueError("it goes on long after its voxels")
+    return array
 
 
 def _check_nifti_size(opened: object, file_bytes: int, packed: bool) -> None:

@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(options: argparse.Namespace) -> int:
     """Process the cases and print a summary; 2 if there is none that could be used."""
-    cases = _cases(options)
     settings = settings_of(options)
+    cases = _cases(options)
     logger.info("%d cases", len(cases))
     if any(case.source == M3D and case.spacing is None for case in cases):
         logger.warning(

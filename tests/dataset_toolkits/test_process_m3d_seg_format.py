@@ -1,0 +1,283 @@
+"""The program: scans in, masks, windows and a dataset of organs out; it resumes, and failures cost one case."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from dataset_toolkits.process_m3d_seg_format import main
+from sdf_vqvae.field_folder import FieldFolder
+from sdf_vqvae.geometry import volume
+from sdf_vqvae.geometry.mesh import load_mesh
+
+SMALL = ["--default_resolution", "32", "--sdf_resolution", "32", "--num_workers", "1"]
+NAMES = {"1": "liver", "2": "kidney left", "3": "../../x"}
+
+
+@pytest.fixture(autouse=True)
+def coarse_surfaces(monkeypatch):
+    """A quarter of the triangles is enough here."""
+    monkeypatch.setattr(volume, "_CELLS", 32)
+
+
+def labels_of(seed=0):
+    labels = np.zeros((24, 20, 16), dtype=np.uint8)
+    grid = np.indices(labels.shape)
+    for number, (center, radius) in enumerate([((8 + seed, 10, 8), 6), ((18, 6, 5), 4), ((20, 16, 12), 2)], start=1):
+        inside = sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2
+        labels[inside & (labels == 0)] = number
+    return labels
+
+
+def write_dataset(root, cases=("a", "b"), normalized=True):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / f"{root.name}.json").write_text(json.dumps({"labels": NAMES}))
+    for seed, case in enumerate(cases):
+        labels = labels_of(seed)
+        image = np.where(labels > 0, 60.0, -1000.0)
+        image[labels == 2] = 700
+        if normalized:
+            image = (image - image.mean()) / image.std()
+        (root / case).mkdir()
+        np.save(root / case / "image.npy", image[None].astype(np.float32))
+        channels = np.stack([labels == i for i in (1, 2, 3)]).astype(np.int32)
+        scipy.sparse.save_npz(
+            root / case / f"mask_{channels.shape}.npz", scipy.sparse.csr_matrix(channels.reshape(3, -1))
+        )
+    return root
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_mask_mode_leaves_what_the_original_does_and_a_dataset_of_organs(tmp_path, capsys):
+    root, out = write_dataset(tmp_path / "0042"), tmp_path / "out"
+    arguments = ["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf"]
+    assert main([*arguments, *SMALL, "--spacing", "2,2,2"]) == 0
+    assert "trainable samples: 6" in capsys.readouterr().out
+
+    rows = table(out / "metadata.csv")
+    assert [row["case_id"] for row in rows] == ["a", "b"]
+    assert rows[0]["original_shape"] == "24,20,16"
+    assert rows[0]["adapted_shape"] == "32,32,32"
+    assert json.loads(rows[0]["organs_present"]) == list(NAMES.values())
+    assert rows[0]["spacing"] == "2,2,2"
+    assert json.loads((out / "failed_cases.json").read_text()) == []
+    config = json.loads((out / "dataset_config.json").read_text())
+    assert (config["dataset_name"], config["num_cases"], config["num_organs"]) == ("0042", 2, 6)
+    assert (out / "debug_logs" / "a.log").read_text().count("label") == 3
+
+    masks = out / "processed" / "a" / "masks"
+    mask = np.load(masks / "1_binary.npy")
+    assert mask.shape == (32, 32, 32)
+    assert np.array_equal(mask[:24, :20, :16], labels_of() == 1)
+    assert json.loads((masks / "organ_labels.json").read_text())["label_to_name"] == NAMES
+
+    organs = FieldFolder(out / "organs", 32)
+    assert len(organs) == 6
+    row = organs.rows[0]
+    assert (row["organ"], row["case_id"], row["label"]) == ("liver", "a", "1")
+    assert float(row["volume_ml"]) == pytest.approx((labels_of() == 1).sum() * 8 / 1000)
+    assert float(row["mesh_ml"]) == pytest.approx(float(row["volume_ml"]), rel=2e-3)
+    assert json.loads(row["captions"])[0] == f"The liver, from a CT scan, {float(row['volume_ml']):.1f} ml."
+    field = organs[0]
+    assert len(field.sdf) == int(row["r32_num_points"])
+    assert field.sign_method == "volume"
+    assert np.array(field.center) == pytest.approx([16, 20, 16], abs=0.5)  # millimetres
+    assert field.scale == pytest.approx(0.95 / 26, rel=0.1)
+    assert (masks / "1_sdf.npz").read_bytes() == organs.path(row["sha256"]).read_bytes()
+
+    # The hostile name went nowhere: every file lies where it should.
+    assert {p.name for p in (out / "processed" / "a" / "meshes").iterdir()} == {
+        "1_liver.ply", "2_kidney_left.ply", "3_x.ply",
+    }  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"0042", "out"}
+    mesh = load_mesh(out / "processed" / "a" / "meshes" / "1_liver.ply")
+    assert mesh.volume / 1000 == pytest.approx(float(row["volume_ml"]), rel=2e-3)
+
+
+def test_windows_need_hounsfield_units_but_masks_and_fields_do_not(tmp_path, capsys):
+    root, out = write_dataset(tmp_path / "0042"), tmp_path / "out"
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--compute_sdf", *SMALL]) == 0
+    assert "without windows: 2" in capsys.readouterr().out
+    row = table(out / "metadata.csv")[0]
+    assert "normalized or shifted" in row["windows_error"]
+    assert row["windows_processed"] == "[]"
+    assert row["hounsfield"] == "False"
+    assert len(FieldFolder(out / "organs", 32)) == 6
+    assert not (out / "processed" / "a" / "windows").exists()
+    assert np.load(out / row["ct_path"]).dtype == np.float32
+
+
+def test_window_mode_writes_image_windows_and_organs(tmp_path):
+    root, out = write_dataset(tmp_path / "0042", ("a",), normalized=False), tmp_path / "out"
+    assert main(["--data_root", str(root), "--output_dir", str(out), *SMALL]) == 0
+    row = table(out / "metadata.csv")[0]
+    assert json.loads(row["windows_processed"]) == ["soft_tissue"]
+    image = np.load(out / row["ct_path"])
+    assert image.shape == (32, 32, 32)
+    assert image[0, 0, 0] == image[-1, -1, -1] == -1000
+    window = np.load(out / "processed/a/windows/soft_tissue_w400_l50.npy")
+    assert np.array_equal(window[:24, :20, :16] == 1, np.isin(labels_of(), (1, 3)))
+    assert files_of(out / "processed/a/organs") == {
+        "1_liver/mask.npy", "2_kidney_left/mask.npy", "3_x/mask.npy", "organ_labels.json",
+    }  # fmt: skip
+    assert not (out / "organs").exists()
+
+
+def test_replace_npy_leaves_fields_instead_of_arrays(tmp_path):
+    root, out = write_dataset(tmp_path / "0042", ("a",), normalized=False), tmp_path / "out"
+    arguments = ["--data_root", str(root), "--output_dir", str(out), "--compute_sdf", "--replace_npy"]
+    assert main([*arguments, *SMALL, "--organs", "Kidney_Left", "--mesh_format", "none"]) == 0
+    assert files_of(out / "processed/a") == {
+        "ct_original_32.npy", "info.json", "organs/organ_labels.json", "organs/2_kidney_left/sdf.npz",
+        "windows/soft_tissue_w400_l50.npz",
+    }  # fmt: skip
+    assert [row["organ"] for row in FieldFolder(out / "organs", 32).rows] == ["kidney left"]
+
+
+def test_a_bad_case_costs_itself_alone(tmp_path, capsys):
+    root, out = write_dataset(tmp_path / "0042"), tmp_path / "out"
+    (root / "c").mkdir()
+    (root / "c" / "mask_(9999999999, 9999, 9999, 9999).npz").write_bytes(b"PK")
+    (root / "bad name").mkdir()
+    shutil.copy(root / "a" / "image.npy", root / "bad name")
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", *SMALL]) == 0
+    assert "cases: 2 done, 2 failed" in capsys.readouterr().out
+    failed = {item["case_id"]: item["error"] for item in json.loads((out / "failed_cases.json").read_text())}
+    assert "is not read" in failed["c"]
+    assert "can't name a folder" in failed["bad name"]
+    assert {row["case_id"]: bool(row["error"]) for row in table(out / "metadata.csv")} == {
+        "a": False, "b": False, "c": True, "bad name": True,
+    }  # fmt: skip
+
+
+def test_a_second_run_goes_on_and_another_setting_starts_again(tmp_path, caplog):
+    root, out = write_dataset(tmp_path / "0042"), tmp_path / "out"
+    arguments = ["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf", *SMALL]
+    assert main([*arguments, "--max_cases", "1"]) == 0
+    record = out / "processed" / "a" / "info.json"
+    first = record.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert record.stat().st_mtime_ns == first
+    assert len(FieldFolder(out / "organs", 32)) == 6
+    tables = [(out / name).read_bytes() for name in ("metadata.csv", "organs/metadata.csv")]
+    next((out / "organs").glob("*.npz")).unlink()  # a lost field is made again
+    assert main(arguments) == 0
+    assert len(FieldFolder(out / "organs", 32)) == 6
+    assert (out / "organs/metadata.csv").read_bytes() == tables[1]
+    before = record.stat().st_mtime_ns
+    assert main([*arguments, "--no_skip"]) == 0
+    assert record.stat().st_mtime_ns > before
+    assert main([*arguments, "--spacing", "3,3,3"]) == 0
+    assert len(list((out / "organs").glob("*.npz"))) == 6  # those of the other spacing are gone
+    assert len(FieldFolder(out / "organs", 32)) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --data_root, or --image and --label"),
+        (["--data_root", "absent"], "is not a folder"),
+        (["--image", "x.nii", "--data_root", "y"], "not both"),
+        (["--image", "x.png"], "NIfTI files"),
+        (["--image", "absent.nii.gz"], "does not exist"),
+        (["--data_root", ".", "--replace_npy"], "needs --compute_sdf"),
+    ],
+)
+def test_what_can_t_be_done_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if "absent.nii.gz" in arguments:
+        pytest.importorskip("nibabel")
+    assert main([*arguments, "--output_dir", "out", "--num_workers", "1"]) == 2
+    found = capsys.readouterr()
+    assert message in found.err + found.out
+
+
+@pytest.mark.parametrize("spacing", ["1,2", "0,1,1", "1,1,1000", "a,b,c", "nan,1,1"])
+def test_a_spacing_that_no_scan_has_is_a_usage_error(capsys, spacing):
+    with pytest.raises(SystemExit) as stop:
+        main(["--data_root", ".", "--output_dir", "out", "--spacing", spacing])
+    assert stop.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_leaves_nothing_half(tmp_path, repository):
+    root, out = write_dataset(tmp_path / "0042", [f"case{i}" for i in range(6)]), tmp_path / "out"
+    arguments = ["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf", *SMALL]
+    program = [sys.executable, "dataset_toolkits/process_m3d_seg_format.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(program, cwd=repository, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not list(out.glob("processed/case*/info.json")):
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("processed/case*/info.json")}
+    assert 0 < len(done) < 6
+    assert main(arguments) == 0
+    assert not list(out.rglob("*.tmp*"))
+    again = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("processed/case*/info.json")}
+    assert {name: again[name] for name in done} == done  # nothing twice
+    assert len(again) == 6
+    organs = FieldFolder(out / "organs", 32)
+    assert len(organs) == 18 == len(list((out / "organs").glob("*.npz")))
+    for number in range(len(organs)):
+        assert len(organs[number].sdf) > 0
+
+
+@pytest.mark.slow
+def test_organs_of_a_real_scan_pass_through_the_tokenizer_from_both_layouts(tmp_path, reference_data):
+    pytest.importorskip("nibabel")
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+
+    data = reference_data / "ct"
+    common = [
+        "--use_mask",
+        "--compute_sdf",
+        "--sdf_resolution",
+        "64",
+        "--default_resolution",
+        "128",
+        "--num_workers",
+        "1",
+    ]
+    sources = {
+        "m3d": ["--data_root", str(data / "m3d_seg"), "--spacing", "3,3,3",
+                "--organs", "spleen,vertebrae L5,rib right 7"],
+        "nifti": ["--image", str(data / "nifti/ct.nii.gz"), "--label", str(data / "nifti/organs.nii.gz"),
+                  "--organs", "spleen,vertebrae_L5,rib_right_7"],
+    }  # fmt: skip
+    found = {}
+    for name, source in sources.items():
+        assert main([*source, "--output_dir", str(tmp_path / name), *common]) == 0
+        found[name] = FieldFolder(tmp_path / name / "organs", 64)
+    assert len(found["m3d"]) == len(found["nifti"]) == 3
+    nifti = {row["organ"].replace("_", " "): i for i, row in enumerate(found["nifti"].rows)}
+    for i, row in enumerate(found["m3d"].rows):
+        first, second = found["m3d"][i], found["nifti"][nifti[row["organ"]]]
+        assert np.array_equal(first.index, second.index)
+        assert float((first.sdf - second.sdf).abs().max()) < 1e-3
+        offset = np.array(second.center) - np.array(first.center)
+        assert offset == pytest.approx([-177.956, 11.319, 94.302], abs=1e-2)
+    vae = load_vae_from_config()
+    codes = vae.Encode(found["m3d"][0].to_batch())
+    assert len(codes) > 0
