@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("sdf_vqvae", "vae_qwen3vl")
+PACKAGES = ("sdf_vqvae", "vae_qwen3vl", "dataset_toolkits")
 MAX_TRACKED_BYTES = 28 * 2**20
 MAX_LINES = 500
 EXTRAS = [
@@ -32,6 +32,7 @@ EXTRAS = [
     "triton",
     "matplotlib",
     "point_cloud_utils",
+    "ray",
 ]
 
 # Written in two halves, so that this file doesn't hold them itself.

@@ -1,0 +1,81 @@
+"""What programs share: options, exit codes, and how they fail.
+
+Knows argparse; what the programs do is in the modules they call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from sdf_vqvae.runtime import setup_logging
+
+USER_ERROR = 2
+"""Exit code of everything that the user can mend, as argparse's own."""
+
+
+def add_run_options(parser: argparse.ArgumentParser, json_output: bool = True) -> None:
+    """Add `--device`, `--verbose` and, where it applies, `--json`."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is any)")
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
+    if json_output:
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def positive_int(text: str) -> int:
+    """Read an option that counts something (argparse's `type`)."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put a file's name before the message of a ValueError that does not say which file it is about."""
+    try:
+        yield
+    except ValueError as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def run_program(program: str, work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a program's work and return its exit code.
+
+    What the user can mend (a wrong file, an unreachable model, a missing package) becomes one line on standard
+    error and exit code 2; anything else is a defect and keeps its traceback.
+    """
+    prepare(verbose=getattr(options, "verbose", False))
+    try:
+        return work(options)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if getattr(options, "verbose", False):
+            logging.getLogger(__name__).debug("what went wrong", exc_info=True)
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def prepare(verbose: bool = False) -> None:
+    """Set up logging; libraries that draw bars and log every request are quiet unless `verbose`."""
+    setup_logging(verbose)
+    if verbose:
+        return
+    for name in ("huggingface_hub", "httpx", "httpx2", "trimesh"):
+        logging.getLogger(name).setLevel(logging.ERROR)
