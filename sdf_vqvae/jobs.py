@@ -11,7 +11,6 @@ import errno
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import time
 from collections import deque
@@ -170,10 +169,12 @@ def attempt(work: Work[Item, Result], item: Item) -> tuple[str, Any]:
         return "failed", _message(error)
 
 
-def unpack(pickled: bytes, device: str) -> tuple[Work[Any, Any] | None, tuple[str, Any]]:
-    """Make a worker from a pickled `make_worker`; return it, and the kind and payload of an event."""
+def prepare(
+    receive: Callable[[], MakeWorker[Any, Any]], device: str
+) -> tuple[Work[Any, Any] | None, tuple[str, Any]]:
+    """Receive a `make_worker` and make a worker; return it, and the kind and payload of an event."""
     try:
-        return pickle.loads(pickled)(device), ("ready", None)
+        return receive()(device), ("ready", None)
     except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
         kind = next((kind for kind in (ValueError, ImportError) if isinstance(error, kind)), OSError)
         return None, ("unusable", (kind, _message(error)))
@@ -188,11 +189,11 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def _worker_process(pickled: bytes, device: str, threads: int, pipe: Connection) -> None:
+def _worker_process(device: str, threads: int, pipe: Connection) -> None:
     """Work until the other end of the pipe says None or falls silent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which then closes the pipe
     torch.set_num_threads(threads)
-    work, event = unpack(pickled, device)
+    work, event = prepare(pipe.recv, device)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process was killed
         pipe.send(event)
         while work is not None and (message := pipe.recv()) is not None:
@@ -325,7 +326,7 @@ class _ProcessPool:
     """Processes of this machine, each at the end of a pipe."""
 
     def __init__(self, make_worker: Any, workers: int, devices: tuple[str, ...]) -> None:
-        self._pickled = pickle.dumps(make_worker)
+        self._make_worker = make_worker
         self._devices = devices
         self._threads = max(1, torch.get_num_threads() // workers)
         self._context = multiprocessing.get_context("spawn")  # CUDA and threads don't survive a fork
@@ -335,15 +336,15 @@ class _ProcessPool:
     def start(self, worker: int) -> None:
         ours, theirs = self._context.Pipe()
         device = self._devices[worker % len(self._devices)]
-        process = self._context.Process(
-            target=_worker_process, args=(self._pickled, device, self._threads, theirs), daemon=True
-        )
+        process = self._context.Process(target=_worker_process, args=(device, self._threads, theirs), daemon=True)
         process.start()
         theirs.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has just died: `events` will tell
+            ours.send(self._make_worker)
         self._processes[worker] = (process, ours)
 
     def give(self, worker: int, item: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has just died: `events` will tell
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._processes[worker][1].send((item,))
 
     def events(self) -> list[Event]:

@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any
 
-from sdf_vqvae.jobs import Event, attempt, unpack
+from sdf_vqvae.jobs import Event, attempt, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ class RayPool:
         self._started = not ray.is_initialized()
         if self._started:
             _connect(workers)
-        # Pickled by Ray's way, which takes what the main program defines along.
-        self._pickled = ray.cloudpickle.dumps(make_worker)
+        self._make_worker = ray.put(make_worker)
         on_gpu = devices[0].startswith("cuda")
         self._gpus = min(1.0, math.floor(1e4 * len(devices) / workers) / 1e4) if on_gpu else 0.0
         present = ray.cluster_resources().get("GPU", 0)
@@ -50,7 +49,7 @@ class RayPool:
         """Start an actor. Where the cluster is busy, it waits for a place while others work."""
         # Ray sets CUDA_VISIBLE_DEVICES, so that each actor's GPU is the first it sees.
         actor = self._ray.remote(_Worker).options(num_cpus=1, num_gpus=self._gpus, max_restarts=0)
-        self._actors[worker] = actor.remote(self._pickled, "cuda" if self._gpus else "cpu")
+        self._actors[worker] = actor.remote(self._make_worker, "cuda" if self._gpus else "cpu")
         self._waiting[self._actors[worker].ready.remote()] = worker
 
     def give(self, worker: int, item: Any) -> None:
@@ -105,8 +104,8 @@ def _connect(workers: int) -> None:
 class _Worker:
     """What an actor runs."""
 
-    def __init__(self, pickled: bytes, device: str) -> None:
-        self._work, self._event = unpack(pickled, device)
+    def __init__(self, make_worker: Any, device: str) -> None:
+        self._work, self._event = prepare(lambda: make_worker, device)
 
     def ready(self) -> tuple[str, Any]:
         return self._event
