@@ -79,19 +79,28 @@ class MeshPack:
         Raises:
             ValueError: the stream is damaged.
         """
-        try:
-            import DracoPy
-        except ImportError as error:
-            raise ImportError("reading mesh packs needs DracoPy: pip install 'vae-qwen3vl[training]'") from error
-        with self._blob.open("rb") as file:
-            file.seek(entry.offset)
-            stream = file.read(entry.size)
-        try:
-            decoded = DracoPy.decode(stream)
-            vertices = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3) / _GRID - 0.5
-            return trimesh.Trimesh(vertices, np.asarray(decoded.faces).reshape(-1, 3), process=False)
-        except (DracoPy.FileTypeException, DracoPy.EncodingFailedException, ValueError, AttributeError) as error:
-            raise ValueError(f"{self._blob}: {entry.id} is not a readable Draco mesh: {one_line(error)}") from error
+        return read_draco_mesh(self._blob, entry.offset, entry.size, entry.id)
+
+
+def read_draco_mesh(blob: Path, offset: int, size: int, name: str) -> trimesh.Trimesh:
+    """Decode a mesh of a pack from its place in `meshes.bin`; positions are in [-0.5, 0.5].
+
+    Raises:
+        ValueError: the stream is damaged; the message has `name`.
+    """
+    try:
+        import DracoPy
+    except ImportError as error:
+        raise ImportError("reading mesh packs needs DracoPy: pip install 'vae-qwen3vl[training]'") from error
+    with blob.open("rb") as file:
+        file.seek(offset)
+        stream = file.read(size)
+    try:
+        decoded = DracoPy.decode(stream)
+        vertices = np.asarray(decoded.points, dtype=np.float64).reshape(-1, 3) / _GRID - 0.5
+        return trimesh.Trimesh(vertices, np.asarray(decoded.faces).reshape(-1, 3), process=False)
+    except (DracoPy.FileTypeException, DracoPy.EncodingFailedException, ValueError, AttributeError) as error:
+        raise ValueError(f"{blob}: {name} is not a readable Draco mesh: {one_line(error)}") from error
 
 
 def _entry(record: Any, size: int) -> PackEntry:

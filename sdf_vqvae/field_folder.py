@@ -9,17 +9,16 @@ from __future__ import annotations
 import csv
 import functools
 import logging
-import multiprocessing
+import math
 import os
 import re
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
 from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import convert_field
 from sdf_vqvae.sparse_sdf import SparseSDF
@@ -129,20 +128,22 @@ def field_file_name(name: str, resolution: int) -> str:
     return f"{name}_r{resolution}.npz"
 
 
-def read_table(path: Path) -> Iterator[dict[str, str]]:
+def read_table(path: Path, needed: tuple[str, ...] = (_ID,)) -> Iterator[dict[str, str]]:
     """Yield the rows of a `metadata.csv`.
 
     Raises:
-        ValueError: the file is not UTF-8, lacks the column `sha256`, or a row has more cells than the header.
+        ValueError: the file is not UTF-8, lacks a needed column, or a row has more cells than the header.
     """
     previous = csv.field_size_limit(_LONGEST_CELL)
     try:
-        with regular_file(path, "table").open(encoding="utf-8", newline="") as lines:
+        # Spreadsheets put a mark before the first name.
+        with regular_file(path, "table").open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
-            if _ID not in (reader.fieldnames or ()):
-                raise ValueError(f"{path} has no column {_ID!r}; it has {list(reader.fieldnames or ())}")
+            for name in needed:
+                if name not in (reader.fieldnames or ()):
+                    raise ValueError(f"{path} has no column {name!r}; it has {list(reader.fieldnames or ())}")
             for row in reader:
-                if None in row or row[_ID] is None:
+                if None in row or any(row[name] is None for name in needed):
                     raise ValueError(f"{path}, line {reader.line_num}: the row does not fit the header")
                 yield {key: value or "" for key, value in row.items()}
     except (csv.Error, UnicodeDecodeError) as error:
@@ -210,18 +211,19 @@ def convert_folder(
     jobs = []
     for row in fields.rows:
         output = target / field_file_name(row[_ID], field.resolution)
-        count = _voxels_of(output, field)
-        if count is None:
-            jobs.append((row[_ID], fields.path(row[_ID]), output))
+        stored = stored_field(output, field)
+        if stored is None:
+            jobs.append((row[_ID], (fields.path(row[_ID]), output)))
         else:
             kept += 1
-            points[row[_ID]] = str(count)
-    done = _run_jobs(jobs, field, workers)
-    for name, count, reason in tqdm(done, total=len(jobs), unit="field", disable=None):
-        if reason:
-            failed[name] = reason
+            points[row[_ID]] = str(stored.voxels)
+    done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
+    for one in tqdm(done, total=len(jobs), unit="field", disable=None):
+        name = jobs[one.number][0]
+        if one.error:
+            failed[name] = one.error
         else:
-            points[name] = str(count)
+            points[name] = str(one.result)
     rows = []
     for row in fields.table():
         name = row[_ID]
@@ -231,21 +233,44 @@ def convert_folder(
     return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
 
 
-def _voxels_of(path: Path, field: FieldDescription) -> int | None:
-    """Return the number of voxels of a field file by its headers; None where there is no whole file.
+@dataclass(frozen=True, kw_only=True)
+class StoredField:
+    """What the headers of a field file say."""
+
+    voxels: int
+    sign_method: str
+    watertight: bool
+    size: int
+    """Bytes of the file."""
+
+
+def stored_field(path: Path, field: FieldDescription) -> StoredField | None:
+    """Return what is in a field file, by its headers; None where there is no whole file.
 
     Raises:
         ValueError: the file is whole, and a field of another description.
     """
+    if not path.is_file():
+        return None
     try:
         voxels = npz_shapes(path, ("sparse_index",))["sparse_index"][0]
-        values = read_npz(path, tuple(field.to_dict()), {})
-        found = FieldDescription(**{key: value.item() for key, value in values.items()})
+        keys = tuple(field.to_dict())
+        values = {
+            key: value.item() for key, value in read_npz(path, (*keys, "sign_method", "watertight"), {}).items()
+        }
+        band = None if math.isnan(values["band"]) else values["band"]
+        found = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
+        stored = StoredField(
+            voxels=voxels,
+            sign_method=str(values["sign_method"]),
+            watertight=bool(values["watertight"]),
+            size=path.stat().st_size,
+        )
     except (ValueError, LookupError, TypeError):
         return None
     if found != field:
         raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
-    return voxels
+    return stored
 
 
 def _only_resolution(folder: Path) -> int:
@@ -259,26 +284,9 @@ def _only_resolution(folder: Path) -> int:
     return found.pop()
 
 
-def _run_jobs(
-    jobs: list[tuple[str, Path, Path]], field: FieldDescription, workers: int
-) -> Iterator[tuple[str, int, str]]:
-    work = functools.partial(_job, field=field)
-    if workers <= 1:
-        yield from map(work, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, jobs)
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a worker process died, as they do where memory runs out: run it again with fewer --workers; "
-                "what was converted is kept"
-            ) from error
+def _make_converter(device: str, *, field: FieldDescription) -> Callable[[tuple[Path, Path]], int]:
+    return functools.partial(_convert, field=field)
 
 
-def _job(job: tuple[str, Path, Path], field: FieldDescription) -> tuple[str, int, str]:
-    name, source, target = job
-    try:
-        return name, convert_file(source, target, field), ""
-    except (ValueError, OSError) as error:
-        return name, 0, " ".join(str(error).split())
+def _convert(files: tuple[Path, Path], field: FieldDescription) -> int:
+    return convert_file(*files, field)

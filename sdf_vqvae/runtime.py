@@ -6,9 +6,11 @@ Knows nothing of shapes, codes or language, so that every other module can lean 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import random
+import re
 import resource
 import secrets
 import sys
@@ -20,8 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+logger = logging.getLogger(__name__)
+
 _STEM = 150
 """Characters of a file's name that its temporary one keeps; with the rest it stays below the usual 255."""
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\..*)?")
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -70,6 +75,35 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         named = OSError(f"{target} cannot be written: {error.strerror or error}")
         named.errno = error.errno  # a full disk is known by it
         raise named from error
+
+
+def remove_temporaries(folder: str | os.PathLike[str]) -> int:
+    """Remove the temporary files that killed programs left in a folder, and return how many there were.
+
+    To be called where no other program writes into the folder.
+    """
+    left = [file for file in Path(folder).iterdir() if _TEMPORARY.fullmatch(file.name) and file.is_file()]
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other programs that ask the same from writing into a folder; the lock ends with the process.
+
+    Raises:
+        OSError: another program holds the folder, or it can't be written to.
+    """
+    lock = Path(folder) / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"another program is writing to {folder}: let it end, or choose another folder") from error
+        except OSError as error:  # file systems without locks
+            logger.warning("%s cannot be locked (%s): let no second program write to it", folder, error.strerror)
+        yield
 
 
 def rank() -> int:
