@@ -1,0 +1,114 @@
+"""One mesh to its field files at several resolutions: what a worker of `sdf_voxelize` does.
+
+Apart from the program, so that worker processes import it under its own name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dataset_toolkits.mesh_sources import MeshPlace, load_place
+from sdf_vqvae.archives import one_line
+from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.field_folder import StoredField, field_file_name
+from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
+from sdf_vqvae.jobs import disk_is_full
+from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.shapes import field_in_world
+from sdf_vqvae.sparse_sdf import MAX_VOXELS, SparseSDF
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldKind:
+    """What the fields of a dataset have in common."""
+
+    band: float
+    """Half width in voxels of the stored shell."""
+    signed: bool = True
+    """False for the original system's fields: raw unsigned distances at the corners of cells."""
+
+    def stored(self, resolution: int) -> FieldDescription:
+        """Return the description that files have. Those of the original system don't record their band."""
+        if self.signed:
+            return FieldDescription(kind="sdf", unit="band", band=self.band, sampling="center", resolution=resolution)
+        return FieldDescription(kind="udf", unit="world", band=None, sampling="corner", resolution=resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelizeJob:
+    """One object to voxelize."""
+
+    name: str
+    """Its id, and the first part of its files' names."""
+    place: MeshPlace
+    resolutions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voxelized:
+    """The files of one object, and why some are missing."""
+
+    fields: dict[int, StoredField]
+    """By resolution."""
+    errors: dict[int, str]
+    """By resolution."""
+
+
+def make_voxelizer(device: str, *, folder: Path, kind: FieldKind) -> Callable[[VoxelizeJob], Voxelized]:
+    """Return the function that voxelizes one object into a folder (for `run_jobs`)."""
+    return functools.partial(voxelize_object, device=resolve_device(device), folder=folder, kind=kind)
+
+
+def voxelize_object(job: VoxelizeJob, *, device: torch.device, folder: Path, kind: FieldKind) -> Voxelized:
+    """Write the field files of one object; the mesh is read once.
+
+    What goes wrong at one resolution (no voxel within a narrow band, too many voxels) leaves the others alone.
+
+    Raises:
+        ValueError: the mesh can't be used.
+        OSError: a file can't be written.
+    """
+    mesh = normalize_mesh(load_place(job.place))
+    fields: dict[int, StoredField] = {}
+    errors: dict[int, str] = {}
+    for resolution in job.resolutions:
+        path = folder / field_file_name(job.name, resolution)
+        try:
+            field = _field(mesh, kind, resolution, device)
+            field.save(path)
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            if disk_is_full(error):
+                raise
+            errors[resolution] = (
+                f"out of memory: {one_line(error)}" if not isinstance(error, ValueError) else one_line(error)
+            )
+            continue
+        fields[resolution] = StoredField(
+            voxels=len(field.sdf),
+            sign_method=field.sign_method,
+            watertight=field.watertight,
+            size=path.stat().st_size,
+        )
+    return Voxelized(fields=fields, errors=errors)
+
+
+def _field(mesh: NormalizedMesh, kind: FieldKind, resolution: int, device: torch.device) -> SparseSDF:
+    made = field_in_world(
+        mesh.vertices.to(device),
+        mesh.faces.to(device),
+        kind.stored(resolution),
+        band=kind.band,
+        watertight=mesh.watertight,
+        center=mesh.center,
+        scale=mesh.scale,
+    )
+    if len(made.sdf) > MAX_VOXELS:
+        raise ValueError(
+            f"it has {len(made.sdf):,} voxels, more than the {MAX_VOXELS:,} that are read: lower the band"
+        )
+    return made
