@@ -85,4 +85,11 @@ def split_by_mesh(rows: Tensor, mesh: Tensor, count: int) -> tuple[Tensor, ...]:
     """Return the rows of each mesh; `mesh` is ascending."""
     if count == 1:
         return (rows,)
-    return rows.split(torch.bincount(mesh, minlength=count).tolist())
+    return rows.split(sizes_by_mesh(mesh, count))
+
+
+def sizes_by_mesh(mesh: Tensor, count: int) -> list[int]:
+    """Return how many rows each mesh has; `mesh` is ascending."""
+    if count == 1:
+        return [len(mesh)]
+    return torch.searchsorted(mesh, torch.arange(count + 1, device=mesh.device)).diff().tolist()

@@ -64,6 +64,7 @@ class Bricks:
         """Lowest sample of each brick, int64 `[B, 3]`; meshes ascend, and rows within one."""
         self.squared = self._using.distances(table, self.origins, self._starts, self._members, band)
         """Squared distance to the surface, float32 `[B, 512]`; inf beyond the band."""
+        self._places: Tensor | None = None
 
     def squared_distance_to(self, corners: Tensor, mesh: Tensor) -> Tensor:
         """Return the squared distance of every sample to triangles of the surfaces. float32 `[B, 512]`
@@ -89,16 +90,24 @@ class Bricks:
         side = self.resolution
         number = torch.int32 if self._count * side**3 < 2**31 else torch.int64
         line = torch.arange(BRICK, dtype=number, device=self.squared.device)
+        place = self.places()
         within = ((line[:, None, None] * side + line[:, None]) * side + line).view(-1)  # [512]
         x, y, z = self.origins.to(number).T
         first = ((self.mesh.to(number) * side + x) * side + y) * side + z
-        known = self.squared.view(-1) <= self._band * self._band
-        if side % BRICK:
-            known &= (self.origins[:, None] + torch.cartesian_prod(line, line, line) < side).all(2).view(-1)
-        place = known.nonzero().squeeze(1)
         key, order = torch.sort(first[place >> 9] + within[place & (BRICK**3 - 1)])
         rest = key // side
         return torch.stack([rest // side % side, rest % side, key % side], dim=1).int(), place[order]
+
+    def places(self) -> Tensor:
+        """Return the places in `[B * 512]` of the samples within the band, brick by brick. int64 `[N]`"""
+        if self._places is None:
+            known = self.squared.view(-1) <= self._band * self._band
+            if self.resolution % BRICK:
+                line = torch.arange(BRICK, device=known.device)
+                sample = self.origins[:, None] + torch.cartesian_prod(line, line, line)
+                known &= (sample < self.resolution).all(2).view(-1)
+            self._places = known.nonzero().squeeze(1)
+        return self._places
 
     def crossings(self) -> Tensor:
         """Return for each sample how often a ray down from it leaves the surface, less how often it enters.

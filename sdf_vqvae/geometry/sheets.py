@@ -33,22 +33,27 @@ class Skin:
     """How much of each mesh's area is the skin of a solid: inside and outside differ on its two sides.
 
     A point of a face is probed half a voxel away on both sides. Meshes that are closed need none of this.
+
+    Args:
+        batch: the meshes.
+        closed: which of them are known to be closed, bool `[B]`: their signed volume says which way they look, and
+            they miss no face.
     """
 
-    def __init__(self, batch: MeshBatch) -> None:
+    def __init__(self, batch: MeshBatch, closed: Tensor) -> None:
         corners = batch.corners
         area = _normals(corners).norm(dim=1) / 2
         rows, mesh = _spread_rows(batch, area)
         front, behind = _winding_on_both_sides(batch, corners, rows, mesh)
         as_it_is = _share((front > 0.5) != (behind > 0.5), mesh, len(batch))
         turned = _share((front < -0.5) != (behind < -0.5), mesh, len(batch))
-        self.turned_round = turned > as_it_is + _CLEARLY
+        self.turned_round = torch.where(closed, looks_inward(batch), turned > as_it_is + _CLEARLY)
         """Whether each mesh's faces look inward, so that only the mesh turned round has an inside. bool `[B]`"""
         self._batch, self._area = batch, area
         self._corners = torch.where(self.turned_round[batch.face_mesh, None, None], corners.flip(1), corners)
         way = torch.where(self.turned_round, -1, 1)[mesh]
         outside = (front * way <= 0.5) & (behind * way <= 0.5)
-        self._missed = _share(outside, mesh, len(batch)) > _MISSED_SHARE
+        self._missed = (_share(outside, mesh, len(batch)) > _MISSED_SHARE) & ~closed
 
     def missed_faces(self) -> Tensor:
         """Return the faces with outside on both sides, of those meshes where their share is large. int64 `[M]`

@@ -228,7 +228,7 @@ def assert_signs_of_the_exact_sum(vertices: np.ndarray, faces: np.ndarray, resol
         wanted.view(-1)[place] = True
         share = boundary_numba.strips_share(bricks.origins, wanted, edges).view(-1)[place]
         quick = bricks.crossings().view(-1)[place] + share
-        np.testing.assert_allclose(quick.numpy()[off_surface], exact[off_surface], atol=0.01)
+        np.testing.assert_allclose(quick.numpy()[off_surface], exact[off_surface], atol=0.005)
         compiled = boundary_numba.exact_strips_share(index.double(), edges)
         torch.testing.assert_close(compiled, strips_share_reference(index.double(), edges), atol=1e-6, rtol=0)
 
@@ -325,7 +325,7 @@ def test_a_sheet_joined_to_a_solid_is_a_shell_and_the_solid_stays():
 def test_a_small_hole_makes_no_shell():
     ball = trimesh.creation.icosphere(subdivisions=4)
     ball.update_faces(np.arange(len(ball.faces)) > 3)
-    assert len(Skin(batch_of(ball)).missed_faces()) == 0
+    assert len(Skin(batch_of(ball), torch.tensor([False])).missed_faces()) == 0
     assert field_of(normalize_mesh(ball), 64).sign_method == "winding"
 
 
@@ -335,7 +335,8 @@ def test_a_mesh_turned_inside_out_has_the_same_field(hole):
     if hole:
         ball.update_faces(np.asarray(ball.triangles_center)[:, 2] < 0.9)
     turned = trimesh.Trimesh(ball.vertices, ball.faces[:, ::-1], process=False)
-    judge = (lambda batch: Skin(batch).turned_round) if hole else looks_inward
+    open_ones = torch.zeros(3, dtype=torch.bool)
+    judge = (lambda batch: Skin(batch, open_ones).turned_round) if hole else looks_inward
     assert judge(batch_of(turned, ball, turned)).tolist() == [True, False, True]
     one, other = field_of(normalize_mesh(ball), 64), field_of(normalize_mesh(turned), 64)
     assert torch.equal(one.index, other.index) and (one.distance < 0).any()
@@ -436,14 +437,3 @@ def test_every_tensor_stays_on_the_device_of_the_vertices(shape):
     finally:
         torch.set_default_device(before)
     assert field.index.device == field.distance.device == mesh.vertices.device
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("shape", [sheet(), boxes((0, 0, 0), (0.5, 0.3, 0.2))], ids=["sheet", "boxes"])
-def test_cuda_gives_the_field_of_the_cpu(shape):
-    mesh = normalize_mesh(shape)
-    here = field_of(mesh, 100)
-    there = voxelize(mesh.vertices.cuda(), mesh.faces.cuda(), resolution=100, watertight=mesh.watertight)
-    assert torch.equal(here.index, there.index.cpu()) and here.sign_method == there.sign_method
-    torch.testing.assert_close(here.distance, there.distance.cpu(), atol=1e-4, rtol=0)
