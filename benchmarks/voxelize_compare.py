@@ -3,8 +3,7 @@
 python benchmarks/voxelize_compare.py --pack ../shared/data/shapes --count 26 --resolution 256
 
 Each mesh is voxelized by ours first (which also finds the voxels); then every other library is given exactly those
-voxels and asked for signed distances: point_cloud_utils and libigl (both with fast winding numbers), and Open3D
-(ray casting; parity of rays, so on open meshes it has no winding number). All run with the same number of threads.
+voxels and asked for signed distances: point_cloud_utils and libigl, both with fast winding numbers and all cores.
 "Wrong sign" is the share of voxels, a tenth of a voxel or more off the surface, whose sign is not that of the exact
 winding number, of a random part of the voxels; meshes that ours gives a shell are left out of it.
 """
@@ -55,19 +54,9 @@ def with_libigl(points: np.ndarray, mesh: NormalizedMesh) -> np.ndarray:
     return igl.signed_distance(points, mesh.vertices.numpy(), mesh.faces.numpy(), sign_type=kind)[0]
 
 
-def with_open3d(points: np.ndarray, mesh: NormalizedMesh) -> np.ndarray:
-    """Signed distances by Open3D."""
-    import open3d
-
-    scene = open3d.t.geometry.RaycastingScene(nthreads=torch.get_num_threads())
-    scene.add_triangles(mesh.vertices.numpy().astype(np.float32), mesh.faces.numpy().astype(np.uint32))
-    return scene.compute_signed_distance(points.astype(np.float32), nthreads=torch.get_num_threads()).numpy()
-
-
 OTHERS: dict[str, Callable[[np.ndarray, NormalizedMesh], np.ndarray]] = {
     "point_cloud_utils": with_point_cloud_utils,
     "libigl": with_libigl,
-    "open3d": with_open3d,
 }
 
 

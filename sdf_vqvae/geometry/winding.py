@@ -1,6 +1,6 @@
 """The generalized winding number of a triangle mesh, and inside or outside from it.
 
-One exact sum over all triangles (PyTorch, the reference; a Triton kernel with the same signature on CUDA), and
+One exact sum over all triangles (PyTorch, the reference; compiled twins for CPU and CUDA), and
 libigl's tree-based approximation on CPU, replaced by libigl's exact sum wherever it is near the threshold.
 Knows nothing of grids.
 """
@@ -71,6 +71,10 @@ def winding_number(points: Tensor, corners: Tensor) -> Tensor:
         from sdf_vqvae.geometry.winding_triton import winding_number_triton
 
         return winding_number_triton(points, corners)
+    if points.device.type == "cpu":
+        from sdf_vqvae.geometry.winding_numba import winding_number_numba
+
+        return winding_number_numba(points, corners)
     return winding_number_reference(points, corners)
 
 

@@ -15,6 +15,7 @@ from sdf_vqvae.geometry.winding import (
     winding_number,
     winding_number_reference,
 )
+from sdf_vqvae.geometry.winding_numba import winding_number_numba
 
 
 def corners_of(mesh: trimesh.Trimesh) -> torch.Tensor:
@@ -81,6 +82,15 @@ def test_the_approximation_never_decides_near_the_threshold(monkeypatch):
     both = checked_winding_number(points, corners, levels=(0.5, -0.5))
     assert torch.equal(both > 0.5, exact > 0.5) and torch.equal(both < -0.5, exact < -0.5)
     assert float((both - exact).abs().max()) < winding._UNSURE / 2
+
+
+def test_compiled_for_the_cpu_equals_its_plain_twin():
+    mesh = trimesh.creation.torus(1.0, 0.4)
+    mesh.update_faces(np.arange(len(mesh.faces)) % 5 > 0)
+    points, corners = random_points(500, 1.5), corners_of(mesh)
+    torch.testing.assert_close(
+        winding_number_numba(points, corners), winding_number_reference(points, corners), atol=1e-9, rtol=0
+    )
 
 
 @pytest.mark.gpu
