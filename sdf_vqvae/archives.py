@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -129,6 +129,17 @@ def read_npz(
     """
     with _Npz(path, names) as archive:
         return {name: archive.array(name, most_bytes.get(name, SMALL_ARRAY_BYTES)) for name in archive.members}
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
+    """Write a compressed `.npz` as `np.savez_compressed` does, but at the quickest level.
+
+    For voxels that takes a quarter of the time and a tenth more bytes.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(cast(BinaryIO, member), np.asanyarray(array), allow_pickle=False)
 
 
 class _Npz:

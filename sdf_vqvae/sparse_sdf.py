@@ -16,7 +16,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
+from sdf_vqvae.archives import npz_shapes, read_npz, regular_file, write_npz
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_field
@@ -165,20 +165,22 @@ class SparseSDF:
         system's three), and `kind, unit, band, sampling, center, scale, watertight, sign_method, format`.
         """
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
+            write_npz(
                 file,
-                sparse_sdf=self.sdf.cpu().numpy().astype(np.float32)[:, None],
-                sparse_index=self.index.cpu().numpy().astype(np.int32),
-                resolution=np.int64(self.field.resolution),
-                kind=np.str_(self.field.kind),
-                unit=np.str_(self.field.unit),
-                band=np.float64(np.nan if self.field.band is None else self.field.band),
-                sampling=np.str_(self.field.sampling),
-                center=np.asarray(self.center, dtype=np.float64),
-                scale=np.float64(self.scale),
-                watertight=np.bool_(self.watertight),
-                sign_method=np.str_(self.sign_method),
-                format=np.int64(_FORMAT),
+                {
+                    "sparse_sdf": self.sdf.cpu().numpy().astype(np.float32)[:, None],
+                    "sparse_index": self.index.cpu().numpy().astype(np.int32),
+                    "resolution": np.int64(self.field.resolution),
+                    "kind": np.str_(self.field.kind),
+                    "unit": np.str_(self.field.unit),
+                    "band": np.float64(np.nan if self.field.band is None else self.field.band),
+                    "sampling": np.str_(self.field.sampling),
+                    "center": np.asarray(self.center, dtype=np.float64),
+                    "scale": np.float64(self.scale),
+                    "watertight": np.bool_(self.watertight),
+                    "sign_method": np.str_(self.sign_method),
+                    "format": np.int64(_FORMAT),
+                },
             )
 
     @classmethod
