@@ -166,3 +166,11 @@ def test_an_affine_that_is_no_grid_is_refused(affine, message):
 def test_a_mask_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="bool"):
         label_surface(np.ones((2, 2, 2), dtype=np.uint8), np.eye(4))
+
+
+def test_a_slanted_wing_one_voxel_thick_stays_in_one_piece_with_its_thick_body():
+    x, y, z = np.indices((64, 24, 30))
+    mask = (x == (0.5 * y + 0.33 * z + 3).astype(int)) & (y > 1) & (y < 22) & (z > 1) & (z < 28)
+    mask |= (x - 10) ** 2 + (y - 14) ** 2 + (z - 14) ** 2 <= 81
+    surface = label_surface(mask, affine_of((1, 1, 1)))
+    assert surface.mesh.body_count == 1  # 8 if the wing is smoothed like the body
