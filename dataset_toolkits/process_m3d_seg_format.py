@@ -16,7 +16,6 @@ import argparse
 import functools
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from sdf_vqvae.geometry.mesh import WRITABLE
 from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
+from sdf_vqvae.programs import USER_ERROR, positive_int, run_program
 
 logger = logging.getLogger(__name__)
 PROGRAM = "process_m3d_seg_format.py"
@@ -52,7 +52,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
         "--spacing", type=_spacing, metavar="X,Y,Z", help="millimetres between voxels; M3D-Seg records none"
     )
     source.add_argument("--organs", type=_names, default=(), metavar="A,B", help="only these labels, by name")
-    source.add_argument("--max_cases", type=_positive, metavar="N", help="only the first N cases")
+    source.add_argument("--max_cases", type=positive_int, metavar="N", help="only the first N cases")
     source.add_argument("--assume_hu", action="store_true", help="take intensities as Hounsfield units unseen")
     made = parser.add_argument_group("output")
     made.add_argument("--output_dir", type=Path, metavar="DIR", required=True)
@@ -74,7 +74,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
         "--mesh_format", choices=("none", *(s[1:] for s in WRITABLE)), default="ply", help="default: ply"
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--num_workers", type=_positive, default=4, metavar="N", help="processes (default: %(default)s)")
+    run.add_argument("--num_workers", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
     run.add_argument("--device", default="cpu", help="where fields are computed: cpu (default), cuda, cuda:1")
     run.add_argument("--no_skip", action="store_true", help="process finished cases again")
     parser.set_defaults(work=work)
@@ -83,16 +83,8 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     options = make_parser().parse_args(argv)
-    try:
-        return work(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return run_program(PROGRAM, options.work, options)
 
 
 def work(options: argparse.Namespace) -> int:
@@ -109,7 +101,7 @@ def work(options: argparse.Namespace) -> int:
     records = write_tables(settings, failed, name, cases[0].source)
     chosen = {case.case_id for case in cases}
     _print_summary([r for r in records if r["row"]["case_id"] in chosen], failed, settings)
-    return 0 if len(failed) < len(cases) else 2
+    return 0 if len(failed) < len(cases) else USER_ERROR
 
 
 def process(
@@ -193,13 +185,6 @@ def _print_summary(records: Sequence[dict[str, Any]], failed: dict[str, str], se
         for organ in bad[:10]:
             print(f"  no field of {json.dumps(organ['name'])}: {organ['error']}")
     print(f"tables: {settings.output / 'metadata.csv'}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
 
 
 def _side(text: str) -> int:

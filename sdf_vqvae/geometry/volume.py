@@ -312,6 +312,7 @@ def _at_volume(
     low, high = max(float(near.values.min()), -near.highest), min(float(near.values.max()), near.highest)
     level = level if low < level < high else (low + high) / 2
     best: tuple[float, trimesh.Trimesh, float] | None = None
+    before: tuple[float, float] | None = None
     for _ in range(_MOST_STEPS):
         mesh = _surface(near, to_mm, level, step)
         enclosed = 0.0 if mesh is None else float(mesh.volume)
@@ -319,10 +320,14 @@ def _at_volume(
             best = (abs(enclosed - volume), mesh, level)
         if best is not None and best[0] <= _CLOSE_ENOUGH * volume:
             break
-        # The field is nearly a distance, so a step outwards adds its length times the area.
+        # The field is nearly a distance: a step outwards adds its length times the area. Two steps know better.
+        growth = 0.0 if mesh is None else float(mesh.area)
+        if before is not None and (enclosed - before[1]) * (level - before[0]) > 0:
+            growth = (enclosed - before[1]) / (level - before[0])
+        before = level, enclosed
         low, high = (level, high) if enclosed < volume else (low, level)
-        step_out = (volume - enclosed) / float(mesh.area) if mesh is not None else 0.0
-        level = level + step_out if low < level + step_out < high else (low + high) / 2
+        further = level + (volume - enclosed) / growth if growth > 0 else low
+        level = further if low < further < high else (low + high) / 2
     if best is None:
         raise ValueError("the label has no surface that encloses a volume")
     return best[1], best[2]
