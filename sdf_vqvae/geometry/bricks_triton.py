@@ -127,10 +127,24 @@ def _frame_kernel(corners, table, n, BLOCK: tl.constexpr):  # type: ignore[no-un
     uz = tl.where(long, uz / length, 0.0)
     apex_u = sx * ux + sy * uy + sz * uz
     px, py, pz = _any_perpendicular(ux, uy, uz)
-    vx, vy, vz = _unit(sx - apex_u * ux, sy - apex_u * uy, sz - apex_u * uz, px, py, pz)
+    hx = sx - apex_u * ux
+    hy = sy - apex_u * uy
+    hz = sz - apex_u * uz
+    height = tl.sqrt(hx * hx + hy * hy + hz * hz)
+    on_line = height <= 1e-12 * base  # see `Triangles`
+    height = tl.maximum(height, 1e-150)
+    vx = tl.where(on_line, px, hx / height)
+    vy = tl.where(on_line, py, hy / height)
+    vz = tl.where(on_line, pz, hz / height)
     slant = vx * ux + vy * uy + vz * uz
-    vx, vy, vz = _unit(vx - slant * ux, vy - slant * uy, vz - slant * uz, px, py, pz)
-    apex_v = (sx - apex_u * ux) * vx + (sy - apex_u * uy) * vy + (sz - apex_u * uz) * vz
+    vx -= slant * ux
+    vy -= slant * uy
+    vz -= slant * uz
+    length = tl.sqrt(vx * vx + vy * vy + vz * vz)
+    vx /= length
+    vy /= length
+    vz /= length
+    apex_v = tl.where(on_line, 0.0, hx * vx + hy * vy + hz * vz)
     left = apex_u * apex_u + apex_v * apex_v
     right = (apex_u - base) * (apex_u - base) + apex_v * apex_v
     out = table + f
@@ -151,14 +165,6 @@ def _frame_kernel(corners, table, n, BLOCK: tl.constexpr):  # type: ignore[no-un
     tl.store(out + 14 * n, apex_v.to(tl.float32), mask=real)
     tl.store(out + 15 * n, (1 / tl.maximum(left, 1e-30)).to(tl.float32), mask=real)
     tl.store(out + 16 * n, (1 / tl.maximum(right, 1e-30)).to(tl.float32), mask=real)
-
-
-@triton.jit
-def _unit(x, y, z, px, py, pz):  # type: ignore[no-untyped-def]
-    """Return a vector with length 1, or the other one where it has no length."""
-    length = tl.sqrt(x * x + y * y + z * z)
-    long = length > 1e-150
-    return tl.where(long, x / length, px), tl.where(long, y / length, py), tl.where(long, z / length, pz)
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from torch import Tensor
 PAIRS = {"cpu": 1 << 13, "cuda": 1 << 20}
 # Added to every test of reach, so that rounding never drops a voxel of the band.
 _SLACK = 1e-3
+# Height over base below which a triangle is its base.
+_LINE = 1e-12
 
 
 class Triangles:
@@ -35,9 +37,12 @@ class Triangles:
         u = _unit(along, torch.eye(3, dtype=corners.dtype, device=corners.device)[0].expand_as(along))
         apex_u = (side * u).sum(1)
         across = side - apex_u[:, None] * u
-        v = _unit(across, _any_perpendicular(u))
-        v = _unit(v - (v * u).sum(1, keepdim=True) * u, _any_perpendicular(u))
-        apex_v = (across * v).sum(1)
+        # Of corners on a line, rounding alone is left, which may well lie along the line.
+        height = across.norm(dim=1)
+        on_line = height <= _LINE * base
+        v = torch.where(on_line[:, None], _any_perpendicular(u), across / height.clamp(min=1e-150)[:, None])
+        v = torch.nn.functional.normalize(v - (v * u).sum(1, keepdim=True) * u, dim=1)
+        apex_v = torch.where(on_line, 0, (across * v).sum(1))
         normal = torch.linalg.cross(u, v)
         left = apex_u.square() + apex_v.square()
         right = (apex_u - base).square() + apex_v.square()

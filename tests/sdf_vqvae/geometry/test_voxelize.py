@@ -152,6 +152,19 @@ def test_slivers_and_faces_without_area_are_exact():
         assert ends.min() < 0 and ends.max() > 1  # the rounded ends are there
 
 
+def test_faces_with_corners_on_a_line_are_that_line():
+    # Rounding alone tells which way such a face looks, also along the line itself.
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        a, b = random.integers(-1500, 1500, (2, 3)) / 4095 * 0.95
+        corners = np.stack([a, b, (a + b) / 2])[random.permutation(3)]
+        field = voxelize(torch.from_numpy(corners), torch.tensor([[0, 1, 2]]), resolution=128, signed=False)
+        points = world(field.index, 128)
+        share = (((points - a) @ (b - a)) / ((b - a) @ (b - a))).clip(0, 1)
+        distance = np.linalg.norm(points - a - share[:, None] * (b - a), axis=1) * 128
+        np.testing.assert_allclose(voxels(field), distance, atol=2e-4)
+
+
 def test_a_face_shrunk_to_a_point_is_a_point():
     corners = torch.full((3, 3), 0.1, dtype=torch.float64)
     field = voxelize(corners, torch.tensor([[0, 1, 2]]), resolution=40, signed=False)
