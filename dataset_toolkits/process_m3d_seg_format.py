@@ -74,9 +74,10 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
         "--mesh_format", choices=("none", *(s[1:] for s in WRITABLE)), default="ply", help="default: ply"
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--num_workers", type=positive_int, default=4, metavar="N", help="processes (default: %(default)s)")
+    run.add_argument("--num_workers", type=positive_int, default=4, metavar="N", help="processes (default: 4)")
     run.add_argument("--device", default="cpu", help="where fields are computed: cpu (default), cuda, cuda:1")
     run.add_argument("--no_skip", action="store_true", help="process finished cases again")
+    run.add_argument("--verbose", action="store_true", help="log what the libraries do")
     parser.set_defaults(work=work)
     return parser
 
