@@ -10,6 +10,7 @@ cut off goes on with the same command. `docs/datasets.md` has the formats and th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -96,23 +97,23 @@ def work(options: argparse.Namespace) -> int:
     """Voxelize, and print a summary; 2 if no object has a field."""
     if options.device and options.gpu_nums is not None:
         raise ValueError("give --device or --gpu_nums, not both")
-    summary = voxelize_dataset(
-        VoxelizeSettings(
-            source_format=options.format,
-            input_dir=options.input_dir,
-            output_dir=options.output_dir,
-            resolutions=options.resolutions,
-            threshold_factor=options.threshold_factor,
-            signed=not options.unsigned,
-            split=options.split,
-            filter_aesthetic_score=options.filter_aesthetic_score,
-            max_samples=options.max_samples,
-            skip_existing=not options.no_skip,
-            workers=options.max_workers,
-            devices=(str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums),
-            engine=options.engine,
-        )
+    settings = VoxelizeSettings(
+        source_format=options.format,
+        input_dir=options.input_dir,
+        output_dir=options.output_dir,
+        resolutions=options.resolutions,
+        threshold_factor=options.threshold_factor,
+        signed=not options.unsigned,
+        split=options.split,
+        filter_aesthetic_score=options.filter_aesthetic_score,
+        max_samples=options.max_samples,
+        skip_existing=not options.no_skip,
+        workers=options.max_workers,
+        devices=(str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums),
+        engine=options.engine,
     )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say
+        summary = voxelize_dataset(settings)
     if options.json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
     else:

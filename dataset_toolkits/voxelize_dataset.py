@@ -99,6 +99,8 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
         OSError: the disk is full, or another program is writing to the output.
         ImportError: a library is missing.
     """
+    if not settings.input_dir.is_dir():
+        raise ValueError(f"--input_dir {settings.input_dir} does not exist, or is no folder")
     table = input_table(settings.source_format, settings.input_dir)
     output = settings.output_dir.absolute()
     if table is not None and table.resolve() == (output / METADATA).resolve():

@@ -86,7 +86,8 @@ def _connect(workers: int) -> None:
     """Connect to the cluster at `RAY_ADDRESS`, or start one here."""
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+    # What workers log would be printed to standard output, where programs have their results.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
