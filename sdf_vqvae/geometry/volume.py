@@ -53,7 +53,7 @@ _CELLS = 128
 """The surface's grid has about so many cells along the label, but never fewer than the scan."""
 _FINEST = 6
 """Most cells that the smallest spacing is divided into."""
-_BLOCK = 64
+_BLOCK = 96
 _AWAY = 1e-3
 """Least distance of a value to the level, in cells: vertices of neighboring edges never coincide."""
 _CLOSE_ENOUGH = 5e-4
