@@ -8,7 +8,7 @@ from pathlib import Path
 
 site = Path(sys.argv[1]).resolve()
 count = 0
-for name in ("sdf_vqvae", "vae_qwen3vl"):  # dataset_toolkits may be another project's here
+for name in ("sdf_vqvae", "dataset_toolkits", "vae_qwen3vl"):
     package = importlib.import_module(name)
     home = Path(package.__file__).resolve()
     assert site in home.parents, f"{name} came from {home}, not from the wheel in {site}"
