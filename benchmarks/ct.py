@@ -29,6 +29,7 @@ from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.picture import render_mesh
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.runtime import atomic_path, peak_host_bytes, setup_logging
+from sdf_vqvae.sparse_sdf import SparseSDF
 
 BALLS = (((1.0, 1.0, 1.0), 20.0), ((3.0, 3.0, 3.0), 30.0), ((0.8, 0.8, 5.0), 30.0))
 LARGE_ML = 10.0
@@ -118,16 +119,30 @@ def write_organ_table(output: Path, info: dict[str, Any]) -> None:
 
 
 def compare(folder: Path, resolution: int) -> dict[str, Any]:
-    """Return how far the fields of the two layouts are apart, organ by organ."""
+    """Return how far the fields of the two layouts are apart, and how far their volumes from the labels'."""
     nifti, m3d = (FieldFolder(folder / name / "organs", resolution) for name in ("nifti", "m3d_seg"))
     by_name = {row["organ"].replace("_", " "): number for number, row in enumerate(nifti.rows)}
-    same_voxels, largest = 0, 0.0
+    same_voxels, largest, errors = 0, 0.0, []
     for number, row in enumerate(m3d.rows):
         first, second = m3d[number], nifti[by_name[row["organ"]]]
         if torch.equal(first.index, second.index):
             same_voxels += 1
             largest = max(largest, float((first.sdf - second.sdf).abs().max()))
-    return {"organs_in_both": len(by_name), "same_voxels": same_voxels, "largest_difference_in_bands": largest}
+        if float(row["volume_ml"]) > LARGE_ML:
+            errors.append(100 * abs(field_ml(first) / float(row["volume_ml"]) - 1))
+    return {
+        "organs_in_both": len(by_name),
+        "same_voxels": same_voxels,
+        "largest_difference_in_bands": largest,
+        "worst_percent_of_the_field_s_own_surface_over_10_ml": max(errors),
+    }
+
+
+def field_ml(field: SparseSDF) -> float:
+    """Return the volume that the surface of a field encloses: what is left of it after the grid."""
+    vertices, faces = extract_isosurface(field.sdf, field.index)
+    volume = trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False).volume
+    return float(volume) / (field.field.resolution * field.scale) ** 3 / 1000
 
 
 def ball_row(spacing: tuple[float, float, float], radius: float) -> dict[str, Any]:
