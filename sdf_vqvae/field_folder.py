@@ -26,7 +26,8 @@ from sdf_vqvae.sparse_sdf import SparseSDF
 logger = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
-_ID = "sha256"
+ID_COLUMN = "sha256"
+"""The column of objects' ids."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 """Names from tables and folders that may become part of a path."""
 _FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
@@ -69,7 +70,7 @@ class FieldFolder:
             if reason is None:
                 self.rows.append(row)
             else:
-                self.left_out[row[_ID]] = reason
+                self.left_out[row[ID_COLUMN]] = reason
         if not self.rows:
             some = "; ".join(f"{name}: {why}" for name, why in list(self.left_out.items())[:2])
             raise ValueError(
@@ -83,7 +84,7 @@ class FieldFolder:
 
     def __getitem__(self, number: int) -> SparseSDF:
         """Read one field. Raises a ValueError if its file is damaged."""
-        return SparseSDF.load(self.path(self.rows[number][_ID]))
+        return SparseSDF.load(self.path(self.rows[number][ID_COLUMN]))
 
     def path(self, name: str) -> Path:
         """Return the file of an object by its id."""
@@ -96,11 +97,11 @@ class FieldFolder:
             yield from read_table(table)
             return
         for file in sorted(self.folder.glob(f"*_r{self.resolution}.npz")):
-            yield {_ID: file.name.removesuffix(f"_r{self.resolution}.npz")}
+            yield {ID_COLUMN: file.name.removesuffix(f"_r{self.resolution}.npz")}
 
     def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
         """Return why a row can't be used, or None."""
-        name = row[_ID]
+        name = row[ID_COLUMN]
         if not SAFE_ID.fullmatch(name):
             return "its id is not a plain name"
         if name in self._seen:
@@ -123,12 +124,17 @@ class FieldFolder:
         return None
 
 
+def fields_in(folder: Path) -> bool:
+    """Return whether a folder holds field files."""
+    return any(_FILE.fullmatch(name) for name in os.listdir(folder))
+
+
 def field_file_name(name: str, resolution: int) -> str:
     """Return `{name}_r{resolution}.npz`."""
     return f"{name}_r{resolution}.npz"
 
 
-def read_table(path: Path, needed: tuple[str, ...] = (_ID,)) -> Iterator[dict[str, str]]:
+def read_table(path: Path, needed: tuple[str, ...] = (ID_COLUMN,)) -> Iterator[dict[str, str]]:
     """Yield the rows of a `metadata.csv`.
 
     Raises:
@@ -210,13 +216,13 @@ def convert_folder(
     kept = 0
     jobs = []
     for row in fields.rows:
-        output = target / field_file_name(row[_ID], field.resolution)
+        output = target / field_file_name(row[ID_COLUMN], field.resolution)
         stored = stored_field(output, field)
         if stored is None:
-            jobs.append((row[_ID], (fields.path(row[_ID]), output)))
+            jobs.append((row[ID_COLUMN], (fields.path(row[ID_COLUMN]), output)))
         else:
             kept += 1
-            points[row[_ID]] = str(stored.voxels)
+            points[row[ID_COLUMN]] = str(stored.voxels)
     done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
     for one in tqdm(done, total=len(jobs), unit="field", disable=None):
         name = jobs[one.number][0]
@@ -226,7 +232,7 @@ def convert_folder(
             points[name] = str(one.result)
     rows = []
     for row in fields.table():
-        name = row[_ID]
+        name = row[ID_COLUMN]
         found = {f"r{field.resolution}_num_points": points.get(name, "")}
         rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
     write_table(target / METADATA, rows)

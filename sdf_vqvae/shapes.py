@@ -6,7 +6,7 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import torch
 import trimesh
 from torch import Tensor
 
+from sdf_vqvae.archives import one_line
 from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.geometry.dense_surface import voxelize_dense
-from sdf_vqvae.geometry.mesh import is_watertight, load_mesh, normalize_mesh, to_source_units
-from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
+from sdf_vqvae.geometry.mesh import NormalizedMesh, is_watertight, load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
@@ -71,6 +72,76 @@ def voxelize_for(
         ValueError: the mesh cannot be used; or the tokenizer's field has no recorded band and `threshold_factor`
             is not given, or it has one and another is asked for.
     """
+    band = _band_for(vae, threshold_factor)
+    source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
+    normalized = normalize_mesh(source)
+    return field_in_world(
+        normalized.vertices.to(vae.device),
+        normalized.faces.to(vae.device),
+        vae.config.field,
+        band=band,
+        watertight=normalized.watertight,
+        center=normalized.center,
+        scale=normalized.scale,
+    )
+
+
+def voxelize_many_for(
+    vae: SparseSDFVQVAE, meshes: Sequence[trimesh.Trimesh], *, threshold_factor: float | None = None
+) -> list[SparseSDF | str]:
+    """Voxelize several meshes into the fields that a tokenizer reads, on a GPU in one go.
+
+    Arguments are those of `voxelize_for`.
+
+    Returns:
+        For each mesh its field, or in one line why it can't be used.
+
+    Raises:
+        ValueError: `threshold_factor` does not fit the tokenizer.
+    """
+    field, band = vae.config.field, _band_for(vae, threshold_factor)
+    made: list[SparseSDF | str] = []
+    ready: list[tuple[int, NormalizedMesh]] = []
+    together = vae.device.type == "cuda" and field.sampling == "center" and field.unit == "band"
+    for number, mesh in enumerate(meshes):
+        made.append("")
+        try:
+            if together:
+                ready.append((number, normalize_mesh(mesh)))
+            else:
+                made[number] = voxelize_for(vae, mesh, threshold_factor=threshold_factor)
+        except ValueError as error:
+            made[number] = one_line(error)
+    if not ready:
+        return made
+    parts = [(m.vertices.to(vae.device), m.faces.to(vae.device), m.watertight) for _, m in ready]
+    try:
+        found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=field.kind == "sdf")
+    except ValueError:  # one of them has no voxel: find out which
+        return [_or_reason(vae, mesh, threshold_factor) for mesh in meshes]
+    share = band / field.voxels_per_unit
+    for (number, mesh), own in zip(ready, found, strict=True):
+        made[number] = SparseSDF(
+            sdf=(own.distance.double() * share).float(),
+            index=own.index,
+            field=field,
+            center=mesh.center,
+            scale=mesh.scale,
+            watertight=mesh.watertight,
+            sign_method=own.sign_method,
+        )
+    return made
+
+
+def _or_reason(vae: SparseSDFVQVAE, mesh: trimesh.Trimesh, threshold_factor: float | None) -> SparseSDF | str:
+    try:
+        return voxelize_for(vae, mesh, threshold_factor=threshold_factor)
+    except ValueError as error:
+        return one_line(error)
+
+
+def _band_for(vae: SparseSDFVQVAE, threshold_factor: float | None) -> float:
+    """Return how much of the band to compute, in voxels. Raises a ValueError where that is unknown."""
     field = vae.config.field
     if threshold_factor is not None and field.band not in (None, threshold_factor):
         raise ValueError(
@@ -82,17 +153,7 @@ def voxelize_for(
             "this VAE reads fields of the original system, whose band is not recorded: give --threshold_factor, the "
             "value its training data was made with (0.01 by default in the original's first version, 4.0 later)"
         )
-    source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
-    normalized = normalize_mesh(source)
-    return field_in_world(
-        normalized.vertices.to(vae.device),
-        normalized.faces.to(vae.device),
-        field,
-        band=band,
-        watertight=normalized.watertight,
-        center=normalized.center,
-        scale=normalized.scale,
-    )
+    return band
 
 
 def field_in_world(

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from vae_qwen3vl.code_folder import CodeFolder
+    from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
+    from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
     from vae_qwen3vl.layout import PLACEHOLDER_3D
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
@@ -26,12 +29,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "DEFAULT_PROMPT": "vae_qwen3vl.processor",
     "PLACEHOLDER_3D": "vae_qwen3vl.layout",
+    "CachedCodesDataset": "vae_qwen3vl.datasets_3d",
+    "CodeFolder": "vae_qwen3vl.code_folder",
+    "Dummy3DTextDataset": "vae_qwen3vl.datasets_3d",
     "PositionEncoder3D": "vae_qwen3vl.projector",
     "Processor3D": "vae_qwen3vl.processor",
     "Projector3D": "vae_qwen3vl.projector",
     "ProjectorDescription": "vae_qwen3vl.projector_file",
     "Qwen3VLWith3DBranch": "vae_qwen3vl.model",
+    "SDF3DCaptionDataset": "vae_qwen3vl.datasets_3d",
     "codebook_vectors": "vae_qwen3vl.vae_latent_extractor",
+    "collate_3d_text": "vae_qwen3vl.collate",
+    "collate_codes_caption": "vae_qwen3vl.collate",
+    "collate_sdf_caption": "vae_qwen3vl.collate",
     "extract_3d_latent": "vae_qwen3vl.vae_latent_extractor",
     "extract_3d_latent_and_indices": "vae_qwen3vl.vae_latent_extractor",
     "load_projector": "vae_qwen3vl.projector_file",
@@ -44,12 +54,19 @@ _HOMES = {
 __all__ = [
     "DEFAULT_PROMPT",
     "PLACEHOLDER_3D",
+    "CachedCodesDataset",
+    "CodeFolder",
+    "Dummy3DTextDataset",
     "PositionEncoder3D",
     "Processor3D",
     "Projector3D",
     "ProjectorDescription",
     "Qwen3VLWith3DBranch",
+    "SDF3DCaptionDataset",
     "codebook_vectors",
+    "collate_3d_text",
+    "collate_codes_caption",
+    "collate_sdf_caption",
     "extract_3d_latent",
     "extract_3d_latent_and_indices",
     "load_projector",

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdf_vqvae.runtime import StageCost, Stopwatch, resolve_device
-from vae_qwen3vl import run_smoke_test
+from vae_qwen3vl import encode_command, run_smoke_test
+from vae_qwen3vl.encode_command import CODES_SUFFIX
 from vae_qwen3vl.programs import (
     add_language_options,
     add_run_options,
@@ -28,7 +27,6 @@ from vae_qwen3vl.programs import (
 )
 
 PROGRAM = "vae-qwen3vl"
-CODES_SUFFIX = ".safetensors"
 
 
 def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
@@ -37,7 +35,9 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     commands = subparsers
     if commands is None:
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_encode(commands)
+    encode_command.add_arguments(
+        _add(commands, "encode", encode_command.work, encode_command.ABOUT, encode_command.EXAMPLES)
+    )
     _add_decode(commands)
     _add_describe(commands)
     _add_demo(commands)
@@ -95,66 +95,6 @@ def print_stages(stages: Sequence[StageCost]) -> None:
         line = f"{stage.name:<12}  {stage.seconds:>8.2f}  {stage.peak_host_bytes / 2**20:>6.0f} MiB"
         print(line + (f"  {stage.peak_device_bytes / 2**20:>6.0f} MiB" if on_gpu else ""))
     print("host peak: the whole process, up to the end of the stage")
-
-
-# -- encode ----------------------------------------------------------------------------------------------------
-
-
-def _add_encode(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "encode",
-        _encode,
-        "Turn a mesh, or a field file of it, into discrete codes.",
-        "  vae-qwen3vl encode chair.glb -o chair.safetensors\n"
-        "  vae-qwen3vl encode 0123abcd_r512.npz -o x.safetensors --vae_config configs/vae/sdf_vqvae_stage2.json "
-        "--vae_ckpt vqvae_step0000459.pt\n"
-        "  vae-qwen3vl encode scan.ply -o scan.safetensors --json",
-    )
-    parser.add_argument("mesh", metavar="MESH|FIELD", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF; or .npz")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="codes file, .safetensors")
-    _add_threshold_factor(parser)
-    add_vae_options(parser)
-    add_run_options(parser)
-
-
-def _encode(options: argparse.Namespace) -> int:
-    from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import encode_field, field_for, load_shape
-    from sdf_vqvae.sparse_sdf import SparseSDF
-
-    if options.output.suffix != CODES_SUFFIX:
-        raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
-    source = load_shape(options.mesh)
-    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
-    watch = Stopwatch(vae.device)
-    with watch("voxelize"), naming(options.mesh):
-        field = field_for(vae, source, threshold_factor=options.threshold_factor)
-    with watch("encode"), naming(options.mesh):
-        codes = encode_field(vae, field)
-    codes.save(options.output)
-    found = {
-        "mesh": str(options.mesh),
-        "faces": None if isinstance(source, SparseSDF) else len(source.faces),
-        "watertight": field.watertight,
-        "sign_method": field.sign_method,
-        "resolution": field.field.resolution,
-        "voxels": len(field.sdf),
-        "codes": len(codes.codes),
-        "distinct_codes": len(torch.unique(codes.codes)),
-        "output": str(options.output),
-    }
-    if options.json:
-        _print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
-        return 0
-    made_of = "" if found["faces"] is None else f"{found['faces']} faces -> "
-    print(
-        f"{found['mesh']}: {made_of}{found['voxels']} voxels at {found['resolution']}^3 "
-        f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
-        f"in {found['output']}"
-    )
-    print_stages(watch.costs)
-    return 0
 
 
 # -- decode ----------------------------------------------------------------------------------------------------

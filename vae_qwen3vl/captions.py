@@ -1,0 +1,140 @@
+"""The words of objects in their three forms: captions, questions with answers, chats.
+
+Knows a table's `captions` column and JSONL records; knows nothing of shapes or tokens. One of an object's several
+texts is chosen by a seed, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.archives import one_line, parse_json, regular_file
+
+RECORDS = "conversations.jsonl"
+"""Name of the records beside a dataset's table that are read without being asked for."""
+_IDS = ("sample_id", "sha256", "id")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One thing to say about an object."""
+
+    answer: str
+    """What the model learns to say."""
+    conversation: tuple[dict[str, str], ...] | None = None
+    """The turns before it, `{"role", "content"}` each; None where the trainer's own prompt asks."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to learn."""
+        if not self.answer.strip():
+            raise ValueError("the answer is empty")
+
+
+def captions_in(cell: str) -> list[str]:
+    """Return the captions of a table's cell: a JSON list of strings, or plain text."""
+    text = cell.strip()
+    if text.startswith("["):
+        try:
+            found = parse_json(text)
+        except ValueError:
+            return [text]
+        if isinstance(found, list):
+            return [item.strip() for item in found if isinstance(item, str) and item.strip()]
+    return [text] if text and text.lower() not in ("nan", "none", "null") else []
+
+
+def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
+    """Read texts from a JSONL file: one record a line, several for an object are fine.
+
+    Each has `sample_id` (or `sha256`, `id`), and either `caption`, or `question` and `answer`, or `messages`: turns
+    `{"role": "system" | "user" | "assistant", "content": text}` that end with the assistant's.
+
+    Raises:
+        ValueError: the file is missing, or a line is something else; the message names the line.
+    """
+    file = regular_file(path, "records file")
+    found: dict[str, list[Text]] = {}
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_json(line)
+                if not isinstance(record, dict):
+                    raise ValueError("a record is a JSON object")
+                found.setdefault(_id_of(record), []).append(_text_of(record))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
+    return found
+
+
+def choose(texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int) -> Text:
+    """Return one of an object's texts: the same for the same seed, epoch and object, on every machine."""
+    digest = hashlib.blake2b(json.dumps([seed, epoch, sample_id]).encode(), digest_size=8).digest()
+    return texts[int.from_bytes(digest, "big") % len(texts)]
+
+
+def texts_of_table(
+    rows: Sequence[Mapping[str, str]], folder: Path, records: str | os.PathLike[str] | None, id_column: str
+) -> dict[str, list[Text]]:
+    """Return the texts of a dataset's objects: captions of its table, and records.
+
+    Args:
+        rows: the table.
+        folder: the dataset; its `conversations.jsonl` is read where no other records are given.
+        records: a JSONL file, see `read_records`.
+        id_column: the column of the objects' ids.
+    """
+    texts = {row[id_column]: [Text(answer=c) for c in captions_in(row.get("captions", ""))] for row in rows}
+    beside = folder / RECORDS
+    source = records if records is not None else (beside if beside.is_file() else None)
+    if source is not None:
+        for name, own in read_records(source).items():
+            if name in texts:
+                texts[name] += own
+    return texts
+
+
+def _id_of(record: dict[str, Any]) -> str:
+    for key in _IDS:
+        if isinstance(record.get(key), str) and record[key]:
+            return str(record[key])
+    raise ValueError(f"a record needs an id: {', '.join(_IDS)}")
+
+
+def _text_of(record: dict[str, Any]) -> Text:
+    if "messages" in record:
+        return _chat(record["messages"])
+    if "question" in record:
+        question = _string(record, "question")
+        return Text(answer=_string(record, "answer"), conversation=({"role": "user", "content": question},))
+    if "caption" in record:
+        return Text(answer=_string(record, "caption"))
+    raise ValueError("a record holds 'caption', 'question' and 'answer', or 'messages'")
+
+
+def _string(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key!r} must be text, not {value!r}")
+    return value
+
+
+def _chat(messages: Any) -> Text:
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise ValueError("'messages' must be a list of at least two turns")
+    turns = []
+    for turn in messages:
+        if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
+            raise ValueError(f"a turn needs a role of {', '.join(_ROLES)}")
+        turns.append({"role": str(turn["role"]), "content": _string(turn, "content")})
+    if turns[-1]["role"] != "assistant" or turns[0]["role"] == "assistant":
+        raise ValueError("'messages' begin with a user or system turn and end with the assistant's")
+    return Text(answer=turns[-1]["content"], conversation=tuple(turns[:-1]))

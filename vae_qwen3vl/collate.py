@@ -1,0 +1,139 @@
+"""Joins items of datasets to batches that `Qwen3VLWith3DBranch.forward_with_3d` takes as they are.
+
+Text is written by `Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
+it never becomes a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
+
+Item = Mapping[str, Any]
+_WAY_A = ("feats_3d", "coords_3d", "input_ids", "attention_mask", "labels")
+
+
+def collate_sdf_caption(
+    batch: Sequence[Item], tokenizer: Any, prompt: str = DEFAULT_PROMPT, max_length: int | None = 256
+) -> dict[str, Any]:
+    """Join items of `SDF3DCaptionDataset` (way B: the VAE encodes in the step).
+
+    Args:
+        batch: the items.
+        tokenizer: a tokenizer with a chat template, or a `Processor3D`.
+        prompt: asks for captions that come without a conversation of their own.
+        max_length: most text tokens of an item; None for any number.
+
+    Returns:
+        `inputs_3d` (`sparse_sdf`, `sparse_index`, `batch_idx`), `input_ids`, `attention_mask` and `labels` `[B, S]`.
+
+    Raises:
+        ValueError: the batch is empty, or an item is too long: an answer is never cut.
+    """
+    words = _words(batch, tokenizer, prompt, max_length)
+    fields = [item["inputs_3d"] for item in batch]
+    joined = {key: torch.cat([field[key] for field in fields]) for key in ("sparse_sdf", "sparse_index")}
+    sizes = torch.tensor([len(field["sparse_index"]) for field in fields])
+    return {"inputs_3d": {**joined, "batch_idx": torch.arange(len(fields)).repeat_interleave(sizes)}, **words}
+
+
+def collate_codes_caption(
+    batch: Sequence[Item], tokenizer: Any, prompt: str = DEFAULT_PROMPT, max_length: int | None = 256
+) -> dict[str, Any]:
+    """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
+
+    Returns:
+        `feats_3d [M, D]`, `coords_3d` int32 `[M, 4]` = (item, x, y, z), and the text as in `collate_sdf_caption`.
+    """
+    words = _words(batch, tokenizer, prompt, max_length)
+    coords = [
+        torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
+        for number, item in enumerate(batch)
+    ]
+    return {"feats_3d": torch.cat([item["feats_3d"] for item in batch]), "coords_3d": torch.cat(coords), **words}
+
+
+def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:
+    """Join items of a dataset of your own that holds codebook vectors (way A).
+
+    Each item is a dictionary with `feats_3d [N, D]`, `coords_3d [N, 4]` (the first column is ignored),
+    `input_ids`, `attention_mask` and `labels` `[S]`, or a tuple of these five in this order.
+
+    Args:
+        batch: the items.
+        latent_dim: code width D, as the projector expects it.
+
+    Returns:
+        `feats_3d [B, L, D]`, `coords_3d [B, L, 4]`, `mask_3d` bool `[B, L]` (False is padding), `input_ids`,
+        `attention_mask` and `labels` `[B, S]`.
+
+    Raises:
+        ValueError: the batch is empty, or an item has other shapes.
+    """
+    if not batch:
+        raise ValueError("collate_3d_text needs at least one item")
+    items = [_named(item) for item in batch]
+    for number, item in enumerate(items):
+        _check_way_a(item, number, latent_dim)
+    longest = max(len(item["feats_3d"]) for item in items)
+    feats = items[0]["feats_3d"].new_zeros((len(items), longest, latent_dim))
+    coords = items[0]["coords_3d"].new_zeros((len(items), longest, 4))
+    mask = torch.zeros(len(items), longest, dtype=torch.bool)
+    for number, item in enumerate(items):
+        count = len(item["feats_3d"])
+        feats[number, :count] = item["feats_3d"]
+        coords[number, :count, 1:] = item["coords_3d"][:, 1:]
+        coords[number, :, 0] = number
+        mask[number, :count] = True
+    fills = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED_LABEL}
+    text = {
+        key: torch.nn.utils.rnn.pad_sequence([item[key] for item in items], batch_first=True, padding_value=fill)
+        for key, fill in fills.items()
+    }
+    return {"feats_3d": feats, "coords_3d": coords, "mask_3d": mask, **text}
+
+
+def _named(item: Item | Sequence[Tensor]) -> Item:
+    if isinstance(item, Mapping):
+        missing = [key for key in _WAY_A if key not in item]
+        if missing:
+            raise ValueError(f"an item of way A has {', '.join(_WAY_A)}; {', '.join(missing)} is missing")
+        return item
+    if len(item) != len(_WAY_A):
+        raise ValueError(f"an item of way A has five parts ({', '.join(_WAY_A)}), not {len(item)}")
+    return dict(zip(_WAY_A, item, strict=True))
+
+
+def _check_way_a(item: Item, number: int, latent_dim: int) -> None:
+    feats, coords = item["feats_3d"], item["coords_3d"]
+    if feats.ndim != 2 or feats.shape[1] != latent_dim or len(feats) == 0 or coords.shape != (len(feats), 4):
+        raise ValueError(
+            f"item {number}: feats_3d must be [N, {latent_dim}] and coords_3d [N, 4], N > 0; got "
+            f"{list(feats.shape)} and {list(coords.shape)}"
+        )
+    sizes = {len(item[key]) for key in ("input_ids", "attention_mask", "labels")}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"item {number}: input_ids, attention_mask and labels have different lengths {sorted(sizes)}"
+        )
+
+
+def _words(batch: Sequence[Item], tokenizer: Any, prompt: str, max_length: int | None) -> dict[str, Tensor]:
+    if not batch:
+        raise ValueError("a batch needs at least one item")
+    processor = tokenizer if isinstance(tokenizer, Processor3D) else Processor3D(tokenizer)
+    conversations = [item.get("conversation") or [{"role": "user", "content": prompt}] for item in batch]
+    words = processor(conversations, [item["caption"] for item in batch])
+    lengths = words["attention_mask"].sum(1).tolist()
+    for item, length in zip(batch, lengths, strict=True):
+        if max_length is not None and length > max_length:
+            raise ValueError(
+                f"{item.get('sample_id', 'an item')}: its text has {length} tokens, over max_length={max_length}; "
+                "answers are never cut, so give a larger max_length or leave the object out"
+            )
+    return words

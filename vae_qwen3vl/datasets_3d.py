@@ -1,0 +1,193 @@
+"""Datasets of objects with words for training: distance fields, cached codes, and random dummies.
+
+Items are dictionaries; `collate` joins them to what `Qwen3VLWith3DBranch.forward_with_3d` takes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
+from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+from vae_qwen3vl.captions import Text, choose, texts_of_table
+from vae_qwen3vl.code_folder import CodeFolder
+
+_LATENT_SIDE = 64
+_FEWEST_TOKENS = 100
+
+
+class _WithTexts(Dataset[dict[str, Any]]):
+    """What datasets with words share: which text of an object is said in which epoch."""
+
+    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int) -> None:
+        self._texts = texts
+        self._seed = seed
+        self._epoch = 0
+        self.names = names
+        """Ids of the objects, in the order of the items."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose among the texts of each object anew."""
+        self._epoch = epoch
+
+    def _words(self, name: str) -> dict[str, Any]:
+        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch)
+        words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
+        if text.conversation is not None:
+            words["conversation"] = [dict(turn) for turn in text.conversation]
+        return words
+
+
+class SDF3DCaptionDataset(_WithTexts):
+    """Distance fields with captions: a folder with `metadata.csv` and `{sha256}_r{R}.npz`.
+
+    Used are the rows with `sdf_computed`, at least `min_points` voxels, captions and a file, in the table's order.
+    Items have `inputs_3d` (the batch dict of the object alone), `caption`, `sample_id`, and for records with a
+    question or a chat `conversation`, the turns before the answer.
+
+    Args:
+        sdf_dir: the dataset.
+        resolution: grid side R in the files' names.
+        min_points: fewest voxels.
+        max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
+        max_samples: the first so many; None or 0 for all.
+        records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
+        seed: of the choice among an object's texts, which `set_epoch` makes anew.
+
+    Raises:
+        ValueError: the folder has no usable object with words.
+    """
+
+    def __init__(
+        self,
+        sdf_dir: str | os.PathLike[str],
+        resolution: int = 512,
+        min_points: int = 100,
+        max_points: int | None = 500_000,
+        max_samples: int | None = None,
+        *,
+        records: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
+        texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN)
+        self.left_out = dict(self.fields.left_out)
+        """Id -> why it is not among the items."""
+        self.left_out |= {name: "it has no captions" for name, own in texts.items() if not own}
+        self._rows = [i for i, row in enumerate(self.fields.rows) if texts[row[ID_COLUMN]]][: max_samples or None]
+        if not self._rows:
+            raise ValueError(
+                f"{sdf_dir}: none of {len(texts)} objects with a field has captions (column `captions` of "
+                f"metadata.csv, or records in a JSONL file)"
+            )
+        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Read one object. Raises a ValueError if its file is damaged."""
+        field = self.fields[self._rows[number]]
+        return {"inputs_3d": collate_sparse_sdf([field]), **self._words(self.names[number])}
+
+
+class CachedCodesDataset(_WithTexts):
+    """Objects of a folder of cached codes that have captions (see `code_folder`).
+
+    Items have `codes` int64 `[M]`, `coords` int32 `[M, 3]`, `feats_3d` float32 `[M, D]` (the codes' vectors in the
+    codebook), `caption`, `sample_id`, and `conversation` as in `SDF3DCaptionDataset`.
+
+    Args:
+        folder: the codes.
+        split: only objects whose table row says so in its column `split`.
+        max_samples: the first so many; None or 0 for all.
+        records: JSONL with more texts; `conversations.jsonl` in the folder if None.
+        seed: of the choice among an object's texts.
+
+    Raises:
+        ValueError: the folder is no folder of codes, or none of its objects has words.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        max_samples: int | None = None,
+        records: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.codes = CodeFolder(folder)
+        rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
+        texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
+        names = [row[ID_COLUMN] for row in rows if row[ID_COLUMN] in self.codes and texts[row[ID_COLUMN]]]
+        names = list(dict.fromkeys(names))[: max_samples or None]
+        if not names:
+            raise ValueError(f"{folder}: none of {len(self.codes)} encoded objects has captions")
+        super().__init__(texts, names, seed)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return one object."""
+        codes, coords = self.codes[self.names[number]]
+        feats = self.codes.codebook[codes.long()]
+        words = self._words(self.names[number])
+        return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
+
+
+class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):
+    """Random objects and texts, the same for the same number: for trying out training without data.
+
+    Items are as way A of a dataset of your own has them: `feats_3d [N, D]`, `coords_3d [N, 4]`, `input_ids`,
+    `attention_mask`, `labels [S]`, of which only the last label counts.
+
+    Args:
+        num_samples: how many.
+        max_3d_tokens: most codes of an object; the fewest are 100, or this if it is less.
+        seq_len: text length S.
+        vocab_size: ids are drawn below it.
+        latent_dim: code width D.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 100,
+        max_3d_tokens: int = 512,
+        seq_len: int = 64,
+        vocab_size: int = 152_064,
+        latent_dim: int = 16,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("max_3d_tokens", max_3d_tokens), ("seq_len", seq_len)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.num_samples = num_samples
+        self.max_3d_tokens = max_3d_tokens
+        self.seq_len = seq_len
+        self.vocab_size = vocab_size
+        self.latent_dim = latent_dim
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """Return one item."""
+        if not 0 <= number < self.num_samples:
+            raise IndexError(number)
+        random = torch.Generator().manual_seed(number)
+        fewest = min(_FEWEST_TOKENS, self.max_3d_tokens)
+        count = int(torch.randint(fewest, self.max_3d_tokens + 1, (1,), generator=random))
+        cells = torch.randperm(_LATENT_SIDE**3, generator=random)[:count].sort().values
+        xyz = torch.stack([cells // _LATENT_SIDE**2, cells // _LATENT_SIDE % _LATENT_SIDE, cells % _LATENT_SIDE], 1)
+        ids = torch.randint(0, self.vocab_size, (self.seq_len,), generator=random)
+        labels = torch.full_like(ids, -100)
+        labels[-1] = ids[-1]
+        return {
+            "feats_3d": torch.randn(count, self.latent_dim, generator=random),
+            "coords_3d": torch.cat([torch.zeros_like(xyz[:, :1]), xyz], dim=1).int(),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels,
+        }

@@ -1,0 +1,145 @@
+"""The subcommand `encode`: one shape to a codes file, or a whole dataset to a folder of codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdf_vqvae.jobs import ENGINES, devices_for
+from sdf_vqvae.runtime import Stopwatch, resolve_device
+from vae_qwen3vl.programs import USER_ERROR, add_run_options, add_vae_options, naming, positive_int
+
+CODES_SUFFIX = ".safetensors"
+ABOUT = "Turn a mesh, a field file, or a whole dataset into discrete codes."
+EXAMPLES = (
+    "  vae-qwen3vl encode chair.glb -o chair.safetensors\n"
+    "  vae-qwen3vl encode 0123abcd_r512.npz -o x.safetensors --vae_config configs/vae/sdf_vqvae_stage2.json "
+    "--vae_ckpt vqvae_step0000459.pt\n"
+    "  vae-qwen3vl encode scan.ply -o scan.safetensors --json\n"
+    "  vae-qwen3vl encode train_sdf_dataset -o train_codes          a folder of fields, of meshes, or a pack;\n"
+    "                                                               the same command goes on where it stopped"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "mesh", metavar="MESH|FIELD|FOLDER", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF; .npz; or a dataset"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE|FOLDER",
+        type=Path,
+        required=True,
+        help="codes file, .safetensors; for a dataset the folder of codes",
+    )
+    parser.add_argument(
+        "--threshold_factor",
+        type=float,
+        metavar="T",
+        help="half width in voxels of the field, for VAEs of the original system, which don't record it",
+    )
+    add_vae_options(parser)
+    many = parser.add_argument_group("datasets")
+    many.add_argument("--split", help="only objects whose row says so in its column `split`")
+    many.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N objects")
+    many.add_argument("--workers", type=positive_int, metavar="N", help="processes (default: one a device)")
+    many.add_argument("--gpu_nums", type=int, metavar="N", help="use N GPUs (default -1: all, or the CPU)")
+    many.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or a Ray cluster")
+    many.add_argument(
+        "--batch_voxels",
+        type=positive_int,
+        default=2_000_000,
+        metavar="N",
+        help="voxels that go through the tokenizer at a time (default %(default)s)",
+    )
+    add_run_options(parser)
+
+
+def work(options: argparse.Namespace) -> int:
+    """Encode one shape or a dataset."""
+    return _encode_dataset(options) if options.mesh.is_dir() else _encode_one(options)
+
+
+def _encode_one(options: argparse.Namespace) -> int:
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.shapes import encode_field, field_for, load_shape
+    from sdf_vqvae.sparse_sdf import SparseSDF
+    from vae_qwen3vl.cli import print_stages
+
+    if options.output.suffix != CODES_SUFFIX:
+        raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
+    source = load_shape(options.mesh)
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
+    watch = Stopwatch(vae.device)
+    with watch("voxelize"), naming(options.mesh):
+        field = field_for(vae, source, threshold_factor=options.threshold_factor)
+    with watch("encode"), naming(options.mesh):
+        codes = encode_field(vae, field)
+    codes.save(options.output)
+    found: dict[str, Any] = {
+        "mesh": str(options.mesh),
+        "faces": None if isinstance(source, SparseSDF) else len(source.faces),
+        "watertight": field.watertight,
+        "sign_method": field.sign_method,
+        "resolution": field.field.resolution,
+        "voxels": len(field.sdf),
+        "codes": len(codes.codes),
+        "distinct_codes": len(torch.unique(codes.codes)),
+        "output": str(options.output),
+    }
+    if options.json:
+        print(json.dumps({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]}, indent=2))
+        return 0
+    made_of = "" if found["faces"] is None else f"{found['faces']} faces -> "
+    print(
+        f"{found['mesh']}: {made_of}{found['voxels']} voxels at {found['resolution']}^3 "
+        f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
+        f"in {found['output']}"
+    )
+    print_stages(watch.costs)
+    return 0
+
+
+def _encode_dataset(options: argparse.Namespace) -> int:
+    from vae_qwen3vl.encoding import EncodeSettings, encode_dataset
+
+    if options.device and options.gpu_nums is not None:
+        raise ValueError("give --device or --gpu_nums, not both")
+    devices = (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
+    settings = EncodeSettings(
+        source=options.mesh,
+        output=options.output,
+        vae_config=options.vae_config,
+        vae_ckpt=options.vae_ckpt,
+        threshold_factor=options.threshold_factor,
+        split=options.split,
+        max_samples=options.max_samples,
+        batch_voxels=options.batch_voxels,
+        workers=options.workers or len(devices),
+        devices=devices,
+        engine=options.engine,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say
+        found = encode_dataset(settings)
+    rate = found.encoded / found.seconds if found.seconds else 0.0
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+    else:
+        print(
+            f"{options.mesh}: {found.encoded:,} objects encoded ({rate:.1f} a second), {found.kept:,} kept, "
+            f"{len(found.failed):,} failed; {found.codes:,} codes in {options.output}"
+        )
+        for name, reason in list(found.failed.items())[:10]:
+            print(f"  {name}: {reason}")
+        if len(found.failed) > 10:
+            print(f"  and {len(found.failed) - 10} more: column codes_error of {options.output / 'metadata.csv'}")
+    return 0 if found.encoded or found.kept else USER_ERROR

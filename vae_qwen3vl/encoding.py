@@ -1,0 +1,291 @@
+"""Encode a dataset once: fields, a pack, or a folder of meshes, to a folder of codes that training reads.
+
+Goes on where an earlier run stopped. Workers hold a tokenizer each and get a few objects at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset_toolkits.mesh_sources import MeshPlace, load_place, read_source
+from sdf_vqvae.archives import one_line
+from sdf_vqvae.field_folder import ID_COLUMN, METADATA, FieldFolder, fields_in, write_table
+from sdf_vqvae.jobs import DIED_TWICE, run_jobs
+from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.shapes import check_field, voxelize_many_for
+from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
+from vae_qwen3vl.code_folder import CodeFolderWriter
+
+logger = logging.getLogger(__name__)
+
+_OBJECTS_A_SHARD = 2048
+_SECONDS_A_SHARD = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """What to encode, with what, and how."""
+
+    source: Path
+    """A dataset of fields, a pack, or a folder of meshes."""
+    output: Path
+    """The folder of codes."""
+    vae_config: str | os.PathLike[str] | None = None
+    vae_ckpt: str | os.PathLike[str] | None = None
+    threshold_factor: float | None = None
+    """See `voxelize_for`; for meshes and tokenizers of the original system."""
+    split: str | None = None
+    """Only objects whose row says so in its column `split`."""
+    max_samples: int | None = None
+    """The first so many."""
+    batch_voxels: int = 2_000_000
+    """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
+    objects_at_a_time: int = 16
+    """Objects that a worker is handed at a time."""
+    workers: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    engine: str = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a run came to."""
+
+    encoded: int
+    kept: int
+    """Objects that an earlier run had encoded."""
+    failed: dict[str, str]
+    """Id -> reason."""
+    codes: int
+    """Of all objects that are there now."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An object to encode: a field file, or a mesh."""
+
+    name: str
+    field: Path | None = None
+    mesh: MeshPlace | None = None
+
+
+def encode_dataset(settings: EncodeSettings) -> Encoded:
+    """Encode what is missing and write the table.
+
+    Shards are written every ten seconds or 2,048 objects; a run that is killed loses what came after the last one.
+
+    Raises:
+        ValueError: there is nothing to encode, or the output holds codes of another tokenizer.
+        OSError: the disk is full, or workers can't be started; what was written is kept.
+    """
+    from tqdm import tqdm
+
+    vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, settings.devices[0])
+    rows, places, failed = objects_of(settings, vae)
+    writer = CodeFolderWriter(settings.output, vae)
+    wanted = [place for place in places if place.name not in writer.done]
+    kept = len(places) - len(wanted)
+    make = functools.partial(EncodeWorker, settings=settings)
+    if settings.engine == "local" and settings.workers == 1 and len(settings.devices) == 1:
+        make = functools.partial(_here, worker=EncodeWorker(settings.devices[0], settings=settings, vae=vae))
+    else:
+        del vae  # every worker has its own
+    start = time.perf_counter()
+    written = start
+    encoded = 0
+    with tqdm(total=len(wanted), unit="object", disable=None) as bar:
+        for name, codes, coords, error in _through_workers(make, wanted, settings):
+            bar.update()
+            if error:
+                failed[name] = error
+                logger.warning("%s not encoded: %s", name, error)
+                continue
+            assert codes is not None and coords is not None
+            writer.add(name, codes, coords)
+            encoded += 1
+            if len(writer) >= _OBJECTS_A_SHARD or time.perf_counter() - written > _SECONDS_A_SHARD:
+                writer.flush()
+                written = time.perf_counter()
+    writer.flush()
+    table = [
+        {**row, "codes": str(writer.done.get(row[ID_COLUMN], "")), "codes_error": failed.get(row[ID_COLUMN], "")}
+        for row in rows
+    ]
+    write_table(settings.output / METADATA, table)
+    return Encoded(
+        encoded=encoded,
+        kept=kept,
+        failed=failed,
+        codes=sum(writer.done.values()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def objects_of(
+    settings: EncodeSettings, vae: SparseSDFVQVAE
+) -> tuple[list[dict[str, str]], list[Place], dict[str, str]]:
+    """Return the table of a source, the objects that can be tried, and why the others can't.
+
+    Raises:
+        ValueError: the source does not exist, or has no object.
+    """
+    source = settings.source
+    if not source.is_dir():
+        raise ValueError(f"the folder {source} does not exist")
+    rows: list[dict[str, str]] = []
+    places: list[Place] = []
+    failed: dict[str, str] = {}
+    if fields_in(source):
+        fields = FieldFolder(source, vae.config.data_resolution)
+        failed |= fields.left_out
+        usable = {row[ID_COLUMN] for row in fields.rows}
+        for row in fields.table():
+            if settings.split is not None and row.get("split") != settings.split:
+                continue
+            rows.append(row)
+            if row[ID_COLUMN] in usable:
+                usable.discard(row[ID_COLUMN])
+                places.append(Place(name=row[ID_COLUMN], field=fields.path(row[ID_COLUMN])))
+    else:
+        for item in read_source(_format_of(source), source, split=settings.split):
+            rows.append(item.row)
+            if item.place is None:
+                failed.setdefault(item.row[ID_COLUMN], item.error)
+            else:
+                places.append(Place(name=item.row[ID_COLUMN], mesh=item.place))
+    if not places:
+        some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
+        raise ValueError(f"{source} holds nothing to encode" + (f" ({some})" if some else ""))
+    if settings.max_samples:
+        places = places[: settings.max_samples]
+        chosen = {place.name for place in places}
+        rows = [row for row in rows if row[ID_COLUMN] in chosen]
+        failed = {name: why for name, why in failed.items() if name in chosen}
+    return rows, places, failed
+
+
+def _format_of(source: Path) -> str:
+    return "pack" if (source / "meshes.jsonl").is_file() else "folder"
+
+
+_Result = tuple[str, Tensor | None, Tensor | None, str]
+
+
+def _through_workers(
+    make: Callable[[str], Callable[[list[Place]], list[_Result]]], places: Sequence[Place], settings: EncodeSettings
+) -> Iterator[_Result]:
+    """Hand groups of objects to workers; where one dies of a group, its objects are tried one by one."""
+    groups = [list(group) for group in _batched(places, settings.objects_at_a_time)]
+    while groups:
+        again: list[list[Place]] = []
+        jobs = run_jobs(make, groups, workers=settings.workers, devices=settings.devices, engine=settings.engine)
+        for done in jobs:
+            group = groups[done.number]
+            if done.result is not None:
+                yield from done.result
+            elif len(group) > 1 and done.error == DIED_TWICE:
+                again += [[place] for place in group]
+            else:
+                yield from ((place.name, None, None, done.error) for place in group)
+        groups = again
+
+
+def _batched(places: Sequence[Place], size: int) -> Iterator[tuple[Place, ...]]:
+    rest = iter(places)
+    while group := tuple(itertools.islice(rest, size)):
+        yield group
+
+
+def _here(_device: str, *, worker: EncodeWorker) -> EncodeWorker:
+    return worker
+
+
+class EncodeWorker:
+    """A tokenizer on one device that encodes a few objects at a time."""
+
+    def __init__(self, device: str, *, settings: EncodeSettings, vae: SparseSDFVQVAE | None = None) -> None:
+        self.settings = settings
+        self.vae = vae or load_vae_from_config(settings.vae_config, settings.vae_ckpt, device)
+
+    def __call__(self, places: list[Place]) -> list[_Result]:
+        """Return the codes of each object, or why there are none."""
+        fields: list[tuple[str, SparseSDF]] = []
+        results: list[_Result] = []
+        for place, found in zip(places, self._fields(places), strict=True):
+            if isinstance(found, SparseSDF):
+                fields.append((place.name, found))
+            else:
+                results.append((place.name, None, None, found))
+        for part in _by_size(fields, self.settings.batch_voxels):
+            results += self._encode(part)
+        return results
+
+    def _fields(self, places: list[Place]) -> list[SparseSDF | str]:
+        """Return each object's field, or the reason why it has none."""
+        found: list[Any] = []
+        for place in places:
+            try:
+                if place.field is not None:
+                    field = SparseSDF.load(place.field)
+                    check_field(self.vae, field)
+                    found.append(field.to(self.vae.device))
+                else:
+                    assert place.mesh is not None
+                    found.append(load_place(place.mesh))
+            except (ValueError, OSError) as error:
+                found.append(one_line(error))
+        meshes = [i for i, one in enumerate(found) if not isinstance(one, (SparseSDF, str))]
+        made = voxelize_many_for(
+            self.vae, [found[i] for i in meshes], threshold_factor=self.settings.threshold_factor
+        )
+        for i, field_or_reason in zip(meshes, made, strict=True):
+            found[i] = field_or_reason
+        return found
+
+    def _encode(self, part: list[tuple[str, SparseSDF]]) -> list[_Result]:
+        """Encode fields together; where that fails, one by one."""
+        try:
+            with torch.no_grad():
+                codes = self.vae.Encode(collate_sparse_sdf([field for _, field in part]))
+        except ValueError as error:
+            if len(part) == 1:
+                return [(part[0][0], None, None, one_line(error))]
+            return [result for one in part for result in self._encode([one])]
+        sizes = torch.bincount(codes.coords[:, 0], minlength=len(part)).tolist()
+        values = codes.feats[:, 0].to("cpu", torch.int32).split(sizes)
+        coords = codes.coords[:, 1:].to("cpu", torch.int16).split(sizes)
+        rows = zip(part, values, coords, strict=True)
+        # Copies: a part of a tensor would be sent between processes whole.
+        return [(name, own.clone(), where.clone(), "") for (name, _), own, where in rows]
+
+
+def _by_size(fields: list[tuple[str, SparseSDF]], most: int) -> Iterator[list[tuple[str, SparseSDF]]]:
+    """Yield fields in parts of at most so many voxels, or of one field."""
+    part: list[tuple[str, SparseSDF]] = []
+    total = 0
+    for name, field in fields:
+        if part and total + len(field.sdf) > most:
+            yield part
+            part, total = [], 0
+        part.append((name, field))
+        total += len(field.sdf)
+    if part:
+        yield part
+
+
+def with_devices(settings: EncodeSettings, devices: tuple[str, ...], workers: int | None) -> EncodeSettings:
+    """Return settings for these devices, with one worker a device unless said otherwise."""
+    return replace(settings, devices=devices, workers=workers or len(devices))
