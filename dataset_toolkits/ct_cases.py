@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ _MM = {"meter": 1000.0, "micron": 0.001}
 _TRAILING_BYTES = 2**20
 _SAME_GRID = 1e-2
 """Most millimetres between the corners of an image's grid and its label's."""
+# What NumPy raises on damaged headers (found by damaging files).
+_NPY_DAMAGE = (
+    ValueError, OSError, EOFError, SyntaxError, TypeError, ArithmeticError, MemoryError, LookupError, AttributeError,
+    RecursionError, tokenize.TokenError,
+)  # fmt: skip
 
 Affine = npt.NDArray[np.float64]
 
@@ -265,7 +271,7 @@ def _open_npy(path: Path, what: str) -> Numbers:
     file = regular_file(path, what)
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False, max_header_size=NPY_HEADER_BYTES)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+    except _NPY_DAMAGE as error:
         raise ValueError(f"{path} is not a readable array (.npy): {one_line(error)}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim not in (3, 4):
         close = getattr(array, "close", None)

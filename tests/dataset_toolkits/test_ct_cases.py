@@ -163,6 +163,10 @@ def test_arrays_of_objects_and_text_are_refused(tmp_path):
     np.save(files.image, np.array([[[{"a": 1}]]], dtype=object))
     with pytest.raises(ValueError, match="not a readable array"):
         load_case(files)
+    header = b"{'descr': '<f4', 'fortran_order'\0 False, 'shape': (1, 2, 3), }".ljust(117) + b"\n"
+    files.image.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header)  # NumPy says TokenError
+    with pytest.raises(ValueError, match="not a readable array"):
+        load_case(files)
     files.image.write_text("no array")
     with pytest.raises(ValueError, match="not a readable array"):
         load_case(files)
