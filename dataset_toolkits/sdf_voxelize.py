@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_toolkits.mesh_sources import FORMATS
-from dataset_toolkits.voxelize_dataset import DEFAULT_BAND, VoxelizeSettings, voxelize_dataset
+from dataset_toolkits.voxelize_dataset import DEFAULT_BAND, VoxelizeSettings, default_workers, voxelize_dataset
 from dataset_toolkits.voxelize_table import Summary
 from sdf_vqvae.jobs import ENGINES, devices_for
 from sdf_vqvae.programs import USER_ERROR, add_run_options, positive_int, run_program
@@ -97,6 +97,7 @@ def work(options: argparse.Namespace) -> int:
     """Voxelize, and print a summary; 2 if no object has a field."""
     if options.device and options.gpu_nums is not None:
         raise ValueError("give --device or --gpu_nums, not both")
+    devices = (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
     settings = VoxelizeSettings(
         source_format=options.format,
         input_dir=options.input_dir,
@@ -108,8 +109,8 @@ def work(options: argparse.Namespace) -> int:
         filter_aesthetic_score=options.filter_aesthetic_score,
         max_samples=options.max_samples,
         skip_existing=not options.no_skip,
-        workers=options.max_workers,
-        devices=(str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums),
+        workers=options.max_workers or default_workers(devices),
+        devices=devices,
         engine=options.engine,
     )
     with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say

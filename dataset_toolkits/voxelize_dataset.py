@@ -56,8 +56,8 @@ class VoxelizeSettings:
     """Only the first so many rows of those; None or 0 for all."""
     skip_existing: bool = True
     """Keep whole files of an earlier run."""
-    workers: int | None = None
-    """Processes; None for one a core, or a few for each GPU."""
+    workers: int = 1
+    """Processes; 1 is this one. More need a main program that can be imported, as all of multiprocessing's do."""
     devices: tuple[str, ...] = ("cpu",)
     engine: str = "local"
     """`local` or `ray`."""
@@ -80,7 +80,7 @@ class VoxelizeSettings:
             raise ValueError("--filter_aesthetic_score must be a number")
         if self.max_samples is not None and self.max_samples < 0:
             raise ValueError(f"--max_samples must be 0 (all) or more, got {self.max_samples}")
-        if self.workers is not None and self.workers < 1:
+        if self.workers < 1:
             raise ValueError(f"--max_workers must be at least 1, got {self.workers}")
 
     @property
@@ -133,7 +133,7 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
 
 
 def default_workers(devices: tuple[str, ...]) -> int:
-    """Return how many processes a run has if nothing is said."""
+    """Return how many processes make use of a machine: one a core, or a few for each GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if devices == ("cpu",) else max(len(devices), min(cores, _WORKERS_A_GPU * len(devices)))
 
@@ -220,8 +220,8 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
             todo.append((outcome, job))
     if not todo:
         return 0
-    workers = settings.workers or min(default_workers(settings.devices), len(todo))
-    devices = settings.devices[: max(1, workers)]
+    workers = min(settings.workers, len(todo))
+    devices = settings.devices[:workers]
     make = functools.partial(make_voxelizer, folder=output, kind=settings.kind)
     done = run_jobs(make, (job for _, job in todo), workers=workers, devices=devices, engine=settings.engine)
     failed = 0

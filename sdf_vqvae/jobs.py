@@ -281,7 +281,10 @@ class _Schedule:
 
     def _start(self, worker: int, after: str = "") -> None:
         if self.starts[worker] == _MOST_STARTS:
-            raise OSError(f"worker processes die as they start ({after}): is there memory for {len(self.starts)}?")
+            raise OSError(
+                f"worker processes die as they start ({after}): is there memory for {len(self.starts)}, and does the "
+                "main program run under `if __name__ == '__main__':`?"
+            )
         self.starts[worker] += 1
         self.pool.start(worker)
 
