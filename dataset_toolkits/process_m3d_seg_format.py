@@ -29,6 +29,7 @@ from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.programs import USER_ERROR, positive_int, run_program
+from sdf_vqvae.runtime import only_writer
 
 logger = logging.getLogger(__name__)
 PROGRAM = "process_m3d_seg_format.py"
@@ -97,9 +98,13 @@ def work(options: argparse.Namespace) -> int:
         logger.warning(
             "the M3D-Seg layout records no spacing: voxels of 1 mm are assumed; --spacing X,Y,Z sets others"
         )
-    failed = process(cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip)
     name = options.data_root.resolve().name if options.data_root is not None else cases[0].case_id
-    records = write_tables(settings, failed, name, cases[0].source)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with only_writer(settings.output):
+        failed = process(
+            cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip
+        )
+        records = write_tables(settings, failed, name, cases[0].source)
     chosen = {case.case_id for case in cases}
     _print_summary([r for r in records if r["row"]["case_id"] in chosen], failed, settings)
     return 0 if len(failed) < len(cases) else USER_ERROR

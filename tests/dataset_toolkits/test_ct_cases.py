@@ -279,3 +279,17 @@ def test_names_read_like_words():
     assert captions("kidney_left", 141.6)[0] == "The left kidney, from a CT scan, 142 ml."
     assert captions("adrenal gland left", 4.482)[0] == "The left adrenal gland, from a CT scan, 4.5 ml."
     assert captions("x", 0.027)[0].endswith("0.027 ml.")
+
+
+def test_the_real_case_has_the_same_61_organs_in_both_layouts(reference_data):
+    pytest.importorskip("nibabel")
+    nifti = reference_data / "ct" / "nifti"
+    first = load_case(pair_case(nifti / "ct.nii.gz", nifti / "organs.nii.gz", None))
+    second = load_case(find_cases(reference_data / "ct" / "m3d_seg", (3.0, 3.0, 3.0))[0])
+    by_name = {first.names.of(n).replace("_", " "): places for n, places in first.masks.places.items()}
+    assert len(second.masks.places) == len(by_name) == 61
+    for label, places in second.masks.places.items():
+        assert np.array_equal(places, by_name[second.names.of(label)]), label
+    assert np.allclose(first.spacing, second.spacing)
+    assert why_not_hounsfield(first.image) == ""
+    assert "normalized" in why_not_hounsfield(second.image)

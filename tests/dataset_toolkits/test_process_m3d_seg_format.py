@@ -19,6 +19,7 @@ from dataset_toolkits.process_m3d_seg_format import main
 from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh
+from vae_qwen3vl.datasets_3d import SDF3DCaptionDataset
 
 SMALL = ["--default_resolution", "32", "--sdf_resolution", "32", "--num_workers", "1"]
 NAMES = {"1": "liver", "2": "kidney left", "3": "../../x"}
@@ -102,6 +103,10 @@ def test_mask_mode_leaves_what_the_original_does_and_a_dataset_of_organs(tmp_pat
     assert np.array(field.center) == pytest.approx([16, 20, 16], abs=0.5)  # millimetres
     assert field.scale == pytest.approx(0.95 / 26, rel=0.1)
     assert (masks / "1_sdf.npz").read_bytes() == organs.path(row["sha256"]).read_bytes()
+
+    samples = SDF3DCaptionDataset(out / "organs", 32)
+    assert len(samples) == 6
+    assert samples[0]["caption"] in json.loads(row["captions"])
 
     # The hostile name went nowhere: every file lies where it should.
     assert {p.name for p in (out / "processed" / "a" / "meshes").iterdir()} == {
