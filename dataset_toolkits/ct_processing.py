@@ -358,12 +358,19 @@ def _write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def remove_leftovers(output: Path) -> None:
+    """Remove what a killed run was writing. No other program may be writing there (`only_writer`)."""
+    for folder in (output / PROCESSED).glob(".*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for place in (output / ORGANS, output / LOGS, output):
+        for file in place.glob(".*.tmp.*"):
+            file.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `path` if the block succeeds; what a killed run left is removed."""
+    """Yield a new folder that takes the place of `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     temporary.mkdir()
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from dataset_toolkits.ct_cases import M3D, CaseFiles, find_cases, pair_case
 from dataset_toolkits.ct_organs import OrganSettings
-from dataset_toolkits.ct_processing import Settings, finished, make_case_worker, write_tables
+from dataset_toolkits.ct_processing import Settings, finished, make_case_worker, remove_leftovers, write_tables
 from dataset_toolkits.ct_windows import MAX_SIDE
 from sdf_vqvae.geometry.mesh import WRITABLE
 from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
@@ -101,6 +101,7 @@ def work(options: argparse.Namespace) -> int:
     name = options.data_root.resolve().name if options.data_root is not None else cases[0].case_id
     settings.output.mkdir(parents=True, exist_ok=True)
     with only_writer(settings.output):
+        remove_leftovers(settings.output)
         failed = process(
             cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip
         )

@@ -238,6 +238,9 @@ def test_a_killed_run_goes_on_and_leaves_nothing_half(tmp_path, repository):
         process.wait()
     done = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("processed/case*/info.json")}
     assert 0 < len(done) < 6
+    for left in ("organs/.x.0123.tmp.npz", "processed/.case9.0123.tmp/masks/1_binary.npy", ".metadata.0123.tmp.csv"):
+        (out / left).parent.mkdir(parents=True, exist_ok=True)
+        (out / left).write_bytes(b"half")
     assert main(arguments) == 0
     assert not list(out.rglob("*.tmp*"))
     again = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("processed/case*/info.json")}
