@@ -6,6 +6,7 @@ their numbers are read from their headers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -113,22 +114,15 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
         outcomes, left_out = _read_outcomes(settings)
         kept = _find_existing(settings, outcomes, output)
         target = DatasetTable(output, outcomes, settings.resolutions)
+        counts: dict[str, Any] = {"kept": kept, "left_out": left_out, "settings": _as_json(settings)}
+        # Before the run too, for what its files don't say if it is killed.
+        _write_summary(output, summarize(outcomes, target.rows(), output, finished=False, **counts))
         start = time.monotonic()
         worked_on = _run(settings, outcomes, output, target)
-        seconds = time.monotonic() - start
+        counts |= {"worked_on": worked_on, "seconds": time.monotonic() - start}
         target.write()
-        summary = summarize(
-            outcomes,
-            target.rows(),
-            _as_json(settings),
-            output,
-            worked_on=worked_on,
-            kept=kept,
-            left_out=left_out,
-            seconds=seconds,
-        )
-        with atomic_path(output / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        summary = summarize(outcomes, target.rows(), output, finished=True, **counts)
+        _write_summary(output, summary)
     return summary
 
 
@@ -143,10 +137,11 @@ def _check_earlier_run(settings: VoxelizeSettings, output: Path) -> None:
     if settings.signed or not settings.skip_existing or not (output / SUMMARY).is_file():
         return
     try:
-        earlier = json.loads((output / SUMMARY).read_bytes())["settings"]["threshold_factor"]
+        settings_then = json.loads((output / SUMMARY).read_bytes())["settings"]
+        signed, earlier = settings_then["signed"], settings_then["threshold_factor"]
     except (ValueError, LookupError, TypeError):
         return
-    if earlier != settings.threshold_factor:
+    if not signed and earlier != settings.threshold_factor:
         raise ValueError(
             f"{output} holds fields of --threshold_factor {earlier}, not {settings.threshold_factor:g}: give that, "
             "another --output_dir, or --no_skip to replace them"
@@ -155,11 +150,14 @@ def _check_earlier_run(settings: VoxelizeSettings, output: Path) -> None:
 
 def _read_outcomes(settings: VoxelizeSettings) -> tuple[list[Outcome], int]:
     """Return the chosen rows, with nothing done yet, and how many the aesthetic score left out."""
+    from tqdm import tqdm
+
     left_out = 0
 
     def chosen() -> Iterator[SourceItem]:
         nonlocal left_out
-        for item in read_source(settings.source_format, settings.input_dir, split=settings.split):
+        found = read_source(settings.source_format, settings.input_dir, split=settings.split)
+        for item in tqdm(found, desc="reading the input", unit="object", disable=None, leave=False):
             if settings.filter_aesthetic_score is None or _score(item) >= settings.filter_aesthetic_score:
                 yield item
             else:
@@ -226,7 +224,11 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
     done = run_jobs(make, (job for _, job in todo), workers=workers, devices=devices, engine=settings.engine)
     failed = 0
     # What was done is in the table even if the run is cut off.
-    with target.written_at_the_end(), tqdm(done, total=len(todo), unit="object", disable=None) as bar:
+    with (
+        contextlib.closing(done),
+        target.written_at_the_end(),
+        tqdm(done, total=len(todo), unit="object", disable=None) as bar,
+    ):
         for one in bar:
             outcome = todo[one.number][0]
             outcome.error = one.error
@@ -242,3 +244,8 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
 
 def _as_json(settings: VoxelizeSettings) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+
+
+def _write_summary(output: Path, summary: Summary) -> None:
+    with atomic_path(output / SUMMARY) as temporary:
+        temporary.write_text(json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from sdf_vqvae.field_folder import METADATA, SAFE_ID, StoredField, field_file_na
 
 _OF_RESOLUTION = re.compile(r"r(\d{1,4})_(num_points|error)")
 _OURS = ("sdf_computed", "sign_method", "watertight", "error")
-_SECONDS_BETWEEN_WRITES = 60.0
+_SECONDS_BETWEEN_WRITES = 10.0
 _SHARE_OF_WRITING = 0.02
 """Most of the run's time that rewriting the table may take."""
 _MOST_REASONS = 20
@@ -133,6 +133,8 @@ class Summary:
     """What a run came to."""
 
     settings: dict[str, Any]
+    finished: bool
+    """False in the file while the run goes on, and after it was cut off."""
     rows: int
     """Rows of the input that were chosen."""
     left_out: int
@@ -164,13 +166,14 @@ class Summary:
 def summarize(
     outcomes: list[Outcome],
     rows: list[dict[str, str]],
-    settings: dict[str, Any],
     folder: Path,
     *,
-    worked_on: int,
+    settings: dict[str, Any],
+    finished: bool,
     kept: int,
     left_out: int,
-    seconds: float,
+    worked_on: int = 0,
+    seconds: float = 0.0,
 ) -> Summary:
     """Count what a run came to."""
     resolutions = settings["resolutions"]
@@ -178,6 +181,7 @@ def summarize(
     failed = [outcome for outcome in outcomes if outcome.reason or outcome.errors]
     return Summary(
         settings=settings,
+        finished=finished,
         rows=len(outcomes),
         left_out=left_out,
         computed=len(fields) - kept,

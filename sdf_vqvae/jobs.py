@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -83,7 +83,7 @@ def run_jobs(
     workers: int = 1,
     devices: Sequence[str] = ("cpu",),
     engine: str = "local",
-) -> Iterator[Done[Result]]:
+) -> Generator[Done[Result], None, None]:
     """Run items through workers and yield what became of each, in order of completion.
 
     A ValueError, OSError or lack of memory is the item's: its reason is recorded and the rest goes on. A worker that
@@ -91,6 +91,8 @@ def run_jobs(
 
     With one local worker on one device everything happens in this process. Otherwise worker i is a process of its own
     on `devices[i % len(devices)]`; the cores of the machine are divided among local workers.
+
+    Closing the iterator (`contextlib.closing`) ends the workers, after what they have in hand.
 
     `engine="ray"` puts the workers on a Ray cluster: the one at `RAY_ADDRESS`, or one on this machine. They are
     actors that are handed an item each. Ray Data's `map_batches` survives lost workers too, but repeats the item that
@@ -205,7 +207,7 @@ def _worker_process(device: str, threads: int, pipe: Connection) -> None:
 
 def _in_this_process(
     make_worker: MakeWorker[Item, Result], items: Iterable[Item], device: str
-) -> Iterator[Done[Result]]:
+) -> Generator[Done[Result], None, None]:
     work = make_worker(device)
     for number, item in enumerate(items):
         kind, payload = attempt(work, item)
@@ -222,7 +224,7 @@ def _in_a_pool(
     workers: int,
     devices: tuple[str, ...],
     engine: str,
-) -> Iterator[Done[Result]]:
+) -> Generator[Done[Result], None, None]:
     pool: Pool
     if engine == "ray":
         from sdf_vqvae.ray_pool import RayPool

@@ -308,6 +308,19 @@ def test_two_programs_do_not_write_to_one_folder(meshes, tmp_path, capsys):
     assert "another program is writing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_documented_command_makes_five_trainable_samples(repository, tmp_path):
+    text = (repository / "docs/datasets.md").read_text(encoding="utf-8")
+    command = next(line for line in text.splitlines() if line.startswith("python dataset_toolkits/sdf_voxelize.py"))
+    for name in ("examples", "dataset_toolkits"):
+        (tmp_path / name).symlink_to(repository / name)
+    words = [sys.executable, *command.replace(" 256", " 64").split()[1:], "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "64^3: 5 fields, 5 trainable samples" in done.stdout
+
+
 # -- runs that are killed ----------------------------------------------------------------------------------------
 
 
@@ -349,9 +362,10 @@ def test_a_killed_run_loses_nothing_and_does_nothing_twice(repository, tmp_path,
     process.communicate()
     time.sleep(2 * (workers - 1))  # workers end with what they have in hand
     kept = fields_of(output)
-    assert 3 <= len(kept) < 12
+    assert 3 <= len(kept) < 12 and not summary_of(output)["finished"]
     (output / f".{'0' * 64}_r96.{'0' * 16}.tmp.npz").write_bytes(b"half")
     summary = finish(repository, folder, output, "--max_workers", str(workers))
+    assert summary["finished"]
     assert (summary["kept"], summary["computed"]) == (len(kept), 12 - len(kept))
     assert not [path for path in output.iterdir() if ".tmp" in path.name]
     # What several workers made in parts is what one makes in one go.
