@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="voxels that go through the tokenizer at a time (default %(default)s)",
     )
+    many.add_argument(
+        "--shard_seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="write what is encoded so often; a killed run loses no more (default %(default)g)",
+    )
     add_run_options(parser)
 
 
@@ -124,6 +131,7 @@ def _encode_dataset(options: argparse.Namespace) -> int:
         split=options.split,
         max_samples=options.max_samples,
         batch_voxels=options.batch_voxels,
+        shard_seconds=options.shard_seconds,
         workers=options.workers or len(devices),
         devices=devices,
         engine=options.engine,

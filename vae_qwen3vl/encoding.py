@@ -21,9 +21,10 @@ from torch import Tensor
 from dataset_toolkits.mesh_sources import MeshPlace, load_place, read_source
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.field_folder import ID_COLUMN, METADATA, FieldFolder, fields_in, write_table
-from sdf_vqvae.jobs import DIED_TWICE, run_jobs
+from sdf_vqvae.jobs import DIED_TWICE, disk_is_full, run_jobs
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.runtime import only_writer, remove_temporaries
 from sdf_vqvae.shapes import check_field, voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from vae_qwen3vl.code_folder import CodeFolderWriter
@@ -31,7 +32,6 @@ from vae_qwen3vl.code_folder import CodeFolderWriter
 logger = logging.getLogger(__name__)
 
 _OBJECTS_A_SHARD = 2048
-_SECONDS_A_SHARD = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class EncodeSettings:
     """The first so many."""
     batch_voxels: int = 2_000_000
     """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
+    shard_seconds: float = 10.0
+    """A shard is written so often; what a killed run loses is no older."""
     objects_at_a_time: int = 16
     """Objects that a worker is handed at a time."""
     workers: int = 1
@@ -85,16 +87,38 @@ class Place:
 def encode_dataset(settings: EncodeSettings) -> Encoded:
     """Encode what is missing and write the table.
 
-    Shards are written every ten seconds or 2,048 objects; a run that is killed loses what came after the last one.
+    A run that is killed loses what came after the last shard, which are written every ten seconds or 2,048 objects.
 
     Raises:
         ValueError: there is nothing to encode, or the output holds codes of another tokenizer.
         OSError: the disk is full, or workers can't be started; what was written is kept.
     """
-    from tqdm import tqdm
-
     vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, settings.devices[0])
     rows, places, failed = objects_of(settings, vae)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with only_writer(settings.output):
+        remove_temporaries(settings.output)
+        try:
+            return _encode_missing(settings, vae, rows, places, failed)
+        except OSError as error:
+            if disk_is_full(error):
+                raise OSError(
+                    f"the disk is full: the shards in {settings.output} are kept, and the same command goes on from "
+                    "there once there is room"
+                ) from error
+            raise
+
+
+def _encode_missing(
+    settings: EncodeSettings,
+    vae: SparseSDFVQVAE,
+    rows: list[dict[str, str]],
+    places: list[Place],
+    failed: dict[str, str],
+) -> Encoded:
+    """Encode the places that the output lacks, and write the table of all rows."""
+    from tqdm import tqdm
+
     writer = CodeFolderWriter(settings.output, vae)
     wanted = [place for place in places if place.name not in writer.done]
     kept = len(places) - len(wanted)
@@ -116,7 +140,7 @@ def encode_dataset(settings: EncodeSettings) -> Encoded:
             assert codes is not None and coords is not None
             writer.add(name, codes, coords)
             encoded += 1
-            if len(writer) >= _OBJECTS_A_SHARD or time.perf_counter() - written > _SECONDS_A_SHARD:
+            if len(writer) >= _OBJECTS_A_SHARD or time.perf_counter() - written > settings.shard_seconds:
                 writer.flush()
                 written = time.perf_counter()
     writer.flush()

@@ -1,0 +1,221 @@
+"""Datasets with words: which objects are in them, what is said of each, and what a batch holds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+from sdf_vqvae.sparse_sdf import SparseSDF
+from vae_qwen3vl import (
+    Dummy3DTextDataset,
+    Qwen3VLWith3DBranch,
+    SDF3DCaptionDataset,
+    collate_3d_text,
+    collate_sdf_caption,
+)
+from vae_qwen3vl.captions import captions_in, read_records
+
+R = 32
+SHAPES = {
+    "a": trimesh.creation.box(),
+    "b": trimesh.creation.icosphere(subdivisions=2),
+    "c": trimesh.creation.cone(1, 2),
+    "d": trimesh.creation.torus(1, 0.3),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Four objects with captions, and rows that can't be used."""
+    rows = []
+    for name, mesh in SHAPES.items():
+        field = SparseSDF.from_mesh(mesh, R, device="cpu")
+        field.save(tmp_path / f"{name}_r{R}.npz")
+        captions = json.dumps([f"{name} one", f"{name} two", f"{name} three"])
+        rows.append({"sha256": name, "captions": captions, "sdf_computed": "True", "points": len(field.sdf)})
+    (tmp_path / f"mute_r{R}.npz").write_bytes((tmp_path / f"a_r{R}.npz").read_bytes())
+    few, computed = {"points": 99}, {"sdf_computed": "True", "captions": "text", "points": 5000}
+    rows += [
+        {"sha256": "mute", "sdf_computed": "True", "captions": "", "points": 5000},
+        {"sha256": "failed", "sdf_computed": "False", "captions": "text", "points": ""},
+        {**computed, "sha256": "few", **few},
+        {**computed, "sha256": "gone"},
+        {**computed, "sha256": "../../x"},
+        {**computed, "sha256": "a"},
+    ]
+    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sha256", "captions", "sdf_computed", f"r{R}_num_points"])
+        writer.writerows([[r["sha256"], r["captions"], r["sdf_computed"], r["points"]] for r in rows])
+    return tmp_path
+
+
+def test_usable_rows_are_the_items_and_the_others_have_reasons(dataset):
+    items = SDF3DCaptionDataset(dataset, R)
+    assert items.names == ["a", "b", "c", "d"] and len(items) == 4
+    assert set(items.left_out) >= {"mute", "failed", "few", "gone", "../../x"}
+    assert "captions" in items.left_out["mute"] and "99" in items.left_out["few"]
+    first = items[0]
+    assert set(first) == {"inputs_3d", "caption", "sample_id"} and first["sample_id"] == "a"
+    assert set(first["inputs_3d"]) == {"sparse_sdf", "sparse_index", "batch_idx"}
+    assert SDF3DCaptionDataset(dataset, R, max_samples=2).names == ["a", "b"]
+    assert len(SDF3DCaptionDataset(dataset, R, max_samples=0)) == 4
+
+
+def test_a_large_object_is_left_out_whole_and_never_thinned(dataset):
+    sizes = [len(item["inputs_3d"]["sparse_index"]) for item in SDF3DCaptionDataset(dataset, R)]
+    cut = sorted(sizes)[1]
+    some = SDF3DCaptionDataset(dataset, R, max_points=cut)
+    assert [len(item["inputs_3d"]["sparse_index"]) for item in some] == [size for size in sizes if size <= cut]
+
+
+def test_captions_are_chosen_by_seed_and_epoch_alone(dataset):
+    def said(seed: int, epoch: int) -> list[str]:
+        items = SDF3DCaptionDataset(dataset, R, seed=seed)
+        items.set_epoch(epoch)
+        return [items[i]["caption"] for i in range(len(items))]
+
+    assert said(0, 0) == said(0, 0)
+    assert len({tuple(said(0, epoch)) for epoch in range(8)}) > 1
+    assert {text for epoch in range(40) for text in said(0, epoch)} == {
+        f"{name} {number}" for name in SHAPES for number in ("one", "two", "three")
+    }
+
+
+def test_questions_and_chats_come_from_records(dataset):
+    chat = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "A ball."},
+        {"role": "user", "content": "Is it red?"},
+        {"role": "assistant", "content": "One cannot tell."},
+    ]
+    lines = [
+        {"sample_id": "a", "question": "How many corners?", "answer": "Eight."},
+        {"sha256": "b", "messages": chat},
+        {"id": "c", "caption": "A fourth caption."},
+        {"sample_id": "unknown", "caption": "Nobody's."},
+    ]
+    (dataset / "conversations.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    items = SDF3DCaptionDataset(dataset, R)
+    seen = {}
+    for epoch in range(60):
+        items.set_epoch(epoch)
+        seen |= {item["caption"]: item.get("conversation") for item in items}
+    assert seen["Eight."] == [{"role": "user", "content": "How many corners?"}]
+    assert seen["One cannot tell."] == chat[:-1] and seen["A fourth caption."] is None and "Nobody's." not in seen
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "JSON object"),
+        ("{", "line 2"),
+        ('{"caption": "x"}', "needs an id"),
+        ('{"sample_id": "a"}', "a record holds"),
+        ('{"sample_id": "a", "question": "x"}', "'answer' must be text"),
+        ('{"sample_id": "a", "caption": "  "}', "must be text"),
+        ('{"sample_id": "a", "messages": [{"role": "user", "content": "x"}]}', "at least two"),
+        ('{"sample_id": "a", "messages": [{"role": "robot"}, {"role": "user"}]}', "role"),
+        ('{"sample_id": "a", "messages": [{"role": "assistant", "content": "x"}, '
+         '{"role": "user", "content": "y"}]}', "end with the assistant"),
+    ],
+)  # fmt: skip
+def test_a_bad_record_names_its_line(tmp_path, line, message):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"sample_id": "a", "caption": "fine"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        read_records(path)
+    assert "line 2" in str(error.value)
+
+
+def test_cells_of_captions():
+    assert captions_in('["a", " b ", "", 3]') == ["a", "b"]
+    assert captions_in("a chair") == ["a chair"]
+    assert captions_in("[a chair]") == ["[a chair]"]
+    assert captions_in(" ") == captions_in("nan") == captions_in("[]") == []
+
+
+def test_an_empty_or_mute_folder_says_so(tmp_path, dataset):
+    with pytest.raises(ValueError, match="does not exist"):
+        SDF3DCaptionDataset(tmp_path / "nowhere", R)
+    with (dataset / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["sha256"], ["a"]])
+    with pytest.raises(ValueError, match="captions"):
+        SDF3DCaptionDataset(dataset, R)
+
+
+def test_way_b_a_batch_of_fields_and_words_trains(dataset, tokenizer, make_vl, vae):
+    items = SDF3DCaptionDataset(dataset, R)
+    batch = collate_sdf_caption([items[0], items[1]], tokenizer, "What is this?")
+    sizes = [len(items[i]["inputs_3d"]["sparse_index"]) for i in (0, 1)]
+    assert torch.bincount(batch["inputs_3d"]["batch_idx"]).tolist() == sizes
+    supervised = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    assert supervised == [items[i]["caption"] + "<|im_end|>" for i in (0, 1)]
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), vae_model=vae)
+    loss = model.forward_with_3d(**batch).loss
+    loss.backward()
+    assert torch.isfinite(loss) and model.projector.output_gain.grad is not None
+
+
+def test_an_answer_is_never_cut(dataset, tokenizer):
+    items = SDF3DCaptionDataset(dataset, R)
+    long = {**items[0], "caption": "word " * 300}
+    with pytest.raises(ValueError, match=r"a: its text has .* over max_length=256"):
+        collate_sdf_caption([items[1], long], tokenizer, "What?")
+    labels = collate_sdf_caption([long], tokenizer, "What?", max_length=None)["labels"]
+    assert tokenizer.decode(labels[labels != -100]).count("word") == 300
+
+
+def dummies(*sizes: int) -> list[dict[str, torch.Tensor]]:
+    made = [Dummy3DTextDataset(8, size, seq_len=6 + size % 3, vocab_size=300, latent_dim=8)[i] for i, size in
+            enumerate(sizes)]  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_way_a_padding_never_becomes_a_token(make_vl, kind):
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8).eval()
+    items = dummies(40, 7)
+    together = collate_3d_text(items, latent_dim=8)
+    assert together["mask_3d"].sum(1).tolist() == [len(item["feats_3d"]) for item in items]
+    with torch.no_grad():
+        both = model.forward_with_3d(**together)
+        inputs = model.build_inputs(**{k: v for k, v in together.items() if k != "labels"})
+        lengths = inputs.attention_mask.sum(1).tolist()
+        for row, item in enumerate(items):
+            alone = model.forward_with_3d(**collate_3d_text([item], latent_dim=8))
+            assert alone.logits.shape[1] == lengths[row]
+            torch.testing.assert_close(both.logits[row, : lengths[row]], alone.logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_way_a_takes_tuples_and_refuses_other_shapes():
+    item = dummies(30)[0]
+    keys = ("feats_3d", "coords_3d", "input_ids", "attention_mask", "labels")
+    as_tuple = collate_3d_text([tuple(item[key] for key in keys)], latent_dim=8)
+    as_dict = collate_3d_text([item], latent_dim=8)
+    assert all(torch.equal(as_tuple[key], as_dict[key]) for key in as_dict)
+    with pytest.raises(ValueError, match=r"\[N, 16\]"):
+        collate_3d_text([item])
+    with pytest.raises(ValueError, match="labels is missing"):
+        collate_3d_text([{key: item[key] for key in keys[:-1]}], latent_dim=8)
+    with pytest.raises(ValueError, match="different lengths"):
+        collate_3d_text([{**item, "labels": item["labels"][:-1]}], latent_dim=8)
+    with pytest.raises(ValueError, match="at least one"):
+        collate_3d_text([])
+
+
+def test_dummies_are_the_same_every_time():
+    items = Dummy3DTextDataset(num_samples=3)
+    one, again = items[1], Dummy3DTextDataset(num_samples=3)[1]
+    assert all(torch.equal(one[key], again[key]) for key in one) and len(items) == 3
+    assert not torch.equal(items[0]["input_ids"], one["input_ids"])
+    assert 100 <= len(one["feats_3d"]) <= 512 and one["feats_3d"].shape[1] == 16
+    assert len(torch.unique(one["coords_3d"], dim=0)) == len(one["coords_3d"])
+    assert (one["labels"][:-1] == -100).all() and one["labels"][-1] == one["input_ids"][-1]
+    with pytest.raises(IndexError):
+        items[3]
