@@ -25,7 +25,7 @@ from record import write_result
 
 from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
+from sdf_vqvae.geometry.voxelize import VoxelField, voxelize_batch
 from sdf_vqvae.runtime import resolve_device
 
 BYTES_A_VOXEL = 3 * 4 + 4
@@ -83,8 +83,8 @@ def voxelize_share(
 
 def fields(meshes: list[NormalizedMesh], device: torch.device, resolution: int) -> list[VoxelField]:
     """Voxelize normalized meshes on a device."""
-    parts = [(m.vertices.to(device), m.faces.to(device), m.watertight) for m in meshes]
-    return voxelize_batch(parts, resolution=resolution)
+    parts = [(m.vertices, m.faces, m.watertight) for m in meshes]
+    return voxelize_batch(parts, resolution=resolution, device=device)
 
 
 def row(name: str, field: VoxelField) -> Row:
@@ -106,17 +106,15 @@ def on_gpu(part: list[tuple[str, Any]], device: torch.device, resolution: int) -
     """Voxelize a batch; where one of it fails, one by one."""
     usable = [(name, arrays) for name, arrays in part if not isinstance(arrays, str)]
     rows: list[Row] = [(name, 0, "", why) for name, why in part if isinstance(why, str)]
-    tensors = [
-        (torch.from_numpy(v).to(device, non_blocking=True), torch.from_numpy(f).to(device, non_blocking=True), closed)
-        for _, (v, f, closed) in usable
-    ]
+    tensors = [(torch.from_numpy(v), torch.from_numpy(f), closed) for _, (v, f, closed) in usable]
     try:
-        found = voxelize_batch(tensors, resolution=resolution)
+        found = voxelize_batch(tensors, resolution=resolution, device=device)
         return rows + [row(name, field) for (name, _), field in zip(usable, found, strict=True)]
     except ValueError:
         for (name, _), (vertices, faces, closed) in zip(usable, tensors, strict=True):
             try:
-                rows.append(row(name, voxelize(vertices, faces, resolution=resolution, watertight=closed)))
+                alone = voxelize_batch([(vertices, faces, closed)], resolution=resolution, device=device)[0]
+                rows.append(row(name, alone))
             except ValueError as error:
                 rows.append((name, 0, "", str(error)))
     return rows

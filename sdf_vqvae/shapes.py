@@ -114,9 +114,10 @@ def voxelize_many_for(
             made[number] = one_line(error)
     if not ready:
         return made
-    parts = [(m.vertices.to(vae.device), m.faces.to(vae.device), m.watertight) for _, m in ready]
+    parts = [(m.vertices, m.faces, m.watertight) for _, m in ready]
+    signed = field.kind == "sdf"
     try:
-        found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=field.kind == "sdf")
+        found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=signed, device=vae.device)
     except ValueError:  # one of them has no voxel: find out which
         return [_or_reason(vae, mesh, threshold_factor) for mesh in meshes]
     share = band / field.voxels_per_unit

@@ -34,20 +34,22 @@ class MeshBatch:
         return len(self.face_starts) - 1
 
     @classmethod
-    def of(cls, meshes: Sequence[tuple[Tensor, Tensor]], resolution: int) -> MeshBatch:
-        """Join meshes (vertices in the world cube, faces), which lie on one device."""
-        device = meshes[0][0].device
+    def of(
+        cls, meshes: Sequence[tuple[Tensor, Tensor]], resolution: int, device: torch.device | None = None
+    ) -> MeshBatch:
+        """Join meshes (vertices in the world cube, faces), which lie on one device, and move them to another."""
+        device = device or meshes[0][0].device
         sizes = torch.tensor([[len(v), len(f)] for v, f in meshes], dtype=torch.int64, device="cpu")
         starts = torch.nn.functional.pad(sizes.cumsum(0), (0, 0, 1, 0)).to(device)
         if len(meshes) == 1:
-            faces = meshes[0][1].long()
+            faces = meshes[0][1].to(device).long()
             face_mesh = torch.zeros(len(faces), dtype=torch.int64, device=device)
         else:
             face_mesh = torch.arange(len(meshes), device=device).repeat_interleave(
                 sizes[:, 1].to(device), output_size=int(sizes[:, 1].sum())
             )
-            faces = torch.cat([f.long() for _, f in meshes]) + starts[face_mesh, :1]
-        vertices = torch.cat([v.double() for v, _ in meshes])
+            faces = torch.cat([f.long() for _, f in meshes]).to(device) + starts[face_mesh, :1]
+        vertices = torch.cat([v.double() for v, _ in meshes]).to(device)
         return cls(
             vertices=(vertices + 0.5) * resolution - 0.5,
             faces=faces,

@@ -7,7 +7,9 @@ the twin of both, wherever neither runs.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 from types import ModuleType
 
 import torch
@@ -15,13 +17,16 @@ from torch import Tensor
 
 from sdf_vqvae.geometry.batch import MeshBatch
 from sdf_vqvae.geometry.boundary import beside_rays
+from sdf_vqvae.geometry.winding import has_numba
+
+logger = logging.getLogger(__name__)
 
 BRICK = 8
 
 
 def implementation(device: torch.device) -> ModuleType:
     """Return the module with `frames`, `find_bricks`, `distances` and `crossings` for a device."""
-    if device.type == "cpu":
+    if device.type == "cpu" and has_numba():
         from sdf_vqvae.geometry import bricks_numba
 
         return bricks_numba
@@ -29,9 +34,17 @@ def implementation(device: torch.device) -> ModuleType:
         from sdf_vqvae.geometry import bricks_triton
 
         return bricks_triton
+    if device.type == "cpu":
+        _warn_of_numba()
     from sdf_vqvae.geometry import bricks_reference
 
     return bricks_reference
+
+
+@functools.cache
+def _warn_of_numba() -> None:
+    """Say once that voxelizing could be faster."""
+    logger.warning("Numba is not installed, so voxelizing on this CPU takes many times as long: pip install numba")
 
 
 class Bricks:

@@ -19,7 +19,7 @@ from sdf_vqvae.geometry.batch import MeshBatch, sizes_by_mesh, split_by_mesh
 from sdf_vqvae.geometry.boundary import Boundary, boundary_of, strips_share_reference
 from sdf_vqvae.geometry.bricks import Bricks
 from sdf_vqvae.geometry.sheets import Skin, looks_inward
-from sdf_vqvae.geometry.winding import checked_winding_number
+from sdf_vqvae.geometry.winding import checked_winding_number, has_numba
 
 MAX_RESOLUTION = 1024
 # An inside voxel this close to a face within the solid must not read as zero, which counts as outside.
@@ -79,7 +79,12 @@ def voxelize(
 
 
 def voxelize_batch(
-    meshes: Sequence[tuple[Tensor, Tensor, bool]], *, resolution: int, band: float = 3.0, signed: bool = True
+    meshes: Sequence[tuple[Tensor, Tensor, bool]],
+    *,
+    resolution: int,
+    band: float = 3.0,
+    signed: bool = True,
+    device: torch.device | None = None,
 ) -> list[VoxelField]:
     """Do what `voxelize` does for several meshes in one go, which keeps a GPU busy; the same results.
 
@@ -88,6 +93,7 @@ def voxelize_batch(
         resolution: grid side R.
         band: half width of the band in voxels.
         signed: as in `voxelize`.
+        device: where to compute; by default where the meshes are. They are moved there in one piece.
 
     Raises:
         ValueError: as `voxelize`, of any of the meshes.
@@ -98,7 +104,7 @@ def voxelize_batch(
         raise ValueError(f"band must be a positive number of voxels, at most the resolution, got {band}")
     if not meshes:
         return []
-    batch = MeshBatch.of([(vertices, faces) for vertices, faces, _ in meshes], resolution)
+    batch = MeshBatch.of([(vertices, faces) for vertices, faces, _ in meshes], resolution, device)
     bricks = Bricks(batch, resolution, band)
     index, place = bricks.near()
     mesh = bricks.mesh[place >> 9]
@@ -193,7 +199,7 @@ def _open_winding(
         points = index[row].double()
         if place.device.type != "cpu":
             parts.append(crossings[row] + strips_share_reference(points, own))
-        elif len(own) > _MOST_EDGES:
+        elif len(own) > _MOST_EDGES or not has_numba():
             triangles = batch.corners[starts[number] : starts[number + 1]]
             parts.append(checked_winding_number(points, triangles, levels=(0.5, -0.5)))
         else:

@@ -71,11 +71,16 @@ def winding_number(points: Tensor, corners: Tensor) -> Tensor:
         from sdf_vqvae.geometry.winding_triton import winding_number_triton
 
         return winding_number_triton(points, corners)
-    if points.device.type == "cpu":
+    if points.device.type == "cpu" and has_numba():
         from sdf_vqvae.geometry.winding_numba import winding_number_numba
 
         return winding_number_numba(points, corners)
     return winding_number_reference(points, corners)
+
+
+def has_numba() -> bool:
+    """Return whether Numba is installed (it follows new versions of Python after some months)."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def winding_number_reference(points: Tensor, corners: Tensor) -> Tensor:

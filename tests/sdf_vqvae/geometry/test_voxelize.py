@@ -13,7 +13,10 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("numba", reason="machines that run the GPU tests alone have no Numba")
+
 from sdf_vqvae.geometry import boundary_numba, bricks_numba, bricks_reference
+from sdf_vqvae.geometry import bricks as bricks_module
 from sdf_vqvae.geometry import voxelize as voxelize_module
 from sdf_vqvae.geometry.batch import MeshBatch
 from sdf_vqvae.geometry.boundary import boundary_of, strips_share_reference
@@ -210,6 +213,22 @@ def test_a_batch_has_the_fields_of_its_meshes():
         assert alone.sign_method == field.sign_method and torch.equal(alone.index, field.index)
         torch.testing.assert_close(alone.distance, field.distance, atol=1e-6, rtol=0)
     assert voxelize_batch([], resolution=52) == []
+
+
+def test_without_numba_it_is_slow_and_the_same(monkeypatch, caplog):
+    colander = trimesh.creation.icosphere(subdivisions=2)
+    colander.update_faces(np.random.default_rng(0).random(len(colander.faces)) < 0.8)
+    meshes = [normalize_mesh(colander), normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))]
+    before = [field_of(mesh, 40) for mesh in meshes]
+    for module in ("bricks", "voxelize", "winding"):
+        monkeypatch.setattr(f"sdf_vqvae.geometry.{module}.has_numba", lambda: False)
+    bricks_module._warn_of_numba.cache_clear()
+    for one, other in zip(before, [field_of(mesh, 40) for mesh in meshes], strict=True):
+        assert torch.equal(one.index, other.index)
+        torch.testing.assert_close(one.distance, other.distance, atol=1e-5, rtol=0)
+    assert [r.message for r in caplog.records if "Numba is not installed" in r.message] == [
+        "Numba is not installed, so voxelizing on this CPU takes many times as long: pip install numba"
+    ]
 
 
 def test_threads_change_nothing():

@@ -15,7 +15,6 @@ from sdf_vqvae.geometry.winding import (
     winding_number,
     winding_number_reference,
 )
-from sdf_vqvae.geometry.winding_numba import winding_number_numba
 
 
 def corners_of(mesh: trimesh.Trimesh) -> torch.Tensor:
@@ -85,6 +84,8 @@ def test_the_approximation_never_decides_near_the_threshold(monkeypatch):
 
 
 def test_compiled_for_the_cpu_equals_its_plain_twin():
+    from sdf_vqvae.geometry.winding_numba import winding_number_numba  # machines of the GPU tests have no Numba
+
     mesh = trimesh.creation.torus(1.0, 0.4)
     mesh.update_faces(np.arange(len(mesh.faces)) % 5 > 0)
     points, corners = random_points(500, 1.5), corners_of(mesh)
