@@ -3,8 +3,8 @@
 python benchmarks/encode.py --pack ../shared/data/shapes --count 1000
 
 Meshes of a pack go through what `vae-qwen3vl encode` does (Draco decoding, normalization, voxelizing, encoding) in
-one process, several objects at a time. The first objects, which compile kernels, are not timed. Beside it, fields that
-are there already are encoded alone: what of the time is the tokenizer's.
+one process, several objects at a time. The first objects, which compile kernels, are not timed. Beside it, fields
+that are there already are encoded alone: what of the time is the tokenizer's.
 """
 
 from __future__ import annotations

@@ -248,16 +248,19 @@ class EncodeWorker:
         """Return the codes of each object, or why there are none."""
         fields: list[tuple[str, SparseSDF]] = []
         results: list[_Result] = []
-        for place, found in zip(places, self._fields(places), strict=True):
+        for place, found in zip(places, self.fields_of(places), strict=True):
             if isinstance(found, SparseSDF):
                 fields.append((place.name, found))
             else:
                 results.append((place.name, None, None, found))
-        for part in _by_size(fields, self.settings.batch_voxels):
-            results += self._encode(part)
-        return results
+        return results + self.encode_fields(fields)
 
-    def _fields(self, places: list[Place]) -> list[SparseSDF | str]:
+    def encode_fields(self, fields: list[tuple[str, SparseSDF]]) -> list[_Result]:
+        """Return the codes of fields with their names."""
+        parts = _by_size(fields, self.settings.batch_voxels)
+        return [result for part in parts for result in self._encode(part)]
+
+    def fields_of(self, places: list[Place]) -> list[SparseSDF | str]:
         """Return each object's field, or the reason why it has none."""
         found: list[Any] = []
         for place in places:
