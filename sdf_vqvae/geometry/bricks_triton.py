@@ -355,12 +355,14 @@ def _edge_turns(ax, ay, bx, by, turned):  # type: ignore[no-untyped-def]
 def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ignore[no-untyped-def]
     """Fill one brick's count of crossings below each sample, those within the brick alone.
 
-    Coordinates come as whole numbers and rest, so that float32 gives them relative to a sample without loss.
+    Coordinates come as whole numbers and rest, so that float32 gives them relative to a sample without loss. Heights
+    are worked out alike in every brick of a column, so that each crossing is one brick's.
     """
     b = tl.program_id(0)
     bx = tl.load(origins + b * 3).to(tl.float32)
     by = tl.load(origins + b * 3 + 1).to(tl.float32)
-    bz = tl.load(origins + b * 3 + 2).to(tl.float32)
+    base = tl.load(origins + b * 3 + 2).to(tl.int32)
+    bz = base.to(tl.float32)
     column = tl.arange(0, 64)
     x = bx + (column // 8).to(tl.float32)
     y = by + (column % 8).to(tl.float32)
@@ -381,7 +383,7 @@ def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ig
         aj = tl.load(w + 1)
         ej = tl.load(w + 4)
         fj = tl.load(w + 7)
-        near = (high >= -1) & (low < 7)
+        near = (high >= -1.01) & (low < 7.01)
         near = near & (tl.minimum(tl.minimum(ai, ei), fi) <= bx + 7) & (tl.maximum(tl.maximum(ai, ei), fi) + 1 >= bx)
         near = near & (tl.minimum(tl.minimum(aj, ej), fj) <= by + 7) & (tl.maximum(tl.maximum(aj, ej), fj) + 1 >= by)
         if near:
@@ -404,13 +406,20 @@ def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ig
             uy = (ej - aj) + (eg - ag)
             vx = (fi - ai) + (ff - af)
             vy = (fj - aj) + (fg - ag)
-            nx = (uy * (fz - az) - (ez - az) * vy).to(tl.float64)
-            ny = ((ez - az) * vx - ux * (fz - az)).to(tl.float64)
+            a_height = tl.load(w + 2).to(tl.float64) + tl.load(r + 2).to(tl.float64)
+            e_height = tl.load(w + 5).to(tl.float64) + tl.load(r + 5).to(tl.float64)
+            f_height = tl.load(w + 8).to(tl.float64) + tl.load(r + 8).to(tl.float64)
+            uz = (e_height - a_height).to(tl.float32)
+            vz = (f_height - a_height).to(tl.float32)
+            nx = (uy * vz - uz * vy).to(tl.float64)
+            ny = (uz * vx - ux * vz).to(tl.float64)
             nz = ux * vy - uy * vx
             slope = ax.to(tl.float64) * nx + ay.to(tl.float64) * ny
-            height = az + slope / tl.where(nz == 0, 1.0, nz).to(tl.float64)
-            height = tl.where(nz == 0, low, tl.minimum(tl.maximum(height, low), high))
-            z = tl.floor(height).to(tl.int32) + 1
+            height = a_height + slope / tl.where(nz == 0, 1.0, nz).to(tl.float64)
+            lowest = tl.minimum(tl.minimum(a_height, e_height), f_height)
+            highest = tl.maximum(tl.maximum(a_height, e_height), f_height)
+            height = tl.where(nz == 0, lowest, tl.minimum(tl.maximum(height, lowest), highest))
+            z = tl.floor(height).to(tl.int32) + 1 - base
             total -= tl.where(z[:, None] == level, turns[:, None], 0)
     total = tl.cumsum(total, axis=1)
     tl.store(within + b * 512 + column[:, None] * 8 + level, total)

@@ -49,6 +49,23 @@ def test_kernels_equal_their_plain_twins(resolution):
     assert float((one.crossings() != other.crossings()).float().mean()) < 1e-5
 
 
+def test_a_crossing_between_two_bricks_is_counted_once():
+    # A prism with slopes of 45 degrees and corners on samples: its faces cross rays at whole heights, where rounding
+    # decides between two bricks.
+    corners = torch.tensor([[8, 0, 0], [40, 0, 32], [56, 0, 16], [24, 0, -16]], dtype=torch.float64)
+    vertices = torch.cat([corners + torch.tensor([0, 4, 20]), corners + torch.tensor([0, 52, 20])])
+    faces = [[0, 1, 2], [0, 2, 3], [4, 6, 5], [4, 7, 6]]
+    faces += [f for i, j in ((0, 1), (1, 2), (2, 3), (3, 0)) for f in ([i, i + 4, j], [j, i + 4, j + 4])]
+    for offset in (0.0, 0.3, 1e-6, 0.123456789):
+        moved = (vertices + offset + 0.5) / 64 - 0.5
+        batch = MeshBatch.of([(moved.cuda(), torch.tensor(faces, device="cuda"))], 64)
+        one, other = Bricks(batch, 64, BAND), Bricks(batch, 64, BAND, using=bricks_reference)
+        assert torch.equal(one.origins, other.origins)
+        off_surface = (one.squared > 1e-6) & (one.squared <= BAND**2)
+        assert torch.equal(one.crossings()[off_surface], other.crossings()[off_surface])
+        assert bool((one.crossings()[off_surface] != 0).any())
+
+
 def test_strips_equal_their_plain_twin():
     from sdf_vqvae.geometry.boundary_triton import interpolated_strips_share, strips_share
 
