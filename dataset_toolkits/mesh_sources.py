@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import trimesh
@@ -24,6 +24,8 @@ from sdf_vqvae.geometry.mesh import READABLE, load_mesh
 logger = logging.getLogger(__name__)
 
 FORMATS = ("trellis500k", "custom", "folder", "pack")
+_ABSOLUTE = ("trellis500k", "custom")
+"""Formats whose tables may hold absolute paths or lie above the folder."""
 ID = "sha256"
 _OBJECT_PATHS = "object-paths.json"
 _OBJAVERSE = Path("raw/hf-objaverse-v1")
@@ -80,12 +82,13 @@ def read_source(source_format: str, folder: Path, *, split: str | None = None) -
     Raises:
         ValueError: the folder or its table is missing or damaged, or lacks a needed column.
     """
-    folder = folder.absolute()
     if not folder.is_dir():
         raise ValueError(f"the input folder {folder} does not exist")
     readers = {"trellis500k": _trellis, "custom": _custom, "folder": _files, "pack": _pack}
     if source_format not in readers:
         raise ValueError(f"format {source_format!r} is unknown; use one of {', '.join(FORMATS)}")
+    if source_format in _ABSOLUTE:
+        folder = folder.absolute()
     first: dict[str, str] = {}
     for number, item in enumerate(readers[source_format](folder), 1):
         if split is not None and item.row.get("split") != split:
@@ -101,14 +104,17 @@ def read_source(source_format: str, folder: Path, *, split: str | None = None) -
         else:
             first[name] = f"{number} ({item.place.name})" if item.place else str(number)
         captions = captions_cell(captions_of_row(item.row))
-        yield SourceItem(row={**item.row, CAPTIONS: captions}, place=None if error else item.place, error=error)
+        # Workers may run elsewhere.
+        place = None if error or item.place is None else replace(item.place, path=item.place.path.absolute())
+        yield SourceItem(row={**item.row, CAPTIONS: captions}, place=place, error=error)
 
 
 def input_table(source_format: str, folder: Path) -> Path | None:
     """Return the table that a format reads, or None where it reads none."""
-    folder = folder.absolute()
     if source_format == "pack":
         return None
+    if source_format in _ABSOLUTE:
+        folder = folder.absolute()
     if source_format == "trellis500k":
         start = _object_paths(folder)
         tables = [f / METADATA for f in _upwards(start.parent if start else folder)]
