@@ -21,9 +21,8 @@ from typing import Any
 from dataset_toolkits.mesh_sources import FORMATS
 from dataset_toolkits.voxelize_dataset import DEFAULT_BAND, VoxelizeSettings, default_workers, voxelize_dataset
 from dataset_toolkits.voxelize_table import Summary
-from sdf_vqvae.jobs import ENGINES, devices_for
-from sdf_vqvae.programs import USER_ERROR, add_run_options, positive_int, run_program
-from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.jobs import ENGINES
+from sdf_vqvae.programs import USER_ERROR, add_run_options, devices_of, positive_int, run_program
 
 PROGRAM = "sdf_voxelize.py"
 
@@ -95,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(options: argparse.Namespace) -> int:
     """Voxelize, and print a summary; 2 if no object has a field."""
-    if options.device and options.gpu_nums is not None:
-        raise ValueError("give --device or --gpu_nums, not both")
-    devices = (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
+    devices = devices_of(options)
     settings = VoxelizeSettings(
         source_format=options.format,
         input_dir=options.input_dir,

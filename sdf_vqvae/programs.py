@@ -12,7 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from sdf_vqvae.runtime import setup_logging
+from sdf_vqvae.jobs import devices_for
+from sdf_vqvae.runtime import resolve_device, setup_logging
 
 USER_ERROR = 2
 """Exit code of everything that the user can mend, as argparse's own."""
@@ -24,6 +25,17 @@ def add_run_options(parser: argparse.ArgumentParser, json_output: bool = True) -
     parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
     if json_output:
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def devices_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the devices that `--device` or `--gpu_nums` name, for work on many items.
+
+    Raises:
+        ValueError: both are given, or one of them can't be had.
+    """
+    if options.device and options.gpu_nums is not None:
+        raise ValueError("give --device or --gpu_nums, not both")
+    return (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
 
 
 def positive_int(text: str) -> int:

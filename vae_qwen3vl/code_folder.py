@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import parse_json, read_safetensors, regular_file, write_safetensors
-from sdf_vqvae.field_folder import METADATA, read_table
+from sdf_vqvae.field_folder import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.code_cache import CodeCache
@@ -133,7 +133,7 @@ class CodeFolder:
         if path.is_file():
             yield from read_table(path)
         else:
-            yield from ({"sha256": name} for name in self._where)
+            yield from ({ID_COLUMN: name} for name in self._where)
 
 
 def shards_in(folder: Path) -> list[Path]:

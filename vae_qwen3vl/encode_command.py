@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.jobs import ENGINES, devices_for
-from sdf_vqvae.runtime import Stopwatch, resolve_device
+from sdf_vqvae.jobs import ENGINES
+from sdf_vqvae.programs import devices_of
+from sdf_vqvae.runtime import Stopwatch
 from vae_qwen3vl.programs import USER_ERROR, add_run_options, add_vae_options, naming, positive_int
 
 CODES_SUFFIX = ".safetensors"
@@ -119,9 +120,7 @@ def _encode_one(options: argparse.Namespace) -> int:
 def _encode_dataset(options: argparse.Namespace) -> int:
     from vae_qwen3vl.encoding import EncodeSettings, encode_dataset
 
-    if options.device and options.gpu_nums is not None:
-        raise ValueError("give --device or --gpu_nums, not both")
-    devices = (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
+    devices = devices_of(options)
     settings = EncodeSettings(
         source=options.mesh,
         output=options.output,

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +311,3 @@ def _by_size(fields: list[tuple[str, SparseSDF]], most: int) -> Iterator[list[tu
         total += len(field.sdf)
     if part:
         yield part
-
-
-def with_devices(settings: EncodeSettings, devices: tuple[str, ...], workers: int | None) -> EncodeSettings:
-    """Return settings for these devices, with one worker a device unless said otherwise."""
-    return replace(settings, devices=devices, workers=workers or len(devices))

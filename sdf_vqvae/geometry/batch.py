@@ -5,6 +5,7 @@ Knows triangles and points that belong to meshes; works in voxel units.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class MeshBatch:
             vertex_starts=starts[:, 0].contiguous(),
         )
 
-    @property
+    @functools.cached_property
     def corners(self) -> Tensor:
         """float64 `[F, 3, 3]`."""
         return self.vertices[self.faces]
