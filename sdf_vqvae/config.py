@@ -6,6 +6,7 @@ Knows the names and meanings of the keys; builds nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ _WITHOUT_EFFECT = ("representation_config", "latents_scale", "latents_shift")
 _MODEL_NAMES = ("SparseSDFVQVAE", "Direct3DS2_VQVAE")  # the second is the original's alias
 # Arguments that the original also takes for each half; here the halves may differ in their number of blocks only.
 _SPLIT = ("model_channels", "num_heads", "num_head_channels")
-_MOST_LEVELS = 6
+_MOST_LEVELS = 8
 _LEAST = {
     "resolution": 1, "model_channels": 1, "latent_channels": 1, "num_blocks": 0, "num_blocks_encoder": 0,
     "num_blocks_decoder": 0, "num_heads": 1, "num_head_channels": 1, "mlp_ratio": 0, "window_size": 1,
@@ -85,8 +86,22 @@ class VAEConfig:
     """Recompute the trunks' activations in the backward pass."""
     chunk_size: int = 1
     """Decode in `chunk_size`^3 spatial blocks; only 1 is supported."""
+    architecture: str = "original"
+    """`original` (pooling and subdivision) or `residual` (space-to-channel steps with shortcuts)."""
     level_channels: tuple[int, ...] | None = None
-    """Widths from the data grid inwards, one a level; by default (C/16, C/8, C/4)."""
+    """Widths of the levels with convolutions, from the finest inwards, the trunk's not included. `original`: the
+    finest is the data grid, by default (C/16, C/8, C/4); `residual`: half of it, by default (C/4, C/2)."""
+    level_blocks: tuple[int, ...] = ()
+    """Residual blocks on each of those levels, in each half; by default two. `residual` only."""
+    predict_occupancy: bool = False
+    """The decoder predicts which children exist and computes no others. `residual` only."""
+    quantizer: str = "euclidean"
+    """How vectors meet codes: `euclidean`; `cosine` (both on the unit sphere); `simvq` (a learned map of fixed codes,
+    Zhu et al., 2024); `fsq` (a fixed grid, Mentzer et al., 2023)."""
+    fsq_levels: tuple[int, ...] = ()
+    """Values along each axis of the grid of `fsq`; their product is num_embeddings."""
+    rotation_trick: bool = False
+    """Gradients pass the quantizer by the rotation that takes vector to code (Fifty et al., 2024), not unchanged."""
     pool_counts_zero: bool = True
     """Pool as the original does, dividing by the voxel count plus one; its weights need that."""
     field: FieldDescription = field(
@@ -109,6 +124,8 @@ class VAEConfig:
         for key, allowed in {
             "attn_mode": ("swin", "windowed", "full"),
             "pe_mode": ("ape",),
+            "architecture": ("original", "residual"),
+            "quantizer": ("euclidean", "cosine", "simvq", "fsq"),
             "chunk_size": (1,),
             "use_fp16": (False,),
         }.items():
@@ -121,6 +138,17 @@ class VAEConfig:
         widest = _MOST["model_channels"]
         if not all(isinstance(width, int) and 0 < width <= widest for width in self.widths) or not self.widths:
             raise ValueError(f"level_channels must be integers in 1..{widest}, got {list(self.widths)}")
+        self._check_quantizer()
+        if self.architecture == "original" and (self.predict_occupancy or self.level_blocks):
+            raise ValueError("predict_occupancy and level_blocks need architecture='residual'")
+        if self.architecture == "residual" and self.level_blocks and len(self.level_blocks) != len(self.widths):
+            raise ValueError(
+                f"level_blocks needs one number for each of {list(self.widths)}, got {self.level_blocks}"
+            )
+        if not all(type(n) is int and 0 <= n <= _MOST["num_blocks"] for n in self.level_blocks):
+            raise ValueError(f"level_blocks must be integers in 0..{_MOST['num_blocks']}, got {self.level_blocks!r}")
+        if self.architecture == "residual" and not self.level_blocks:
+            object.__setattr__(self, "level_blocks", (2,) * len(self.widths))
         if self.data_resolution != self.field.resolution:
             raise ValueError(
                 f"resolution={self.resolution} (latent grid) with {self.levels} levels means a data grid of "
@@ -129,16 +157,37 @@ class VAEConfig:
         if self.input_band is not None and (self.field.unit != "band" or self.field.band is None):
             raise ValueError("input_band needs a field in units of its band")
 
+    def _check_quantizer(self) -> None:
+        if (self.quantizer == "fsq") != bool(self.fsq_levels):
+            raise ValueError("fsq_levels belongs to quantizer='fsq', which needs it")
+        if not all(type(n) is int and n >= 2 for n in self.fsq_levels):
+            raise ValueError(f"fsq_levels must be integers of at least 2, got {list(self.fsq_levels)}")
+        if self.quantizer == "fsq":
+            if math.prod(self.fsq_levels) != self.num_embeddings or len(self.fsq_levels) != self.latent_channels:
+                raise ValueError(
+                    f"fsq_levels {list(self.fsq_levels)} make {math.prod(self.fsq_levels)} codes of width "
+                    f"{len(self.fsq_levels)}, but num_embeddings is {self.num_embeddings} and latent_channels "
+                    f"{self.latent_channels}"
+                )
+        if self.quantizer in ("simvq", "fsq") and self.use_ema_update:
+            raise ValueError(f"quantizer={self.quantizer!r} is not learned by moving averages: use_ema_update=false")
+
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the levels from the data grid inwards, the trunk's not included."""
+        """Channels of the levels with convolutions, from the finest inwards, the trunk's not included."""
         c = self.model_channels
-        return self.level_channels if self.level_channels is not None else (c // 16, c // 8, c // 4)
+        default = (c // 16, c // 8, c // 4) if self.architecture == "original" else (c // 4, c // 2)
+        return self.level_channels if self.level_channels is not None else default
 
     @property
     def levels(self) -> int:
         """Number of halvings between data grid and latent grid."""
-        return len(self.widths)
+        return len(self.widths) + (self.architecture == "residual")
+
+    def blocks_of(self, half: str) -> int:
+        """Return the transformer blocks of `encoder` or `decoder`."""
+        own: int | None = self.num_blocks_encoder if half == "encoder" else self.num_blocks_decoder
+        return self.num_blocks if own is None else own
 
     @property
     def latent_resolution(self) -> int:
@@ -180,10 +229,12 @@ class VAEConfig:
                 del values[key]
         check_keys("models.vqvae.args", values, (f.name for f in dataclasses.fields(cls)))
         widths = values.get("level_channels")
-        if widths is not None:
-            if not isinstance(widths, list | tuple) or len(widths) > _MOST_LEVELS:
-                raise ValueError(f"level_channels must be a list of at most {_MOST_LEVELS} integers, got {widths!r}")
-            values["level_channels"] = tuple(widths)
+        for key in ("level_channels", "level_blocks", "fsq_levels"):
+            given = values.get(key)
+            if given is not None:
+                if not isinstance(given, list | tuple) or len(given) > _MOST_LEVELS:
+                    raise ValueError(f"{key} must be a list of at most {_MOST_LEVELS} integers, got {given!r}")
+                values[key] = tuple(given)
         side = values.get("resolution", cls.resolution)
         if "field" in values:
             values["field"] = FieldDescription.from_dict(values["field"])
@@ -193,7 +244,8 @@ class VAEConfig:
                 unit="world",
                 band=None,
                 sampling="corner",
-                resolution=side * 2 ** (3 if widths is None else len(widths)),
+                resolution=side
+                * 2 ** (3 if widths is None else len(widths) + (args.get("architecture") == "residual")),
             )
         return cls(**values)
 

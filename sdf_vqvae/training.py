@@ -1,67 +1,47 @@
-"""The training step of the tokenizer and a plain loop around it.
+"""The training loop of the tokenizer: steps, schedule, averages, checkpoints, held-out measures, logs.
 
-Targets fill whole latent cells: inside the band the measured distance, beyond it +1 or -1 by flood fill.
+One process a device, gradients averaged over processes (Accelerate). What is learned from is in `streams.py`, what
+is minimized in `losses.py`.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sdf_vqvae import training_checkpoint as checkpoints
+from sdf_vqvae.losses import dense_targets, occupancy_loss, reconstruction_loss, targets_of
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.quantizer import codebook_health
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.streams import Field, Stream
+from sdf_vqvae.training_config import TrainerConfig
+from sdf_vqvae.training_log import RunLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How long and how fast to train."""
-
-    max_steps: int = 100_000
-    """Steps at most."""
-    max_seconds: float = math.inf
-    """Seconds at most; the schedule runs over whichever limit comes first."""
-    voxels_per_batch: int = 4_000_000
-    """Objects are gathered until their bands hold this many voxels."""
-    lr: float = 1e-3
-    """Peak learning rate (AdamW)."""
-    weight_decay: float = 0.01
-    """AdamW's."""
-    warmup_steps: int = 100
-    """Linear warm-up."""
-    bypass_share: float = 0.15
-    """Share of the training without the quantizer; the codebook starts from the latents at its end."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    sign_weight: float = 0.1
-    """Weight of the sign cross-entropy."""
-    ema_decay: float = 0.999
-    """Decay of the averaged weights, which are the ones saved."""
-    grad_clip: float = 1.0
-    """Largest gradient norm."""
-    log_every: int = 50
-    """Steps between log lines."""
-    save_every: int = 500
-    """Steps between saved weights."""
+_RESERVOIR = 16
+"""Batches whose latent vectors are kept for the start of the codebook."""
+_PAST_NORMS = 1000
+_PERCENTILE_FROM = 20
 
 
-def collate_fields(objects: list[tuple[Tensor, Tensor]], device: torch.device) -> dict[str, Tensor]:
+def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:
     """Join `(index [N, 3], distance [N])` pairs to a batch dict on a device."""
     sizes = torch.tensor([len(sdf) for _, sdf in objects])
     return {
@@ -71,203 +51,397 @@ def collate_fields(objects: list[tuple[Tensor, Tensor]], device: torch.device) -
     }
 
 
-def batches_by_voxels(
-    stream: Iterator[tuple[Tensor, Tensor]], voxels: int, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    """Group a stream of fields into batches of about `voxels` voxels (at least one object)."""
-    objects: list[tuple[Tensor, Tensor]] = []
-    count = 0
-    for item in stream:
-        if objects and count + len(item[1]) > voxels:
-            yield collate_fields(objects, device)
-            objects, count = [], 0
-        objects.append(item)
-        count += len(item[1])
-    if objects:
-        yield collate_fields(objects, device)
-
-
-def cell_targets(field: SparseTensor, cells: SparseTensor) -> Tensor:
-    """Return the target of every voxel that the decoder makes, in its row order: `[side^3 * M]`, NaN unknown.
-
-    Args:
-        field: the distance field `[N, 1]` in units of its band, on the data grid.
-        cells: the latent cells `[M, *]`.
-
-    A voxel beyond the band takes +1 or -1 from the nearest voxels of known sign in its cell; that is exact,
-    since beyond the band no step between neighbors can cross the surface.
-    """
-    side = field.side // cells.side
-    parents = field.coords.clone()
-    parents[:, 1:] //= side
-    keys = linear_keys(parents, cells.side)
-    cell = torch.searchsorted(cells.coordinates.keys, keys).clamp_(max=len(cells) - 1)
-    inside = cells.coordinates.keys[cell] == keys
-    x, y, z = (field.coords[:, 1:].long() % side).unbind(1)
-    dense = torch.full((len(cells), side, side, side), torch.nan, device=field.device)
-    dense[cell[inside], x[inside], y[inside], z[inside]] = field.feats[inside, 0].float()
-    sign = _flood_signs(torch.nan_to_num(dense, nan=0.0).sign().to(torch.int8), steps=2 * side)
-    far = torch.where(sign == 0, torch.nan, sign.float())
-    dense = torch.where(dense.isnan(), far, dense)
-    return _subdivision_order(dense)
-
-
-def _flood_signs(sign: Tensor, steps: int) -> Tensor:
-    """Spread signs from known to unknown (0) voxels inside each cell, one neighbor a step. int8 `[M, s, s, s]`"""
-    for _ in range(steps):
-        padded = functional.pad(sign, (1, 1, 1, 1, 1, 1))
-        around = (
-            padded[:, 2:, 1:-1, 1:-1]
-            + padded[:, :-2, 1:-1, 1:-1]
-            + padded[:, 1:-1, 2:, 1:-1]
-            + padded[:, 1:-1, :-2, 1:-1]
-            + padded[:, 1:-1, 1:-1, 2:]
-            + padded[:, 1:-1, 1:-1, :-2]
-        )
-        sign = torch.where(sign == 0, around.sign(), sign)
-    return sign
-
-
-def _subdivision_order(dense: Tensor) -> Tensor:
-    """Flatten `[M, s, s, s]` to the row order of repeated subdivision (eight children a level, z fastest)."""
-    levels = int(math.log2(dense.shape[1]))
-    split = dense.view(len(dense), *([2] * (3 * levels)))  # [M, x2 x1 x0, y2 y1 y0, z2 z1 z0]
-    order = [1 + axis * levels + level for level in range(levels) for axis in range(3)]
-    return split.permute(0, *order).reshape(-1)
-
-
-def reconstruction_loss(prediction: Tensor, target: Tensor, sign_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of predicted against true truncated distances, both `[P]` in units of the band.
-
-    `mean |p - t|` over all voxels, the same over those within a third of the band, and `sign_weight` times
-    the cross-entropy of the sign, reading (1 + p) / 2 as the probability of being outside.
-    """
-    known = (~target.isnan()).float()
-    p, t = prediction.float(), torch.nan_to_num(target)
-    near = known * (t.abs() < 1 / 3)
-    error = (p - t).abs()
-    agreement = ((1 + p * torch.where(t >= 0, 1.0, -1.0)) / 2).clamp(min=1e-4)
-    parts = {
-        "l1": _mean(error, known),
-        "l1_near": _mean(error, near),
-        "sign": _mean(-agreement.log(), known),
-        "wrong_sign": _mean((agreement < 0.5).float(), known),
-    }
-    return parts["l1"] + parts["l1_near"] + sign_weight * parts["sign"], parts
-
-
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; selecting rows by a mask instead would sort them in the backward pass."""
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+def measure(
+    vae: SparseSDFVQVAE, out: Mapping[str, Any], batch: Mapping[str, Tensor], trainer: TrainerConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a forward pass and its parts, on the device."""
+    config = vae.config
+    signed = config.field.kind == "sdf" and config.field.unit == "band"
+    whole = SparseTensor(
+        batch["sparse_sdf"],
+        torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
+        side=config.data_resolution,
+        batch_size=out["latent"].batch_size,
+    )
+    dense = dense_targets(whole, out["latent"], signed=signed)
+    target = targets_of(out["reconst_x"], dense, config.levels)
+    total, parts = reconstruction_loss(
+        out["reconst_x"].feats[:, 0],
+        target,
+        kind=trainer.loss_type,
+        sign_weight=trainer.sign_weight,
+        slope_weight=trainer.slope_weight,
+        signed=signed,
+    )
+    parts["commitment"] = out["commitment_loss"]
+    total = total + trainer.lambda_commitment * out["commitment_loss"]
+    if out["vq_loss"] is not None:
+        total = total + trainer.lambda_vq * out["vq_loss"]
+    if out["occupancy"]:
+        cost, missed = occupancy_loss(out["occupancy"])
+        total = total + trainer.lambda_occupancy * cost
+        parts |= {"occupancy": cost, **missed}
+    return total, {"loss": total, **parts}
 
 
 class TokenizerTrainer:
-    """Trains a `SparseSDFVQVAE` on a stream of batches.
+    """Trains a `SparseSDFVQVAE` as a `TrainerConfig` says, and goes on where an earlier run in the folder stopped.
 
-    Until `bypass_share` of the training the decoder sees continuous latents; then the codebook is placed by
-    k-means on the latents of the last batches and quantization begins.
+    Stages, as in the original system: 1 trains the codebook alone, 2 all, 3 the decoder alone. A model that comes
+    without a codebook sees continuous latents first (`bypass_share`); k-means on the latest of them then places the
+    codes. In stage 1 it places them as soon as there are enough vectors.
+
+    Args:
+        vae: the model; its weights are where training starts.
+        config: see there.
+        stream: training objects of this process.
+        held_out: objects that are measured and pictured, never trained on.
+        folder: where everything is written.
+        accelerator: devices and processes; by default this process alone, on the model's device.
+        has_codebook: the model's codebook has been trained.
+        settings: what is recorded beside the checkpoints; a run with other settings can't go on from them.
     """
 
-    def __init__(self, vae: SparseSDFVQVAE, options: TrainingOptions, folder: Path) -> None:
-        self.vae = vae.train()
-        self.options = options
+    def __init__(
+        self,
+        vae: SparseSDFVQVAE,
+        config: TrainerConfig,
+        stream: Stream,
+        *,
+        held_out: Sequence[Field] = (),
+        folder: Path,
+        accelerator: Accelerator | None = None,
+        has_codebook: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = accelerator or Accelerator(cpu=vae.device.type == "cpu")
+        self.device = self.accelerator.device
+        self.vae = vae.to(self.device).train()
+        self.config = config
+        self.stream = stream
+        self.held_out = list(held_out)
         self.folder = folder
-        self.optimizer = torch.optim.AdamW(
-            [p for p in vae.parameters() if p.requires_grad],
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            betas=(0.9, 0.99),
+        self.settings = dict(settings or {})
+        self._freeze()
+        trained = [p for p in vae.parameters() if p.requires_grad]
+        self.optimizer = (
+            torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+            if trained
+            else None
         )
-        self.average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay), use_buffers=False)
+        self.model = self.accelerator.prepare(vae) if trained else vae
+        self.averages = [
+            AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(rate), use_buffers=False) for rate in config.ema_rate
+        ]
+        self.counts = torch.zeros(vae.config.num_embeddings, device=self.device)
         self.reservoir: list[Tensor] = []
-        self.quantizing = False
-        self.counts = torch.zeros(vae.config.num_embeddings, device=vae.device)
+        self.quantizing = has_codebook or vae.config.quantizer == "fsq"
+        self.past_norms: deque[float] = deque(maxlen=_PAST_NORMS)
+        self.step_number = 0
+        self.seconds = 0.0
+        self.objects = 0
+        self.skipped = 0
+        self.log: RunLog | None = None
 
-    def step(self, batch: dict[str, Tensor], progress: float, step: int) -> dict[str, Tensor]:
-        """Run one optimizer step and return its measurements, still on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * _schedule(progress, step, self.options.warmup_steps)
-        field = self.vae.field_tensor(batch)
-        whole = SparseTensor(
-            batch["sparse_sdf"],
-            torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
-            side=self.vae.config.data_resolution,
-        )
-        with torch.autocast(self.vae.device.type, torch.bfloat16):
-            out = self.vae(field, bypass=not self.quantizing)
-            target = cell_targets(whole, out["latent"])
-            loss, parts = reconstruction_loss(out["reconst_x"].feats[:, 0], target, self.options.sign_weight)
-            total = loss + self.options.commitment * out["commitment_loss"]
-            if out["vq_loss"] is not None:
-                total = total + out["vq_loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.options.grad_clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.vae)
-        self._follow_codebook(out, progress)
-        measured = {"loss": total, "commitment": out["commitment_loss"], "grad_norm": norm, **parts}
-        return {name: value.detach() for name, value in measured.items()}
+    def _freeze(self) -> None:
+        """Leave only what the stage trains."""
+        if self.config.training_stage != 2:
+            self.vae.encoder.requires_grad_(False)
+            if self.config.training_stage == 1:
+                self.vae.decoder.requires_grad_(False)
+            else:
+                self.vae.vq.requires_grad_(False)
 
-    def _follow_codebook(self, out: dict[str, Any], progress: float) -> None:
+    def _modes(self) -> None:
+        """Set training mode; the averages of a frozen codebook must not move."""
+        self.vae.train()
+        if self.config.training_stage == 3:
+            self.vae.vq.eval()
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by whichever limit is nearer."""
+        shares = [self.step_number / self.config.max_steps]
+        if self.config.max_seconds:
+            shares.append(self.seconds / self.config.max_seconds)
+        if self.config.max_epoch:
+            shares.append(self.stream.epoch / self.config.max_epoch)
+        share = torch.tensor(max(shares), dtype=torch.float64, device=self.device if self._distributed else "cpu")
+        if self._distributed:
+            dist.broadcast(share, 0)  # clocks differ, and all processes must stop at the same step
+        return float(share)
+
+    @property
+    def _distributed(self) -> bool:
+        return self.accelerator.num_processes > 1
+
+    def learning_rate(self, progress: float) -> float:
+        """Linear warm-up, then constant or a cosine down to `lr_min`."""
+        config = self.config
+        warm = min(1.0, (self.step_number + 1) / max(1, config.warmup_steps))
+        done = progress if config.cosine_over_run else 0.0
+        if config.cosine_steps:
+            done = self.step_number / config.cosine_steps
+        return warm * (config.lr_min + (config.lr - config.lr_min) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+    def step(self, progress: float) -> dict[str, Tensor]:
+        """Draw objects, run one optimizer step, and return its measurements, still on the device."""
+        config = self.config
+        self._place_codebook(progress)
+        total: dict[str, Tensor] = {}
+        each = config.batch_size_per_gpu // config.batch_split
+        for part in range(config.batch_split):
+            batch = collate_fields(self.stream.draw(each), self.device)
+            last = part == config.batch_split - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                measured = self._forward_backward(batch)
+            for name, value in measured.items():
+                total[name] = (
+                    total.get(name, torch.zeros((), device=self.device)) + value.detach() / config.batch_split
+                )
+        self.objects += config.batch_size_per_gpu * self.accelerator.num_processes
+        if self.optimizer is not None:
+            total["grad_norm"] = self._update(self.optimizer, progress)
+        for average in self.averages:
+            average.update_parameters(self.vae)
+        return total
+
+    def _forward_backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with self._precision():
+            out = self.model(batch, bypass=not self.quantizing)
+            loss, parts = measure(self.vae, out, batch, self.config)
         if self.quantizing:
             self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
+        else:
+            self.reservoir = [*self.reservoir[1 - _RESERVOIR :], out["latent"].feats.detach()]
+            # Every parameter takes part in every step, or the processes would wait for its gradient.
+            loss = loss + 0 * sum(p.sum() for p in self.vae.vq.parameters() if p.requires_grad)
+        if self.optimizer is not None:
+            self.accelerator.backward(loss / self.config.batch_split)
+        return parts
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        half = self.config.fp16_mode is not None and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16) if half else contextlib.nullcontext()
+
+    def _update(self, optimizer: torch.optim.Optimizer, progress: float) -> Tensor:
+        """Clip, step, and return the norm of the gradients. A step with gradients that aren't finite is left out."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(progress)
+        limits = [self.config.grad_clip] if self.config.grad_clip is not None else []
+        if self.config.clip_percentile is not None and len(self.past_norms) >= _PERCENTILE_FROM:
+            past = torch.tensor(self.past_norms)
+            limits.append(float(torch.quantile(past, self.config.clip_percentile / 100)))
+        norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), min(limits, default=math.inf))
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+            self.past_norms.append(float(norm))
+        else:
+            self.skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _place_codebook(self, progress: float) -> None:
+        """Start quantizing when it is time and there are enough latent vectors."""
+        if self.quantizing:
             return
-        self.reservoir = [*self.reservoir[-15:], out["latent"].feats.detach()]
-        samples = torch.cat(self.reservoir)
-        if progress >= self.options.bypass_share and len(samples) >= self.vae.config.num_embeddings:
+        early = self.config.training_stage != 2
+        enough = sum(len(part) for part in self.reservoir) >= self.vae.config.num_embeddings
+        if enough and (early or progress >= self.config.bypass_share):
+            samples = torch.cat(self.reservoir)
             self.vae.vq.initialize(samples)
             self.reservoir = []
             self.quantizing = True
             logger.info("codebook placed by k-means on %d latent vectors", len(samples))
 
-    def run(self, batches: Iterator[dict[str, Tensor]]) -> list[dict[str, float]]:
-        """Train until a limit is reached; write `log.jsonl` and the averaged weights into the folder."""
+    def run(self) -> list[dict[str, Any]]:
+        """Train until a limit is reached and return this part's log records."""
         from tqdm import tqdm
 
-        start = time.perf_counter()
-        records: list[dict[str, float]] = []
-        objects = 0
-        bar = tqdm(total=self.options.max_steps, unit="step", mininterval=5)
-        for step, batch in enumerate(batches):
-            elapsed = time.perf_counter() - start
-            progress = max(step / self.options.max_steps, elapsed / self.options.max_seconds)
-            if progress >= 1:
-                break
-            measured = self.step(batch, progress, step)
-            objects += int(batch["batch_idx"][-1]) + 1
+        self.resume()
+        main = self.accelerator.is_main_process
+        self.log = RunLog(self.folder, self.step_number) if main else None
+        bar = tqdm(total=self.config.max_steps, initial=self.step_number, unit="step", disable=None if main else True)
+        start, before = time.perf_counter(), self.seconds
+        self._modes()
+        while (progress := self.progress) < 1:
+            measured = self.step(progress)
+            self.step_number += 1
+            self.seconds = before + time.perf_counter() - start
             bar.update()
-            if step % self.options.log_every == 0:
-                health = codebook_health(self.counts)
-                record = {name: float(value) for name, value in measured.items()}
-                record |= {
-                    "step": step,
-                    "seconds": elapsed,
-                    "objects": objects,
-                    "perplexity": health.perplexity,
-                }
-                records.append(record)
-                bar.set_postfix({k: f"{record[k]:.4f}" for k in ("l1", "l1_near", "wrong_sign")})
-                self._write_log(records)
-            if step and step % self.options.save_every == 0:
-                self.save()
+            self._at_intervals(measured, progress, bar)
         bar.close()
+        self._hold_out()
         self.save()
-        self._write_log(records)
-        return records
+        self.export()
+        return self.log.records if self.log is not None else []
 
-    def save(self) -> None:
-        """Write the averaged weights, with the current codebook where moving averages learn it."""
-        averaged = self.average.module
+    def _at_intervals(self, measured: dict[str, Tensor], progress: float, bar: Any) -> None:
+        config, number = self.config, self.step_number
+        if self.log is not None and (number % config.i_log == 0 or number == 1):
+            record = self.log.write("train", number, self._record(measured, progress))
+            shown = {k: f"{record[k]:.4f}" for k in ("l1", "l1_near", "occupancy") if k in record}
+            bar.set_postfix(shown)
+            if number % config.i_print == 0:
+                logger.info("step %d, %.0f s: %s", number, self.seconds, shown)
+        if number % config.i_sample == 0:
+            self._hold_out()
+        if number % config.i_save == 0:
+            self.save()
+            self.export()
+        if self._distributed and number % config.i_ddpcheck == 0:
+            self.check_processes()
+
+    def _record(self, measured: dict[str, Tensor], progress: float) -> dict[str, float]:
+        names = sorted(measured)
+        values = torch.stack([measured[name].float() for name in names]).tolist()
+        health = codebook_health(self.counts)
+        record = {
+            "seconds": self.seconds,
+            "objects": self.objects,
+            "learning_rate": self.learning_rate(progress),
+            "perplexity": health.perplexity,
+            "skipped_steps": self.skipped,
+            **dict(zip(names, values, strict=True)),
+        }
+        if self.device.type == "cuda":
+            record["peak_gigabytes"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return record
+
+    def _hold_out(self) -> None:
+        """Measure the averaged weights on the held-out objects and picture some (the first process only)."""
+        if self.log is None or not self.held_out:
+            return
+        from sdf_vqvae.training_pictures import picture_rows
+
+        vae = self.averaged().eval()
+        with self._precision():
+            found, counts = self.measure_held_out(vae)
+        health = codebook_health(counts)
+        found |= {"perplexity": health.perplexity, "used": health.used, "dead": float(health.dead)}
+        found["top_percent_mass"] = health.top_percent_mass
+        self.log.write("held_out", self.step_number, {"seconds": self.seconds, "objects": self.objects, **found})
+        if not self.config.disable_snapshot:
+            batches = [collate_fields([item], self.device) for item in self.held_out[:4]]
+            with self._precision():
+                self.log.picture(self.step_number, picture_rows(vae, batches))
+        self._modes()
+
+    @torch.no_grad()
+    def measure_held_out(self, vae: SparseSDFVQVAE) -> tuple[dict[str, float], Tensor]:
+        """Return the mean losses over the held-out objects, each weighing the same, and the counts of their codes."""
+        totals: dict[str, float] = {}
+        counts = torch.zeros_like(self.counts)
+        for item in self.held_out:
+            batch = collate_fields([item], self.device)
+            out = vae(batch, bypass=not self.quantizing)
+            _, parts = measure(vae, out, batch, self.config)
+            if self.quantizing:
+                counts += torch.bincount(out["indices"], minlength=len(counts))
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / len(self.held_out)
+        return totals, counts
+
+    def averaged(self) -> SparseSDFVQVAE:
+        """Return the averaged weights (the first of `ema_rate`) with the current codebook, or the current ones."""
+        if not self.averages:
+            return self.vae
+        averaged = self.averages[0].module
         assert isinstance(averaged, SparseSDFVQVAE)
         averaged.vq.load_state_dict(self.vae.vq.state_dict())
-        save_vae(averaged, self.folder)
+        return averaged
 
-    def _write_log(self, records: list[dict[str, float]]) -> None:
-        with atomic_path(self.folder / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    def export(self) -> None:
+        """Write `model.safetensors` and `config.json` that every command reads (the first process only)."""
+        if self.accelerator.is_main_process:
+            save_vae(self.averaged(), self.folder)
 
+    def save(self) -> None:
+        """Write a checkpoint (all processes together)."""
+        main = self.accelerator.is_main_process
+        if main:
+            checkpoints.begin(self.folder)
+        self.accelerator.wait_for_everyone()
+        if main:
+            state = {
+                "step": self.step_number,
+                "seconds": self.seconds,
+                "objects": self.objects,
+                "skipped": self.skipped,
+                "quantizing": self.quantizing,
+                "past_norms": list(self.past_norms),
+                "averaged_steps": [int(average.n_averaged) for average in self.averages],
+                "processes": self.accelerator.num_processes,
+                "settings": self.settings,
+            }
+            modules = [average.module for average in self.averages]
+            checkpoints.write_shared(self.folder, self.vae, modules, self.optimizer, state)
+        index = self.accelerator.process_index
+        checkpoints.write_rank(self.folder, index, {"stream": self.stream.state()}, self._rank_tensors())
+        self.accelerator.wait_for_everyone()
+        if main:
+            checkpoints.finish(self.folder, self.step_number, self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
 
-def _schedule(progress: float, step: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
-    return min(1.0, (step + 1) / max(1, warmup)) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    def _rank_tensors(self) -> dict[str, Tensor]:
+        found = {"cpu_generator": torch.get_rng_state(), "counts": self.counts.cpu()}
+        if self.device.type == "cuda":
+            found["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        return found | {f"reservoir_{i:02d}": part.cpu() for i, part in enumerate(self.reservoir)}
+
+    def resume(self) -> None:
+        """Go on from the folder's latest checkpoint, if there is one.
+
+        Raises:
+            ValueError: it belongs to a run with other settings or another number of processes.
+        """
+        steps = checkpoints.checkpoint_steps(self.folder)
+        if not steps:
+            return
+        found = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
+        self._check_same_run(found.state)
+        self.vae.load_state_dict(found.model)
+        for average, tensors, count in zip(self.averages, found.averages, found.state["averaged_steps"], strict=True):
+            average.module.load_state_dict(tensors)
+            average.n_averaged.fill_(count)
+        if self.optimizer is not None:
+            checkpoints.restore_optimizer(self.vae, self.optimizer, found.optimizer)
+        self.step_number = int(found.state["step"])
+        self.seconds = float(found.state["seconds"])
+        self.objects = int(found.state["objects"])
+        self.skipped = int(found.state["skipped"])
+        self.quantizing = bool(found.state["quantizing"])
+        self.past_norms.extend(found.state["past_norms"])
+        self.stream.restore(found.rank_state["stream"])
+        own = found.rank_tensors
+        self.counts.copy_(own["counts"])
+        self.reservoir = [own[name].to(self.device) for name in sorted(own) if name.startswith("reservoir")]
+        torch.set_rng_state(own["cpu_generator"])
+        if self.device.type == "cuda" and "cuda_generator" in own:
+            torch.cuda.set_rng_state(own["cuda_generator"], self.device)
+        logger.info("going on from step %d in %s", self.step_number, self.folder)
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        processes = self.accelerator.num_processes
+        if state["processes"] != processes:
+            raise ValueError(
+                f"{self.folder} holds a run of {state['processes']} processes, this one has {processes}: start it the "
+                "same way, or give another --output_dir"
+            )
+        before = state["settings"]
+        changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))
+        if changed:
+            pairs = ", ".join(f"{k} {before.get(k)!r} -> {self.settings.get(k)!r}" for k in changed)
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({pairs}): give those, or another --output_dir"
+            )
+
+    def check_processes(self) -> None:
+        """Raise a RuntimeError unless all processes hold the same weights."""
+        sums = torch.stack([p.detach().double().sum() for p in self.vae.state_dict().values()])
+        first = sums.clone()
+        dist.broadcast(first, 0)
+        if not bool((first == sums).all()):
+            raise RuntimeError(f"process {self.accelerator.process_index} holds other weights than process 0")

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DATASETS = ("SparseSDF", "CTWindowSparseSDF")
+DATASETS = ("SparseSDF", "CTWindowSparseSDF", "Meshes")
 CT_WINDOWS = ("lung", "bone", "soft_tissue", "brain")
-LOSSES = ("l1", "l1_l2", "mse")
+LOSSES = ("l1", "l1_l2", "mse", "huber")
 _LATER = "is of later versions of the original system, which this one does not follow: {}"
 _LATER_DATASET = {
     "edge_margin": "objects near the wall of the grid are not left out",
@@ -103,7 +103,8 @@ class DatasetConfig:
     """What a VAE is trained on: the `dataset` section."""
 
     name: str = "SparseSDF"
-    """`SparseSDF` (a folder of field files), or `CTWindowSparseSDF` (fields of a windowed CT volume)."""
+    """`SparseSDF` (a folder of field files), `CTWindowSparseSDF` (fields of a windowed CT volume), or `Meshes` (a pack
+    or a folder of mesh files, voxelized as they are drawn)."""
     resolution: int = 512
     """Grid side R of the field files."""
     min_points: int = 0
@@ -113,9 +114,32 @@ class DatasetConfig:
     window_type: str | None = None
     """The intensity window of `CTWindowSparseSDF`: lung, bone, soft_tissue or brain."""
 
+    symmetries: bool = False
+    """Turn each use of an object by one of the 48 symmetries of the grid (always so for `Meshes`)."""
+    rotation: float = 0.0
+    """`Meshes`: share of the draws turned by a random rotation."""
+    stretch: float = 0.0
+    """`Meshes`: share of the draws scaled along each axis by a factor of its own, 3/4 to 4/3."""
+    echo: int = 4
+    """`Meshes`: uses of a voxelized mesh, on average."""
+    buffer: int = 2048
+    """`Meshes`: voxelized meshes kept on the device."""
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """`Meshes`: sources of a pack and their shares of the draws; the other meshes share the rest evenly."""
+
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
-        check_types("dataset.args", self, {"resolution": 8, "min_points": 0})
+        least = {"resolution": 8, "min_points": 0, "rotation": 0, "stretch": 0, "echo": 1, "buffer": 1}
+        check_types("dataset.args", self, least, {"rotation": 1, "stretch": 1})
+        shares = self.shares
+        if not isinstance(shares, Mapping) or not all(
+            isinstance(k, str) and isinstance(v, int | float) and 0 <= v <= 1 for k, v in shares.items()
+        ):
+            raise ValueError(f"dataset.args.shares must map names of sources to numbers in 0..1, got {shares!r}")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"dataset.args.shares add up to {sum(shares.values()):g}, more than 1")
+        if self.name != "Meshes" and (self.rotation or self.stretch or self.shares):
+            raise ValueError("dataset.args: rotation, stretch and shares belong to the dataset Meshes")
         if self.max_points is not None and self.max_points < max(1, self.min_points):
             raise ValueError(
                 f"dataset.args.max_points ({self.max_points}) is less than min_points ({self.min_points})"
@@ -144,6 +168,8 @@ class TrainerConfig:
     """Weights to start from; training stops where the file is absent."""
     max_steps: int = 100_000
     """Optimizer steps at most."""
+    max_seconds: float | None = None
+    """Seconds at most, over all resumed parts of the run."""
     max_epoch: int | None = None
     """Passes over the data at most."""
     batch_size_per_gpu: int = 1
@@ -161,7 +187,9 @@ class TrainerConfig:
     warmup_steps: int = 0
     """`lr_scheduler.args.warmup_steps`: linear."""
     cosine_steps: int | None = None
-    """`lr_scheduler...T_max`; None: no decay."""
+    """`lr_scheduler...T_max`; None: no decay, or over the whole run with `cosine_over_run`."""
+    cosine_over_run: bool = False
+    """`lr_scheduler` with the base scheduler `CosineOverRun`: the decay ends where max_steps or max_seconds does."""
     lr_min: float = 0.0
     """`lr_scheduler...eta_min`."""
     ema_rate: tuple[float, ...] = ()
@@ -176,8 +204,17 @@ class TrainerConfig:
     """Weight of the codebook loss (gradient mode)."""
     lambda_commitment: float = 0.25
     """Weight of the commitment loss."""
+    lambda_occupancy: float = 1.0
+    """Weight of the cross-entropy of the predicted occupancy, where the decoder predicts it."""
+    sign_weight: float = 0.1
+    """Weight of the cross-entropy of the sign (signed fields)."""
+    slope_weight: float = 0.0
+    """Weight of the error of the differences between neighboring voxels near the surface (signed fields)."""
+    bypass_share: float = 0.1
+    """Share of the run without the quantizer, where training does not start from a codebook; at its end k-means on
+    the latest latent vectors places the codes."""
     loss_type: str = "l1"
-    """Reconstruction loss: l1, l1_l2 (their mean) or mse."""
+    """Reconstruction loss: l1, l1_l2 (their mean), mse or huber."""
     i_print: int = 1000
     """Steps between lines on the console."""
     i_log: int = 500
@@ -186,13 +223,19 @@ class TrainerConfig:
     """Steps between pictures of reconstructions."""
     i_save: int = 10_000
     """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept; older ones are removed."""
+    held_out: int = 32
+    """Objects of the split `val`, or the last of a dataset without splits, that are never trained on and are
+    measured and pictured every i_sample steps."""
     i_ddpcheck: int = 10_000
     """Steps between checks that all processes hold the same weights."""
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
         names = [f.name for f in dataclasses.fields(self)]
-        check_types("trainer.args", self, {n: 1 if n.startswith(("i_", "batch", "max")) else 0 for n in names})
+        least = {n: 1 if n.startswith(("i_", "batch", "max", "keep")) else 0 for n in names} | {"max_seconds": 0}
+        check_types("trainer.args", self, least, {"bypass_share": 1})
         for key, allowed in {
             "training_stage": (1, 2, 3),
             "loss_type": LOSSES,
@@ -213,7 +256,15 @@ class TrainerConfig:
     def from_section(cls, values: Any) -> TrainerConfig:
         """Read the section. Raises a ValueError that names what is wrong."""
         _, args = named_section("trainer", values, ("SparseSDFVQVAETrainer",))
-        nested = ("lr", "weight_decay", "warmup_steps", "cosine_steps", "lr_min", "clip_percentile")
+        nested = (
+            "lr",
+            "weight_decay",
+            "warmup_steps",
+            "cosine_steps",
+            "cosine_over_run",
+            "lr_min",
+            "clip_percentile",
+        )
         plain = [f.name for f in dataclasses.fields(cls) if f.name not in nested]
         known = [*plain, "optimizer", "lr_scheduler", "fp16_scale_growth"]
         check_keys("trainer.args", args, known, _LATER_TRAINER)
@@ -242,8 +293,10 @@ def _schedule(section: Any) -> dict[str, Any]:
     found = {key: args[key] for key in ("warmup_steps",) if key in args}
     if "base_scheduler" in args:
         where = "trainer.args.lr_scheduler.args.base_scheduler"
-        _, base = named_section(where, args["base_scheduler"], ("CosineAnnealingLR",))
-        check_keys(f"{where}.args", base, ("T_max", "eta_min"))
+        name, base = named_section(where, args["base_scheduler"], ("CosineAnnealingLR", "CosineOverRun"))
+        over_run = name == "CosineOverRun"
+        check_keys(f"{where}.args", base, ("eta_min",) if over_run else ("T_max", "eta_min"))
+        found |= {"cosine_over_run": True} if over_run else {}
         found |= {
             ours: base[theirs]
             for theirs, ours in {"T_max": "cosine_steps", "eta_min": "lr_min"}.items()

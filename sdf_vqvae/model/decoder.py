@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.model.encoder import Trunk
+from sdf_vqvae.model.trunk import Trunk
 from sdf_vqvae.sparse.conv import SparseConv3d
 from sdf_vqvae.sparse.layers import SparseActivation, SparseSubdivide
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -32,8 +32,7 @@ class SparseSDFDecoder(Trunk):
     """Code vectors `[M, D]` to a distance field `[512 M, 1]` (three levels) that fills every latent cell."""
 
     def __init__(self, config: VAEConfig) -> None:
-        num_blocks = config.num_blocks if config.num_blocks_decoder is None else config.num_blocks_decoder
-        super().__init__(config, config.latent_channels, num_blocks)
+        super().__init__(config, config.latent_channels, config.blocks_of("decoder"))
         widths = (config.model_channels, *reversed(config.widths))
         self.upsample = nn.ModuleList(UpBlock(a, b) for a, b in pairwise(widths))
         self.out_layer = nn.Linear(widths[-1], 1)

@@ -43,6 +43,22 @@ def codebook_health(counts: Tensor) -> CodebookHealth:
     )
 
 
+def rotated(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Return `codes` `[M, D]` as the vectors `[M, D]` rotated onto them and scaled.
+
+    Gradients turn back by the same rotation (Fifty et al., 2024, "Restructuring Vector Quantization with the
+    Rotation Trick"): with e and q the unit vectors of input and code and r that of e + q, the rotation in their
+    plane is `x - 2 r (r.x) + 2 q (e.x)`.
+    """
+    with torch.no_grad():
+        length, target = vectors.norm(dim=1, keepdim=True), codes.norm(dim=1, keepdim=True)
+        e, q = vectors / length.clamp(min=1e-6), codes / target.clamp(min=1e-6)
+        r = nn.functional.normalize(e + q, dim=1)
+        scale = target / length.clamp(min=1e-6)
+    turned = vectors - 2 * r * (r * vectors).sum(1, keepdim=True) + 2 * q * (e * vectors).sum(1, keepdim=True)
+    return turned * scale
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
     """What the quantizer returns for M vectors."""
@@ -58,7 +74,7 @@ class Quantized:
 
 
 class SparseVectorQuantizer(nn.Module):
-    """Codebook `[K, D]` with Euclidean nearest-neighbor assignment.
+    """Codebook `[K, D]` with nearest-neighbor assignment; `VAEConfig.quantizer` names the kinds.
 
     With `use_ema` the codes are moving averages of the vectors assigned to them (van den Oord et al., 2017,
     appendix A), counts and sums summed over all ranks, and codes that fall out of use restart at vectors of
@@ -68,18 +84,52 @@ class SparseVectorQuantizer(nn.Module):
     ema_cluster_size: Tensor
     ema_w: Tensor
     _ema_initialized: Tensor
+    simvq_basis: Tensor
 
-    def __init__(self, num_embeddings: int, width: int, *, use_ema: bool, decay: float, epsilon: float) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        width: int,
+        *,
+        use_ema: bool,
+        decay: float,
+        epsilon: float,
+        kind: str = "euclidean",
+        fsq_levels: tuple[int, ...] = (),
+        rotation_trick: bool = False,
+    ) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(num_embeddings, width)
         self.use_ema = use_ema
         self.decay = decay
         self.epsilon = epsilon
+        self.kind = kind
+        self.fsq_levels = fsq_levels
+        self.rotation_trick = rotation_trick
         if use_ema:
-            self.embeddings.weight.requires_grad_(False)
             self.register_buffer("ema_cluster_size", torch.zeros(num_embeddings))
             self.register_buffer("ema_w", torch.zeros(num_embeddings, width))
             self.register_buffer("_ema_initialized", torch.tensor(False))
+        if kind == "simvq":
+            self.register_buffer("simvq_basis", self.embeddings.weight.detach().clone())
+            self.simvq_map = nn.Linear(width, width, bias=False)
+            nn.init.eye_(self.simvq_map.weight)
+        if kind == "fsq":
+            axes = [torch.linspace(-1, 1, n) for n in fsq_levels]
+            grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, width)
+            self.embeddings.weight.data.copy_(grid)
+        if use_ema or kind in ("simvq", "fsq"):
+            self.embeddings.weight.requires_grad_(False)
+
+    def prepare(self, vectors: Tensor) -> Tensor:
+        """Bring encoder outputs `[M, D]` to where the codes are: the unit sphere, or the cube of `fsq`."""
+        if self.kind == "cosine":
+            return nn.functional.normalize(vectors, dim=1)
+        if self.kind == "fsq":
+            # A little beyond the cube, so that the outermost values take as much of the axis as the others.
+            reach = [n / (n - 1) for n in self.fsq_levels]
+            return vectors.tanh() * torch.tensor(reach, device=vectors.device)
+        return vectors
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the index of the nearest code of each vector `[M, D]`, in float32. int64 `[M]`."""
@@ -90,25 +140,40 @@ class SparseVectorQuantizer(nn.Module):
         return torch.cat(parts)
 
     def forward(self, vectors: Tensor) -> Quantized:
-        """Quantize float32 `[M, D]`; in training with moving averages, also update the codebook."""
+        """Quantize float32 `[M, D]` from `prepare`; in training with moving averages, also update the codebook."""
+        if self.kind == "simvq" and self.training:
+            self._refresh()
         indices = self.nearest(vectors.detach())
         codes = self.embeddings(indices)
+        if self.kind == "simvq":
+            codes = self.simvq_map(self.simvq_basis[indices])
         if self.use_ema and self.training:
             self._update(vectors.detach(), indices)
+        learned = not self.use_ema and self.kind != "fsq"
+        fixed = codes.detach()
         return Quantized(
-            feats=vectors + (codes - vectors).detach(),
+            feats=rotated(vectors, fixed) if self.rotation_trick else vectors + (fixed - vectors).detach(),
             indices=indices,
-            codebook_loss=None if self.use_ema else (codes - vectors.detach()).square().mean(),
-            commitment_loss=(vectors - codes.detach()).square().mean(),
+            codebook_loss=(codes - vectors.detach()).square().mean() if learned else None,
+            commitment_loss=(vectors - fixed).square().mean() if self.kind != "fsq" else vectors.new_zeros(()),
         )
 
     @torch.no_grad()
+    def _refresh(self) -> None:
+        """Write the codes that the learned map of `simvq` makes at this moment."""
+        self.embeddings.weight.copy_(self.simvq_map(self.simvq_basis))
+
+    @torch.no_grad()
     def initialize(self, samples: Tensor, iterations: int = 10) -> None:
-        """Place the codes by k-means on encoder outputs `[S, D]`, S >= K.
+        """Place the codes by k-means on encoder outputs `[S, D]`, S >= K; every rank gets those of rank 0.
+
+        The grid of `fsq` is left as it is.
 
         Raises:
             ValueError: fewer samples than codes.
         """
+        if self.kind == "fsq":
+            return
         size = self.embeddings.num_embeddings
         if len(samples) < size:
             raise ValueError(f"the codebook has {size} codes but only {len(samples)} vectors to start from")
@@ -117,7 +182,12 @@ class SparseVectorQuantizer(nn.Module):
         for _ in range(iterations):
             counts, sums = self._assign(samples, self.nearest(samples))
             filled = counts > 0
-            self.embeddings.weight[filled] = sums[filled] / counts[filled, None]
+            self.embeddings.weight[filled] = self.prepare(sums[filled] / counts[filled, None])
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(self.embeddings.weight, 0)
+        if self.kind == "simvq":
+            self.simvq_basis.copy_(self.embeddings.weight)
+            nn.init.eye_(self.simvq_map.weight)
         if self.use_ema:
             self.ema_cluster_size.fill_(1.0)
             self.ema_w.copy_(self.embeddings.weight)
@@ -145,7 +215,7 @@ class SparseVectorQuantizer(nn.Module):
         total = self.ema_cluster_size.sum()
         size = self.embeddings.num_embeddings
         smoothed = (self.ema_cluster_size + self.epsilon) / (total + size * self.epsilon) * total
-        self.embeddings.weight.copy_(self.ema_w / smoothed[:, None])
+        self.embeddings.weight.copy_(self.prepare(self.ema_w / smoothed[:, None]))
 
     def _restart_unused(self, vectors: Tensor) -> None:
         """Move codes used less than a hundredth of the mean to random vectors of the batch (rank 0's)."""

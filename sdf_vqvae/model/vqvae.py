@@ -21,6 +21,7 @@ from sdf_vqvae.field import CONVERSION_HINT
 from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.quantizer import Quantized, SparseVectorQuantizer
+from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.surface import extract_surface
@@ -30,8 +31,8 @@ class SparseSDFVQVAE(nn.Module):
     """Sparse VQ-VAE on signed distance fields.
 
     Build it from a `VAEConfig`, or from the keyword arguments of a JSON config's `models.vqvae.args`.
-    The architecture is that of the original system: Direct3D-S2's sparse SDF VAE with a codebook in place
-    of the Gaussian.
+    The architecture is that of the original system (Direct3D-S2's sparse SDF VAE with a codebook in place of the
+    Gaussian) or, with `architecture="residual"`, that of `model/residual.py`.
     """
 
     def __init__(self, config: VAEConfig | None = None, **args: Any) -> None:
@@ -39,14 +40,18 @@ class SparseSDFVQVAE(nn.Module):
         if config is not None and args:
             raise ValueError(f"give either a VAEConfig or keyword arguments, not both: {sorted(args)}")
         self.config = config if config is not None else VAEConfig.from_args(args)
-        self.encoder = SparseSDFEncoder(self.config)
-        self.decoder = SparseSDFDecoder(self.config)
+        residual = self.config.architecture == "residual"
+        self.encoder = ResidualEncoder(self.config) if residual else SparseSDFEncoder(self.config)
+        self.decoder = ResidualDecoder(self.config) if residual else SparseSDFDecoder(self.config)
         self.vq = SparseVectorQuantizer(
             self.config.num_embeddings,
             self.config.latent_channels,
             use_ema=self.config.use_ema_update,
             decay=self.config.vq_decay,
             epsilon=self.config.vq_epsilon,
+            kind=self.config.quantizer,
+            fsq_levels=self.config.fsq_levels,
+            rotation_trick=self.config.rotation_trick,
         )
 
     @property
@@ -117,7 +122,12 @@ class SparseSDFVQVAE(nn.Module):
 
     def encode_latent(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
         """Return the continuous latent vectors `[M, D]` on the latent grid, before quantization."""
-        return self.encoder(self.field_tensor(batch))
+        return self.latent_of(self.field_tensor(batch))
+
+    def latent_of(self, field: SparseTensor) -> SparseTensor:
+        """Encode a field as `field_tensor` returns it to latent vectors `[M, D]`."""
+        latent = self.encoder(field)
+        return latent.replace(self.vq.prepare(latent.feats))
 
     @torch.no_grad()
     def Encode(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
@@ -135,7 +145,8 @@ class SparseSDFVQVAE(nn.Module):
         """Decode codes (`.feats [M, 1]` integers, integers as floats accepted) to the field on the data grid.
 
         Returns:
-            `.feats [512 M, 1]` float32 in units of the field (three levels; every latent cell is filled).
+            `.feats [N, 1]` float32 in units of the field. Every latent cell is filled (N = 512 M at three levels),
+            or, where the decoder predicts occupancy, the neighborhood of the surface.
 
         Raises:
             ValueError: a code outside the codebook, or coordinates outside the latent grid.
@@ -174,10 +185,11 @@ class SparseSDFVQVAE(nn.Module):
             bypass: decode the continuous latent instead (the codebook neither used nor updated).
 
         Returns:
-            `reconst_x` (field on the data grid), `latent`, `indices [M]`, `vq_loss` (None with moving
-            averages) and `commitment_loss`.
+            `reconst_x` (field on the data grid), `latent`, `indices [M]`, `vq_loss` (None where no gradient learns
+            the codes), `commitment_loss`, and `occupancy` (a list of `Occupancy`, empty where none is predicted).
         """
-        latent = self.encode_latent(batch)
+        field = self.field_tensor(batch)
+        latent = self.latent_of(field)
         if bypass:
             zero = latent.feats.new_zeros(())
             quantized = Quantized(
@@ -185,12 +197,18 @@ class SparseSDFVQVAE(nn.Module):
             )
         else:
             quantized = self.vq(latent.feats)
+        vectors = latent.replace(quantized.feats)
+        if isinstance(self.decoder, ResidualDecoder):
+            decoded, occupancy = self.decoder.predict(vectors, field.coordinates)
+        else:
+            decoded, occupancy = self.decode_latent(vectors), []
         return {
-            "reconst_x": self.decode_latent(latent.replace(quantized.feats)),
+            "reconst_x": decoded,
             "latent": latent,
             "indices": quantized.indices,
             "vq_loss": quantized.codebook_loss,
             "commitment_loss": quantized.commitment_loss,
+            "occupancy": occupancy,
         }
 
     def sparse2mesh(

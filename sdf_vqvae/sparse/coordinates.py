@@ -112,8 +112,11 @@ class CoordinateSet:
             self._coarser = cells, parent
         return self._coarser
 
-    def finer(self) -> CoordinateSet:
-        """Return the set of all eight children of every voxel; children of a voxel are adjacent, z fastest.
+    def finer(self, kept: Tensor | None = None) -> CoordinateSet:
+        """Return the set of the children of every voxel; children of a voxel are adjacent, z fastest.
+
+        Args:
+            kept: bool `[N, 8]`, the children that exist; None: all eight.
 
         The children know their cells, so the cells must not keep the children: sets that hold each other
         would leave their tables on the GPU until the garbage collector comes by.
@@ -122,10 +125,33 @@ class CoordinateSet:
         doubled[:, 1:] *= 2
         offsets = torch.tensor([(0, *o) for o in product((0, 1), repeat=3)], device=self.device)
         children = (doubled[:, None] + offsets.to(torch.int32)).reshape(-1, 4)  # [8 N, 4]
+        if kept is None:
+            rows = torch.arange(len(self), device=self.device).repeat_interleave(8)
+        else:
+            places = kept.reshape(-1).nonzero().squeeze(1)
+            children, rows = children[places], places >> 3
         fine = CoordinateSet._trusted(children, self.side * 2, self.batch_size)
-        rows = torch.arange(len(self), device=self.device)
-        fine._coarser = self, rows.repeat_interleave(8)
+        fine._coarser = self, rows
         return fine
+
+    def ancestors(self, steps: int) -> Tensor:
+        """Return the row, in the set `steps` times coarser, that holds each voxel. int64 `[N]`"""
+        rows = torch.arange(len(self), device=self.device)
+        cells = self
+        for _ in range(steps):
+            cells, parent = cells.coarser()
+            rows = parent[rows]
+        return rows
+
+    def places_in_cells(self) -> Tensor:
+        """Return where each voxel stands among all children of the coarser set: 8 cell + child. int64 `[N]`"""
+        return self.derived("places in cells", lambda: self.coarser()[1] * 8 + _child_slot(self.coords))
+
+    def contains(self, coords: Tensor) -> Tensor:
+        """Return which of the rows int `[..., 4]` (batch, x, y, z) are voxels of this sorted set. bool `[...]`"""
+        wanted = linear_keys(coords.reshape(-1, 4), self.side)
+        place = torch.searchsorted(self.keys, wanted).clamp_(max=len(self) - 1)
+        return (self.keys[place] == wanted).view(coords.shape[:-1])
 
     def neighbors(self) -> Tensor:
         """Return, for each voxel and each of 27 offsets (x slowest, z fastest), the neighbour's row or -1.

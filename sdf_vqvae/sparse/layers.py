@@ -52,6 +52,27 @@ class SparseGroupNorm(nn.Module):
             return torch.addcmul(shift, values, scale).to(feats.dtype)
 
 
+class VoxelNorm(nn.Module):
+    """Layer normalization of every voxel by itself (Ba et al., 2016); statistics are computed in float32.
+
+    Unlike group normalization it does not depend on which other voxels are active.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Normalize `[N, C]`; the output has the input's dtype."""
+        feats = x.feats
+        # Autocast would widen input and output to float32, three times the memory traffic.
+        with torch.autocast(feats.device.type, enabled=False):
+            weight, bias = self.weight.to(feats.dtype), self.bias.to(feats.dtype)
+            return x.replace(nn.functional.layer_norm(feats, feats.shape[1:], weight, bias, self.eps))
+
+
 class SparseDownsample(nn.Module):
     """Average pooling over 2^3 cells.
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.training import TokenizerTrainer, TrainingOptions, cell_targets
+from sdf_vqvae.training import TokenizerTrainer
 
 SIDE, BAND = 64, 3.0
 

@@ -1,0 +1,152 @@
+"""Checkpoints of a training run: everything that the next step depends on, in files that hold no code.
+
+A checkpoint is a folder `checkpoints/step_0001000` with `model.safetensors` (weights and the quantizer's averages),
+`average_*.safetensors`, `optimizer.safetensors`, `state.json`, and for each process `rank_0.safetensors` (random
+generators, recent latent vectors) and `rank_0.json` (its place in the data). It gets its name only when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdf_vqvae.archives import parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.runtime import atomic_path
+
+FOLDER = "checkpoints"
+_PREFIX = "step_"
+_UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One checkpoint, read back."""
+
+    model: dict[str, Tensor]
+    averages: list[dict[str, Tensor]]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+    """What is the same for all processes."""
+    rank_state: dict[str, Any]
+    """This process's place in the data."""
+    rank_tensors: dict[str, Tensor]
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Return the steps of the complete checkpoints of a run folder, ascending."""
+    folder = run / FOLDER
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(n.removeprefix(_PREFIX)) for n in names if n.removeprefix(_PREFIX).isdigit())
+
+
+def path_of(run: Path, step: int) -> Path:
+    """Return the folder of a checkpoint."""
+    return run / FOLDER / f"{_PREFIX}{step:07d}"
+
+
+def unfinished_folder(run: Path) -> Path:
+    """Return where a checkpoint is written before it gets its name."""
+    return run / FOLDER / _UNFINISHED
+
+
+def begin(run: Path) -> None:
+    """Make an empty folder for a checkpoint (the first process only)."""
+    shutil.rmtree(unfinished_folder(run), ignore_errors=True)
+    unfinished_folder(run).mkdir(parents=True)
+
+
+def write_shared(
+    run: Path,
+    model: nn.Module,
+    averages: list[nn.Module],
+    optimizer: torch.optim.Optimizer | None,
+    state: Mapping[str, Any],
+) -> None:
+    """Write what is the same for all processes (the first process only)."""
+    folder = unfinished_folder(run)
+    write_safetensors(folder / "model.safetensors", _tensors(model))
+    for number, average in enumerate(averages):
+        write_safetensors(folder / f"average_{number}.safetensors", _tensors(average))
+    if optimizer is not None:
+        write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+    _write_json(folder / "state.json", {**state, "averages": len(averages)})
+
+
+def write_rank(run: Path, rank: int, rank_state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write what belongs to one process (every process)."""
+    folder = unfinished_folder(run)
+    write_safetensors(folder / f"rank_{rank}.safetensors", dict(tensors))
+    _write_json(folder / f"rank_{rank}.json", dict(rank_state))
+
+
+def finish(run: Path, step: int, keep: int) -> None:
+    """Name the checkpoint and remove all but the latest `keep` (the first process only)."""
+    final = path_of(run, step)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished_folder(run).rename(final)
+    for old in checkpoint_steps(run)[:-keep]:
+        shutil.rmtree(path_of(run, old))
+
+
+def read(run: Path, step: int, rank: int) -> Snapshot:
+    """Read a checkpoint for one process.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    folder = path_of(run, step)
+    try:
+        state = parse_json((folder / "state.json").read_bytes())
+        rank_state = parse_json((folder / f"rank_{rank}.json").read_bytes())
+        count = int(state["averages"])
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is not a whole checkpoint: {error}") from error
+    optimizer = folder / "optimizer.safetensors"
+    return Snapshot(
+        model=read_safetensors(folder / "model.safetensors", "checkpoint")[0],
+        averages=[
+            read_safetensors(folder / f"average_{number}.safetensors", "checkpoint")[0] for number in range(count)
+        ],
+        optimizer=read_safetensors(optimizer, "checkpoint")[0] if optimizer.is_file() else {},
+        state=state,
+        rank_state=rank_state,
+        rank_tensors=read_safetensors(folder / f"rank_{rank}.safetensors", "checkpoint")[0],
+    )
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors under the names of their parameters, e.g. `exp_avg/decoder.out_layer.weight`."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{names[parameter]}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors back where `optimizer_tensors` took them from."""
+    parameters = dict(model.named_parameters())
+    for place, value in tensors.items():
+        key, name = place.split("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step count on the CPU.
+        device = value.device if key == "step" else parameter.device
+        optimizer.state[parameter][key] = value.to(device)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
