@@ -1,6 +1,6 @@
 """Train a tokenizer; `--help` says how.
 
-python scripts/train_tokenizer.py --vae_config configs/vae/sdf_vqvae_256.json --data_dir meshes/ --output_dir outputs/tok
+python scripts/train_tokenizer.py --vae_config configs/vae/sdf_vqvae_256.json --data_dir meshes --output_dir outputs/t
 """
 
 import sys

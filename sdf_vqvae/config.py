@@ -162,13 +162,12 @@ class VAEConfig:
             raise ValueError("fsq_levels belongs to quantizer='fsq', which needs it")
         if not all(type(n) is int and n >= 2 for n in self.fsq_levels):
             raise ValueError(f"fsq_levels must be integers of at least 2, got {list(self.fsq_levels)}")
-        if self.quantizer == "fsq":
-            if math.prod(self.fsq_levels) != self.num_embeddings or len(self.fsq_levels) != self.latent_channels:
-                raise ValueError(
-                    f"fsq_levels {list(self.fsq_levels)} make {math.prod(self.fsq_levels)} codes of width "
-                    f"{len(self.fsq_levels)}, but num_embeddings is {self.num_embeddings} and latent_channels "
-                    f"{self.latent_channels}"
-                )
+        made = (math.prod(self.fsq_levels), len(self.fsq_levels))
+        if self.quantizer == "fsq" and made != (self.num_embeddings, self.latent_channels):
+            raise ValueError(
+                f"fsq_levels {list(self.fsq_levels)} make {made[0]} codes of width {made[1]}, but num_embeddings is "
+                f"{self.num_embeddings} and latent_channels {self.latent_channels}"
+            )
         if self.quantizer in ("simvq", "fsq") and self.use_ema_update:
             raise ValueError(f"quantizer={self.quantizer!r} is not learned by moving averages: use_ema_update=false")
 

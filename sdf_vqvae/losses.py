@@ -119,7 +119,7 @@ def reconstruction_loss(
 
 
 def slope_error(p: Tensor, t: Tensor, known: Tensor) -> Tensor:
-    """Mean |difference of neighbors in p - that in t| over the edges of the blocks `[P / 8, 2, 2, 2]` near the surface.
+    """Mean |difference of neighbors in p - that in t| over the edges of blocks `[P / 8, 2, 2, 2]` near the surface.
 
     An edge counts where both ends are known and one lies within two thirds of the band.
     """

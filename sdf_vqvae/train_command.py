@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 ABOUT = "Train a tokenizer on meshes or prepared fields."
 EXAMPLES = (
-    "  train_tokenizer --vae_config configs/vae/sdf_vqvae_256.json --data_dir meshes/ --output_dir outputs/tokenizer\n"
+    "  train_tokenizer --vae_config configs/vae/sdf_vqvae_256.json --data_dir meshes --output_dir outputs/tok\n"
     "  train_tokenizer --vae_config configs/vae/sdf_vqvae_stage2.json --data_dir train_sdf_dataset \\\n"
     "      --output_dir outputs/stage2 --max_steps 1000 --batch_size_per_gpu 2\n"
     "  torchrun --nproc_per_node 2 scripts/train_tokenizer.py ...            two GPUs\n"
-    "The same command goes on where it stopped. DATA is a mesh pack (meshes.bin, meshes.jsonl), a folder of mesh files,\n"
-    "or a dataset folder of field files ({id}_r{R}.npz); the config's `dataset` section says which of them it reads."
+    "The same command goes on where it stopped. DATA is a mesh pack (meshes.bin, meshes.jsonl), a folder of mesh\n"
+    "files, or a dataset folder of field files ({id}_r{R}.npz); the config's `dataset` section says which of them."
 )
 _WRITTEN = "train_args.json"
 _NOT_FLAGS = ("name", "resolution", "shares", "ema_rate", "fp16_mode", "window_type")
@@ -63,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(f"of the config's section {title}, which they replace")
         for field in dataclasses.fields(section):
             if field.name not in _NOT_FLAGS:
-                kind = {"int": int, "float": float, "str": str, "bool": _flag}[
-                    str(field.type).removesuffix(" | None")
-                ]
+                kind = _READ[str(field.type).removesuffix(" | None")]
                 group.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__.strip("_").upper())
     add_run_options(parser, json_output=False)
 
@@ -206,7 +204,7 @@ def training_data(
         return stream, [(f.index.to(device), f.sdf.to(device)) for f in rest[:keep]]
     if model.field.sampling != "center" or model.field.unit != "band" or model.field.kind != "sdf":
         raise ValueError(
-            f"meshes are voxelized as signed fields in units of a band, but the model reads {model.field.in_words()}: "
+            f"meshes are voxelized as signed fields in units of a band, the model reads {model.field.in_words()}: "
             "prepare such fields with dataset_toolkits/sdf_voxelize.py and vae-qwen3vl convert"
         )
     band = model.field.band or 3.0
@@ -319,3 +317,6 @@ def _flag(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
+
+
+_READ: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": _flag}

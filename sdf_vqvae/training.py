@@ -43,11 +43,13 @@ _PERCENTILE_FROM = 20
 
 def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:
     """Join `(index [N, 3], distance [N])` pairs to a batch dict on a device."""
-    sizes = torch.tensor([len(sdf) for _, sdf in objects])
+    sizes = torch.tensor([len(sdf) for _, sdf in objects], device=device)
+    total = sum(len(sdf) for _, sdf in objects)
+    numbers = torch.arange(len(objects), device=device, dtype=torch.int32)
     return {
-        "sparse_sdf": torch.cat([sdf for _, sdf in objects]).to(device, non_blocking=True).float()[:, None],
-        "sparse_index": torch.cat([index for index, _ in objects]).to(device, non_blocking=True).long(),
-        "batch_idx": torch.arange(len(objects)).repeat_interleave(sizes).to(device, non_blocking=True),
+        "sparse_sdf": torch.cat([sdf for _, sdf in objects]).to(device).float()[:, None],
+        "sparse_index": torch.cat([index for index, _ in objects]).to(device).int(),
+        "batch_idx": numbers.repeat_interleave(sizes, output_size=total),
     }
 
 
@@ -427,8 +429,8 @@ class TokenizerTrainer:
         processes = self.accelerator.num_processes
         if state["processes"] != processes:
             raise ValueError(
-                f"{self.folder} holds a run of {state['processes']} processes, this one has {processes}: start it the "
-                "same way, or give another --output_dir"
+                f"{self.folder} holds a run of {state['processes']} processes, this one has {processes}: start it "
+                "the same way, or give another --output_dir"
             )
         before = state["settings"]
         changed = sorted(key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key))

@@ -103,8 +103,8 @@ class DatasetConfig:
     """What a VAE is trained on: the `dataset` section."""
 
     name: str = "SparseSDF"
-    """`SparseSDF` (a folder of field files), `CTWindowSparseSDF` (fields of a windowed CT volume), or `Meshes` (a pack
-    or a folder of mesh files, voxelized as they are drawn)."""
+    """`SparseSDF` (a folder of field files), `CTWindowSparseSDF` (fields of a windowed CT volume), or `Meshes` (a
+    pack or a folder of mesh files, voxelized as they are drawn)."""
     resolution: int = 512
     """Grid side R of the field files."""
     min_points: int = 0
