@@ -25,6 +25,8 @@ JOINED = 4
 TOKENS = CELLS**3 // JOINED
 CODES = 8192
 _GROUPS = 8
+_RARE = -3.5
+"""Logit of 3 %, about the share of voxels that are occupied: where the answers start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,8 @@ def make_encoder(config: RivalConfig) -> nn.Sequential:
 def make_decoder(config: RivalConfig) -> nn.Sequential:
     """Latent cells `[B, 8, 16, 16, 16]` to logits `[B, 1, 64, 64, 64]`."""
     fine, middle, coarse = config.widths
+    last = nn.Conv3d(fine, 1, 3, padding=1)
+    nn.init.constant_(last.bias, _RARE)
     return nn.Sequential(
         nn.Conv3d(CHANNELS, coarse, 3, padding=1),
         *_blocks(coarse, 2 * config.blocks),
@@ -127,7 +131,7 @@ def make_decoder(config: RivalConfig) -> nn.Sequential:
         *_blocks(fine, config.blocks),
         Norm(fine),
         nn.SiLU(),
-        nn.Conv3d(fine, 1, 3, padding=1),
+        last,
     )
 
 

@@ -11,14 +11,14 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from sdf_vqvae import training_checkpoint as checkpoints
 from sdf_vqvae.losses import dense_targets, occupancy_loss, reconstruction_loss, targets_of
@@ -86,6 +86,19 @@ def measure(
     return total, {"loss": total, **parts}
 
 
+def _moving_average(rate: float) -> Callable[[Any, Any, Any], None]:
+    """Return the update of averaged weights: `rate`, but no more than (1 + n) / (10 + n) after n steps.
+
+    Otherwise the weights of the start would weigh most in the first 1 / (1 - rate) steps.
+    """
+
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
+        now = min(rate, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return torch.no_grad()(update)
+
+
 class TokenizerTrainer:
     """Trains a `SparseSDFVQVAE` as a `TrainerConfig` says, and goes on where an earlier run in the folder stopped.
 
@@ -135,7 +148,7 @@ class TokenizerTrainer:
         )
         self.model = self.accelerator.prepare(vae) if trained else vae
         self.averages = [
-            AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(rate), use_buffers=False) for rate in config.ema_rate
+            AveragedModel(vae, multi_avg_fn=_moving_average(rate), use_buffers=False) for rate in config.ema_rate
         ]
         self.counts = torch.zeros(vae.config.num_embeddings, device=self.device)
         self.reservoir: list[Tensor] = []
@@ -275,7 +288,8 @@ class TokenizerTrainer:
             bar.update()
             self._at_intervals(measured, progress, bar)
         bar.close()
-        self._hold_out()
+        if self.step_number % self.config.i_sample:
+            self._hold_out()
         self.save()
         self.export()
         return self.log.records if self.log is not None else []

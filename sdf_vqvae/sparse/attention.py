@@ -1,9 +1,12 @@
 """Transformer blocks whose tokens are sparse voxels: attention inside cubic windows, or over each sample.
 
-Attention itself is PyTorch's scaled_dot_product_attention on windows grouped by length; nothing is compiled.
+Attention itself is PyTorch's: its kernel for sequences of different lengths in half precision on CUDA, elsewhere
+scaled_dot_product_attention on windows grouped by length.
 """
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +31,35 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windo
     Returns:
         `[N, heads, D]`.
     """
-    mixed = []
+    q, k, v = (t[windows.order] for t in (query, key, value))
+    if _varlen_fits(q):
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds, longest = windows.bounds, windows.longest
+        attended = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+    else:
+        attended = _padded_attention(q, k, v, windows)
+    return attended[windows.position]
+
+
+def _varlen_fits(query: Tensor) -> bool:
+    """Return whether PyTorch's kernel for sequences of different lengths takes these tensors."""
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return half and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+def _padded_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:
+    """Attend in windows padded to powers of two; rows stand window after window. `[N, heads, D]`"""
+    mixed = torch.empty_like(query)
     with sdpa_kernel(_KERNELS):
-        for rows, real in windows.buckets:  # [W, length]
-            q, k, v = (t[rows].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
+        for places, real in windows.buckets:  # [W, length]
+            q, k, v = (t[places].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
             mask = None if real is None else real[:, None, None, :]
             attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            mixed.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(mixed)[windows.position]
+            rows = attended.transpose(1, 2).flatten(0, 1)
+            kept = places.flatten() if real is None else places[real]
+            mixed = mixed.index_copy(0, kept, rows if real is None else rows[real.flatten()])
+    return mixed
 
 
 class AbsolutePositionEmbedder(nn.Module):

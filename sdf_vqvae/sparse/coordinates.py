@@ -19,14 +19,38 @@ from torch import Tensor
 _SEARCH_SIDE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Windows:
-    """A partition of the rows of a coordinate set into cubic windows, grouped by padded length."""
+    """A partition of the rows of a coordinate set into cubic windows."""
 
-    buckets: tuple[tuple[Tensor, Tensor | None], ...]
-    """For each length: row numbers `[windows, length]` and the mask of real (unpadded) places, None if all are."""
-    position: Tensor
-    """Where each row stands in the flattened, concatenated buckets. `[N]`"""
+    order: Tensor
+    """Rows, window after window. int64 `[N]`"""
+    bounds: Tensor
+    """Where each window begins in `order`, and N. int32 `[W + 1]`"""
+    longest: int
+    """Rows of the largest window."""
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Where each row stands in `order`. int64 `[N]`"""
+        return torch.empty_like(self.order).scatter_(
+            0, self.order, torch.arange(len(self.order), device=self.order.device)
+        )
+
+    @cached_property
+    def buckets(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Windows by padded length: places in `order` `[windows, length]` and which of them are real (None: all)."""
+        starts = self.bounds[:-1].long()
+        counts = self.bounds[1:].long() - starts
+        padded = 1 << torch.ceil(torch.log2(counts.double())).long().clamp_(min=3)
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for length in torch.unique(padded).tolist():
+            chosen = padded == length
+            steps = torch.arange(length, device=self.order.device)
+            real = steps < counts[chosen, None]  # [W, length]
+            places = (starts[chosen, None] + steps).clamp_(max=len(self.order) - 1)
+            found.append((places, None if bool(real.all()) else real))
+        return tuple(found)
 
 
 class CoordinateSet:
@@ -200,22 +224,10 @@ class CoordinateSet:
         moved = self.coords.clone()
         moved[:, 1:] = (moved[:, 1:] + shift) // size
         keys = linear_keys(moved, (self.side + shift) // size + 1)
-        order = torch.argsort(keys, stable=True)
-        _, counts = torch.unique_consecutive(keys[order], return_counts=True)
-        starts = torch.cumsum(counts, 0) - counts
-        padded = 1 << torch.ceil(torch.log2(counts.double())).long().clamp_(min=3)
-        buckets: list[tuple[Tensor, Tensor | None]] = []
-        position = torch.empty_like(order)
-        places = 0
-        for length in torch.unique(padded).tolist():
-            chosen = padded == length
-            steps = torch.arange(length, device=self.device)
-            real = steps < counts[chosen, None]  # [W, length]
-            rows = order[(starts[chosen, None] + steps).clamp_(max=len(self) - 1)]
-            position[rows[real]] = places + real.flatten().nonzero().squeeze(1)
-            places += real.numel()
-            buckets.append((rows, None if bool(real.all()) else real))
-        return Windows(buckets=tuple(buckets), position=position)
+        keys, order = torch.sort(keys, stable=True)
+        _, counts = torch.unique_consecutive(keys, return_counts=True)
+        bounds = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)).to(torch.int32)
+        return Windows(order=order, bounds=bounds, longest=int(counts.max()))
 
 
 def linear_keys(coords: Tensor, side: int) -> Tensor:

@@ -66,13 +66,13 @@ def test_windows_partition_the_rows(size: int, shift: int) -> None:
     seen = []
     for rows, real in windows.buckets:
         for row, mask in zip(rows, torch.ones_like(rows, dtype=torch.bool) if real is None else real, strict=True):
-            members = coordinates.coords[row[mask]]
+            members = coordinates.coords[windows.order[row[mask]]]
             moved = torch.cat([members[:, :1], (members[:, 1:] + shift) // size], dim=1)
             assert len(torch.unique(moved, dim=0)) == 1
             seen.append(row[mask])
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(900))
-    flat = torch.cat([rows.flatten() for rows, _ in windows.buckets])
-    assert torch.equal(flat[windows.position], torch.arange(900))
+    assert torch.equal(windows.order[windows.position], torch.arange(900))
+    assert windows.bounds.diff().max() == windows.longest
 
 
 def test_keys_invert() -> None:
