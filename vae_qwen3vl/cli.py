@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdf_vqvae import evaluate_command
 from sdf_vqvae.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl import encode_command, run_smoke_test
 from vae_qwen3vl.encode_command import CODES_SUFFIX
@@ -41,6 +42,9 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     _add_decode(commands)
     _add_describe(commands)
     _add_demo(commands)
+    evaluate_command.add_arguments(
+        _add(commands, "evaluate", evaluate_command.work, evaluate_command.ABOUT, evaluate_command.EXAMPLES)
+    )
     _add_convert(commands)
     _add_checkpoint(commands)
     _add_doctor(commands)
