@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import logging
 import math
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -124,7 +125,10 @@ def _rebuild(
 
     def surface(row: str, extract: Callable[[], SparseTensor]) -> None:
         try:
-            (mesh,) = vae.sparse2mesh(extract())
+            decoded = extract()
+            if len(decoded) == 0:
+                raise ValueError("the decoded field has no voxel")
+            (mesh,) = vae.sparse2mesh(decoded)
             meshes[row] = (np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces, dtype=np.int32))
         except (ValueError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _out_of_memory(error):
@@ -230,6 +234,7 @@ def score_rebuilt(made: Rebuilt, *, samples: int = 100_000, seed: int = 0, side:
         seed: see `GroundTruth`.
         side: cells along an axis of the latent grid, for the surface's area.
     """
+    start = time.perf_counter()
     record = {**made.record, "errors": dict(made.record["errors"])}
     truth = None
     if made.truth is not None:
@@ -250,6 +255,7 @@ def score_rebuilt(made: Rebuilt, *, samples: int = 100_000, seed: int = 0, side:
             except ValueError as error:
                 record["errors"][row] = one_line(error)
         record[row] = score.to_dict()
+    record["seconds"] = {**record.get("seconds", {}), "score": time.perf_counter() - start}
     return record
 
 

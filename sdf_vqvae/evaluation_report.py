@@ -47,7 +47,7 @@ COLUMNS = (
 """Measure, its heading, and how it is printed."""
 _MOST_BYTES = 1_000_000
 """Of all pictures; base64 adds a third."""
-_SIDE = 256
+_SIDE = 360
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #262c36; max-width: 1120px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: .6em 0 1.4em }

@@ -28,6 +28,7 @@ CODE_BINS = (512, 1024, 2048, 4096)
 PAIRS = (("ceiling", "discrete"), ("continuous", "discrete"))
 _NOT_MEASURES = ("samples", "failed")
 STAGES = ("voxelize", "encode", "decode", "surface")
+"""Of the networks: what a user of the codes waits for."""
 
 FORMULAS = {
     "rows": "ceiling: mesh -> field -> mesh, no network; continuous: quantizer bypassed; discrete: from codes alone",
@@ -38,8 +39,8 @@ FORMULAS = {
     "codebook": "used = share of the K codes that occur; perplexity = exp(entropy of the code frequencies); top 1 % "
     "= share of all tokens that the most frequent 1 % of the codes take; over the codes of all objects",
     "area_cells": "area of the true surface in faces of latent cells",
-    "seconds": "of one object at a time, after CUDA is synchronized; the first objects of a process (warm-up) left "
-    "out",
+    "seconds": "of one object at a time, after CUDA is synchronized (score: of one process, all rows); the "
+    "first objects of a process (warm-up) left out",
 }
 
 
@@ -177,7 +178,7 @@ def _seconds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Return median and 95th percentile of the times; of warm-up objects only if there are no others."""
     timed = [r["seconds"] for r in records if not r["warm_up"]] or [r["seconds"] for r in records]
     made = {}
-    for stage in STAGES:
+    for stage in (*STAGES, "score"):
         values = [s[stage] for s in timed if stage in s]
         if values:
             made[stage] = {"median": float(np.median(values)), "95 %": float(np.percentile(values, 95))}

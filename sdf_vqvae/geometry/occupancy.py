@@ -26,6 +26,7 @@ NEAR = 0.02
 NEAR_POINTS = 50_000
 _CELL = (0.004, 0.02)
 """Least and largest side of the cells that hold a point of surface IoU each."""
+_MOST_UNDECIDED = 50_000
 _PAIRS = 1 << 21
 """(triangle, column) pairs looked at together."""
 
@@ -62,7 +63,8 @@ class Grid:
 
         In a column that crosses a closed surface all signs cancel, and the sum over the crossings above a center is
         its winding number. Where they don't cancel, the mesh has holes: then the winding number is the mean of that
-        sum over all directions. Six are counted; where not all agree, the cell is left open (and reads False).
+        sum over all directions. Six are counted; where not all agree, the cell is left open (and reads False). A
+        surface so torn that a great many cells are open is no solid: there the majority of the six decides.
 
         Returns:
             bool `[count, count, count]`, and int64 `[U, 3]`.
@@ -76,7 +78,10 @@ class Grid:
             turned, missing = column_winding(np.roll(corners, turn, axis=2), self.count)
             agree = (turned > 0.5).astype(np.int8) + (turned - missing[:, :, None] > 0.5)
             votes += np.moveaxis(agree, (0, 1, 2), np.roll((0, 1, 2), turn).tolist())
-        return votes == 6, np.argwhere((votes > 0) & (votes < 6))
+        undecided = np.argwhere((votes > 0) & (votes < 6))
+        if len(undecided) > _MOST_UNDECIDED:
+            return votes > 3, undecided[:0]
+        return votes == 6, undecided
 
 
 def inside_grid_and_points(grid: Grid, points: Array, corners: Array) -> tuple[Mask, Mask]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdf_vqvae.archives import regular_file, write_safetensors
 from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical
+from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import atomic_path, resolve_device
 
@@ -141,7 +141,7 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     expected = vae.state_dict()
-    optional = {name for name in (*state, *expected) if name.startswith("vq.") and "ema" in name}
+    optional = {name for name in (*state, *expected) if _is_training_state(name)}
     missing = sorted(expected.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - expected.keys() - optional)
     common = sorted(expected.keys() & state.keys())
@@ -177,6 +177,11 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
     )
 
 
+def _is_training_state(name: str) -> bool:
+    """Return whether a tensor belongs to the learning of the codebook, not to the codes."""
+    return name.startswith("vq.") and name != _CODEBOOK
+
+
 def _guess(state: Mapping[str, Tensor]) -> str:
     """Return what the tensors say about the config that they need, as the end of a sentence."""
     found: dict[str, int] = {}
@@ -200,13 +205,24 @@ def _some(names: list[str]) -> str:
 
 
 def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-    """Write `model.safetensors` (in `dtype`, without training state) and `config.json` into a folder."""
+    """Write `model.safetensors` (without training state) and `config.json` into a folder.
+
+    Args:
+        vae: the tokenizer.
+        folder: where to.
+        dtype: of the file's numbers. `torch.int8` keeps weights as int8 with a scale a row, and the codebook and
+            everything small as float16: a quarter of float32.
+    """
     folder = Path(folder)
     state = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
+        name: tensor.detach().cpu().contiguous()
         for name, tensor in vae.state_dict().items()
-        if not (name.startswith("vq.") and "ema" in name)
+        if not _is_training_state(name)
     }
+    if dtype == torch.int8:
+        state = to_int8(state, keep=(_CODEBOOK,))
+    else:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
     document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}
     write_safetensors(folder / WEIGHTS_NAME, state)
     with atomic_path(folder / CONFIG_NAME) as temporary:

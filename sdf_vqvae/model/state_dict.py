@@ -7,11 +7,12 @@ order of the kernels; and either of them with a prefix that a wrapper left on ev
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import read_safetensors, read_torch_file
@@ -20,6 +21,8 @@ _WRAPPERS = ("state_dict", "vae")
 _PREFIXES = ("module.", "_orig_mod.", "vqvae.", "vae.", "model.")
 _KERNEL = ".kernel"
 _SIDE = 3
+_SCALE = ".int8_scale"
+_LARGEST = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return read_safetensors(path, "checkpoint")[0]
+        return from_int8(read_safetensors(path, "checkpoint")[0])
     content: Any = read_torch_file(path, "checkpoint")
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -49,6 +52,50 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def to_int8(state: Mapping[str, Tensor], keep: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return weights with at least two axes as int8 with one float16 scale a row, everything else as float16.
+
+    The row of output channel c is `scale[c] * int8[c]`, scaled so that its largest value is 127; `X.int8_scale` holds
+    the scales of `X`.
+
+    Args:
+        state: tensors under our names.
+        keep: names that stay float16 whatever their shape.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.ndim < 2 or not tensor.is_floating_point() or name in keep:
+            found[name] = tensor.half() if tensor.is_floating_point() else tensor
+            continue
+        rows = tensor.float().flatten(1)
+        scale = (rows.abs().amax(1) / _LARGEST).clamp(min=2.0**-14).half()  # the least normal number of float16
+        found[name] = (
+            (rows / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST).to(torch.int8).view_as(tensor)
+        )
+        found[name + _SCALE] = scale
+    return found
+
+
+def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Invert `to_int8`, in float32; other tensors stay as they are.
+
+    Raises:
+        ValueError: an int8 weight without scales, or scales that don't fit.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith(_SCALE) and state.get(name.removesuffix(_SCALE), tensor).dtype == torch.int8:
+            continue
+        if tensor.dtype != torch.int8:
+            found[name] = tensor
+            continue
+        scale = state.get(name + _SCALE)
+        if scale is None or tensor.ndim == 0 or scale.shape != tensor.shape[:1]:
+            raise ValueError(f"{name} is int8, but {name + _SCALE} does not hold one scale for each of its rows")
+        found[name] = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+    return found
 
 
 def to_canonical(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Renamed]]:
