@@ -1,0 +1,103 @@
+"""The rival design of `benchmarks/rival_*.py`: its voxels, tokens, size and the readings of its grids."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from sdf_vqvae.geometry.mesh import LONGEST_SIDE
+from sdf_vqvae.geometry.surface_voxels import surface_voxels
+
+
+@pytest.fixture
+def rival(repository, monkeypatch):
+    """Import a module of the benchmark by its name."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    return importlib.import_module
+
+
+def test_occupied_voxels_are_those_that_the_metrics_find(rival):
+    rng = np.random.default_rng(0)
+    small = rng.uniform(1, 60, (300, 1, 3)) + rng.normal(0, 0.7, (300, 3, 3))
+    corners = np.concatenate([small, rng.uniform(0, 64, (40, 3, 3))])
+    owner = torch.arange(len(corners)) % 2
+    found = rival("rival_occupancy").surface_voxels(torch.from_numpy(corners), owner, 2)
+    for number in range(2):
+        expected = surface_voxels(corners[number::2] / 64 - 0.5)
+        assert np.array_equal(found[number].numpy(), expected)
+
+
+def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles(rival):
+    occupancy = rival("rival_occupancy")
+    large = torch.tensor([[[10.0, 0, 0], [10, 64, 0], [10, 0, 64]]], dtype=torch.float64)
+    small = torch.tensor([[[10.0, 3, 3], [10, 3.5, 3], [10, 3, 3.5]]], dtype=torch.float64)
+    for corners in (large, small):
+        (grid,) = occupancy.surface_voxels(corners, torch.zeros(1, dtype=torch.int64), 1)
+        assert set(grid.nonzero()[:, 0].tolist()) == {10}
+
+
+def test_grids_survive_packing_and_turning(rival):
+    occupancy = rival("rival_occupancy")
+    grids = torch.rand(3, 64, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.1
+    bits = occupancy.packed(grids)
+    assert bits.shape == (3, 32768)
+    assert torch.equal(occupancy.unpacked(bits), grids)
+    assert np.array_equal(np.unpackbits(bits[0].numpy(), bitorder="little"), grids[0].reshape(-1).numpy())
+    turned = occupancy.turned(grids, torch.Generator().manual_seed(0))
+    assert not torch.equal(turned, grids)
+    assert torch.equal(turned.flatten(1).sum(1), grids.flatten(1).sum(1))
+
+
+def test_the_network_keeps_to_its_budget_and_to_1024_tokens(rival):
+    model = rival("rival_model")
+    with torch.device("meta"):
+        count = model.parameter_count(model.DenseOccupancyVQVAE(model.config_for(10_000_000)))
+    assert 9_000_000 < count <= 10_000_000
+    with pytest.raises(ValueError, match="at least"):
+        model.config_for(1000)
+    vae = model.DenseOccupancyVQVAE(model.RivalConfig(widths=(8, 8, 8), blocks=1)).eval()
+    codes = vae.encode(torch.zeros(1, 64, 64, 64, dtype=torch.bool))
+    assert codes.shape == (1, 1024)
+    assert vae.decode(codes).shape == (1, 64, 64, 64)
+
+
+def test_a_token_is_four_cells_in_a_row(rival):
+    model = rival("rival_model")
+    grids = torch.zeros(1, 64, 64, 64, dtype=torch.bool)
+    grids[0, 5, 9, 40] = True
+    surface = model.tokens_of_surface(grids)
+    assert surface.nonzero().tolist() == [[(1 * 16 + 2) * 4 + 2]]
+    cells = torch.zeros(1, 8, 16, 16, 16)
+    cells[0, :, 1, 2, 10] = 1  # the cell that holds the voxel
+    vae = model.DenseOccupancyVQVAE(model.RivalConfig(widths=(8, 8, 8), blocks=1))
+    vae.encoder = _Answers(cells)
+    assert vae.latent(grids).abs().sum(1).nonzero().tolist() == surface.nonzero().tolist()
+
+
+class _Answers(torch.nn.Module):
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answer
+
+
+def test_the_middle_of_the_shell_is_nearer_to_a_sphere_than_its_walls(rival):
+    occupancy, meshes = rival("rival_occupancy"), rival("rival_meshes")
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    corners = torch.from_numpy((ball.triangles + 0.5) * 64)
+    (grid,) = occupancy.surface_voxels(corners, torch.zeros(len(corners), dtype=torch.int64), 1)
+    levels = meshes.as_levels(grid.float())
+    errors = {}
+    for reading in meshes.READINGS:
+        mesh = meshes.mesh_of(levels, reading)
+        radii = np.linalg.norm(mesh.vertices, axis=1) / LONGEST_SIDE
+        errors[reading] = np.abs(radii - 0.5).mean() * 64
+    assert errors["middle"] < 0.3 < errors["filled"]
+    assert errors["middle"] < 0.5 * errors["shell"]
+    assert meshes.mesh_of(np.zeros_like(levels), "middle") is None
