@@ -29,6 +29,10 @@ EXAMPLES = (
 )
 
 
+_MOST_WORKERS = 32
+"""More would wait for the GPU."""
+
+
 class _Protocol(argparse.Action):
     """Print every measure with its formula and leave, as `--help` does."""
 
@@ -102,7 +106,7 @@ def work(options: argparse.Namespace) -> int:
         seed=options.seed,
         resolution=vae.config.data_resolution,
     )
-    workers = options.workers or (1 if vae.device.type == "cpu" else max(2, (os.cpu_count() or 2) - 1))
+    workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
     settings = EvaluationSettings(
         samples=options.samples,
         seed=options.seed,
@@ -181,6 +185,12 @@ def summary_text(summary: dict[str, Any]) -> str:
     if len(summary["failures"]) > 10:
         parts.append(f"and {len(summary['failures']) - 10:,} more failures, in summary.json")
     return "\n".join(parts)
+
+
+def _cores() -> int:
+    """Return how many processes score beside a GPU: one a core that this process may use, but for its own."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(_MOST_WORKERS, max(2, usable - 1))
 
 
 def _count(text: str) -> int:
