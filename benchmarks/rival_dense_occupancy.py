@@ -110,6 +110,7 @@ def main() -> None:
     trainer = RivalTrainer(model.train(), grids, weights, held_out, options)
     trainer.run()
     result: dict[str, Any] = {
+        "split": options.split,
         "parameters": parameter_count(model),
         "widths": model.config.widths,
         "tokens": TOKENS,
@@ -145,7 +146,7 @@ def main() -> None:
 def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
     before = json.loads(((options.out or RESULTS) / f"{options.name}.json").read_text(encoding="utf-8"))
-    found = scored(grids, options.pack, options.split, options.samples, options.workers)
+    found = scored(grids, options.pack, before["split"], options.samples, options.workers)
     print_table(found["table"])
     # Command, commit and hardware stay those of the training.
     print(write_result(options.name, {**before, **found}, options.out))

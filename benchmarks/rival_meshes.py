@@ -130,6 +130,8 @@ def scores(jobs: Iterable[Job], count: int, scorer: tuple[Path, str, int], worke
         return [here(job) for job in bar(jobs)]
     with get_context("spawn").Pool(workers, _start, scorer) as pool:
         found = list(bar(pool.imap_unordered(_score, jobs)))
+        pool.close()
+        pool.join()
     return sorted(found, key=lambda line: line["number"])
 
 

@@ -308,6 +308,8 @@ def main() -> None:
     for side, objects in runs:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             measured.append(pool.apply(measure, (options, side, objects)))
+            pool.close()
+            pool.join()
     rows = measured[0][0]
     grids = [row for part, _ in measured[1:] for row in part]
     fits = {over: fitted(rows, over) for over in ("codes", "area")}
