@@ -34,6 +34,8 @@ THRESHOLDS = (0.001, 0.002, 0.005, 0.01, 0.02)
 DIAGONAL_SHARES = (0.0125, 0.025, 0.05)
 """Distances of the F-scores that are shares of the bounding box's diagonal."""
 
+_FARTHEST = 0.5
+"""How far from the ground truth's bounding box volume IoU looks; cells would grow with what lies beyond."""
 _NO_AREA = "the ground truth has no triangle with an area; check the file it was read from"
 
 FORMULAS = {
@@ -47,8 +49,8 @@ FORMULAS = {
     "fscore@t*diagonal": "the same at t times the diagonal of the ground truth's bounding box",
     "normal_consistency": "(mean_P |n(p) . n(nearest point of T)| + mean_G |n(g) . n(nearest point of S)|) / 2",
     "volume_iou": "|A and B| / |A or B|, A and B the cell centers in prediction and truth (winding number > 0.5), "
-    "128^3 cells of the truth's bounding box + 0.05 on every side (of both boxes where the prediction exceeds that); "
-    "watertight truths only",
+    "128^3 cells of the truth's bounding box + 0.05 on every side (of both boxes where the prediction exceeds that, up "
+    "to 0.5); watertight truths only",
     "surface_iou": "the same over about 50,000 points spread evenly over the volume within 0.02 of the truth's "
     "surface; watertight truths only",
     "voxel_iou": "|A and B| / |A or B|, A and B the voxels of 64^3 in [-0.5, 0.5]^3 that the surfaces touch (exact "
@@ -224,11 +226,16 @@ class GroundTruth:
         return ReconstructionScore.worst(samples=self.samples, thresholds=self.thresholds, watertight=self.watertight)
 
     def _solid_ious(self, surface: _Surface) -> tuple[float, float]:
-        """Return volume and surface IoU. What sticks out of the grid counts too: then the grid holds both meshes."""
+        """Return volume and surface IoU.
+
+        What sticks out of the grid counts too: then the grid holds both meshes, the prediction up to `_FARTHEST`.
+        """
         grid, solid = self._grid, self._solid
         ends = _used(surface.corners)
         if not grid.holds(ends):
-            grid = Grid.round(np.concatenate([ends, _used(self._surface.corners)]))
+            own = _used(self._surface.corners)
+            reach = np.clip(ends, own[0] - _FARTHEST, own[1] + _FARTHEST)
+            grid = Grid.round(np.concatenate([reach, own]))
             solid, _ = inside_grid_and_points(grid, self._near[:0], self._surface.corners)
         inside, near = inside_grid_and_points(grid, self._near, surface.corners)
         return iou(inside, solid), iou(near, self._near_inside)

@@ -23,14 +23,17 @@ def surface_voxels(corners: Array, side: int = 64) -> Mask:
     """Return which voxels of the cube [-0.5, 0.5]^3 the surface touches. bool `[side, side, side]`
 
     A voxel is on if a triangle meets its closed box (separating axes: Akenine-Möller, 2001). What sticks out of the
-    cube is moved onto its walls, so that a prediction that exceeds the ground truth by a hair is not lost.
+    cube is moved onto its walls, so that a prediction that exceeds the ground truth by a hair is not lost; triangles
+    that lie farther out than a voxel are left out.
 
     Args:
         corners: `[F, 3, 3]`.
         side: voxels along an axis.
     """
     on = np.zeros((side, side, side), dtype=bool)
-    corners = (np.clip(corners, -0.5, 0.5) + 0.5) * side
+    lowest, highest = bounds(corners)
+    near = ((highest >= -0.5 - 1 / side) & (lowest <= 0.5 + 1 / side)).all(axis=1)
+    corners = (np.clip(corners[near], -0.5, 0.5) + 0.5) * side
     for part in _small_triangles(corners):
         lowest, highest = bounds(part)
         low = np.clip(np.ceil(lowest).astype(np.int64) - 1, 0, side - 1)

@@ -194,3 +194,23 @@ def test_voxels_of_a_box_are_its_walls():
 def test_surface_outside_the_cube_counts_for_the_voxels_at_its_walls():
     at_the_wall, beyond = (surface_voxels(np.asarray(box((s, s, s)).triangles), side=8) for s in (1.0, 1.002))
     assert np.array_equal(at_the_wall, beyond)
+    assert not surface_voxels(np.asarray(box(shift=(5, 0, 0)).triangles), side=8).any()
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        sphere(1e6),
+        sphere(1e-6),
+        box(shift=(1e4, 0, 0)),
+        trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False),
+    ],
+    ids=["huge", "tiny", "far away", "one triangle"],
+)
+def test_absurd_predictions_score_badly_and_fast(prediction):
+    score = compare_meshes(prediction, box(), watertight=True, samples=1000)
+    assert score.chamfer_l1 > 0.3
+    assert score.fscore[0.01] < 0.05
+    assert score.volume_iou < 0.5
+    assert score.voxel_iou < 0.5
+    assert all(np.isfinite(v) for v in score.to_dict().values())
