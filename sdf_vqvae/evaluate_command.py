@@ -180,7 +180,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     times = (f"{stage} {values['median']:.3f}" for stage, values in summary["seconds"].items())
     parts.append(f"seconds an object, median ({summary['device']}): {', '.join(times)}")
     for failure in summary["failures"][:10]:
-        reasons = "; ".join(failure["errors"].values())
+        reasons = textwrap.shorten("; ".join(failure["errors"].values()), 160)
         parts.append(f"failed: {failure['id']} ({', '.join(failure['rows'])}): {reasons}")
     if len(summary["failures"]) > 10:
         parts.append(f"and {len(summary['failures']) - 10:,} more failures, in summary.json")

@@ -49,8 +49,8 @@ FORMULAS = {
     "fscore@t*diagonal": "the same at t times the diagonal of the ground truth's bounding box",
     "normal_consistency": "(mean_P |n(p) . n(nearest point of T)| + mean_G |n(g) . n(nearest point of S)|) / 2",
     "volume_iou": "|A and B| / |A or B|, A and B the cell centers in prediction and truth (winding number > 0.5), "
-    "128^3 cells of the truth's bounding box + 0.05 on every side (of both boxes where the prediction exceeds that, up "
-    "to 0.5); watertight truths only",
+    "128^3 cells of the truth's bounding box + 0.05 on every side (of both boxes where the prediction exceeds "
+    "that, up to 0.5); watertight truths only",
     "surface_iou": "the same over about 50,000 points spread evenly over the volume within 0.02 of the truth's "
     "surface; watertight truths only",
     "voxel_iou": "|A and B| / |A or B|, A and B the voxels of 64^3 in [-0.5, 0.5]^3 that the surfaces touch (exact "

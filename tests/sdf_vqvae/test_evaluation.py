@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from sdf_vqvae import evaluation_run
 from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.evaluation import ROWS, count_bits, evaluate_reconstruction, read_codes, rebuild, score_rebuilt
+from sdf_vqvae.evaluation import (
+    ROWS,
+    count_bits,
+    evaluate_reconstruction,
+    failed_record,
+    read_codes,
+    rebuild,
+    score_rebuilt,
+)
 from sdf_vqvae.evaluation_report import chosen_for_pictures, draw_objects, write_report
 from sdf_vqvae.evaluation_run import EvaluationSettings, evaluate_shapes, read_objects
 from sdf_vqvae.evaluation_shapes import Shape, list_shapes
@@ -137,6 +145,14 @@ def test_a_network_without_a_surface_fails_its_own_rows_only(vae, monkeypatch):
     assert set(found["errors"]) == {"continuous", "discrete"}
     # A watertight truth has an inside, so the missing prediction scores 0 there as well.
     assert found["discrete"]["volume_iou"] == found["discrete"]["surface_iou"] == 0.0
+
+
+def test_an_object_whose_scores_are_lost_with_their_process_is_the_worst_case(vae):
+    made = rebuild(vae, in_hand("ball", ball()))
+    found = failed_record(made.record, "the worker process died twice", samples=SAMPLES)
+    assert found["errors"] == {"all": "the worker process died twice"}
+    assert all(found[row]["failed"] and found[row]["volume_iou"] == 0.0 for row in ROWS)
+    assert found["codes"] == made.record["codes"] > 0  # what is known stays
 
 
 # -- bits ----------------------------------------------------------------------------------------------------------
