@@ -143,7 +143,7 @@ class VAEConfig:
             raise ValueError("predict_occupancy and level_blocks need architecture='residual'")
         if self.architecture == "residual" and self.level_blocks and len(self.level_blocks) != len(self.widths):
             raise ValueError(
-                f"level_blocks needs one number for each of {list(self.widths)}, got {self.level_blocks}"
+                f"level_blocks needs {len(self.widths)} numbers, as {list(self.widths)}; got {self.level_blocks}"
             )
         if not all(type(n) is int and 0 <= n <= _MOST["num_blocks"] for n in self.level_blocks):
             raise ValueError(f"level_blocks must be integers in 0..{_MOST['num_blocks']}, got {self.level_blocks!r}")
@@ -229,11 +229,11 @@ class VAEConfig:
         check_keys("models.vqvae.args", values, (f.name for f in dataclasses.fields(cls)))
         widths = values.get("level_channels")
         for key in ("level_channels", "level_blocks", "fsq_levels"):
-            given = values.get(key)
-            if given is not None:
-                if not isinstance(given, list | tuple) or len(given) > _MOST_LEVELS:
-                    raise ValueError(f"{key} must be a list of at most {_MOST_LEVELS} integers, got {given!r}")
-                values[key] = tuple(given)
+            numbers = values.get(key)
+            if numbers is not None:
+                if not isinstance(numbers, list | tuple) or len(numbers) > _MOST_LEVELS:
+                    raise ValueError(f"{key} must be a list of at most {_MOST_LEVELS} integers, got {numbers!r}")
+                values[key] = tuple(numbers)
         side = values.get("resolution", cls.resolution)
         if "field" in values:
             values["field"] = FieldDescription.from_dict(values["field"])

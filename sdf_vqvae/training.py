@@ -405,7 +405,7 @@ class TokenizerTrainer:
         found = {"cpu_generator": torch.get_rng_state(), "counts": self.counts.cpu()}
         if self.device.type == "cuda":
             found["cuda_generator"] = torch.cuda.get_rng_state(self.device)
-        return found | {f"reservoir_{i:02d}": part.cpu() for i, part in enumerate(self.reservoir)}
+        return found | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
 
     def resume(self) -> None:
         """Go on from the folder's latest checkpoint, if there is one.

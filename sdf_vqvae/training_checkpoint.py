@@ -124,7 +124,7 @@ def read(run: Path, step: int, rank: int) -> Snapshot:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's tensors under the names of their parameters, e.g. `exp_avg/decoder.out_layer.weight`."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{key}/{names[parameter]}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()

@@ -109,7 +109,7 @@ def test_every_key_of_the_stages_arrives(name):
         (("trainer", "args"), {"lambda_sharp": 1.0}, "lambda_sharp.*no edge mask"),
         (("trainer", "args"), {"training_stage": 4}, "training_stage must be one of"),
         (("trainer", "args"), {"max_step": 4}, "did you mean 'max_steps'"),
-        (("trainer", "args"), {"loss_type": "huber"}, "loss_type must be one of"),
+        (("trainer", "args"), {"loss_type": "l3"}, "loss_type must be one of"),
         (("trainer", "args"), {"batch_split": 3}, "not a multiple of batch_split"),
         (("trainer", "args", "optimizer"), {"name": "SGD"}, "AdamW"),
         (("trainer", "args", "optimizer", "args"), {"betas": [0.9, 0.99]}, "unknown key 'betas'"),

@@ -102,7 +102,7 @@ class ResidualDecoder(Trunk):
 
 def kept_children(logits: Tensor) -> Tensor:
     """Return which children are decoded: those likely to exist, and of every cell the likeliest. bool `[P, 8]`"""
-    return (logits >= KEEP_LOGIT) | (logits == logits.amax(1, keepdim=True))
+    return (logits >= KEEP_LOGIT).scatter(1, logits.argmax(1, keepdim=True), True)
 
 
 def _occupancy_head(width: int) -> nn.Sequential:

@@ -54,9 +54,10 @@ class ResidualBlock(nn.Module):
         hidden = int(channels * mlp_ratio)
         self.conv = SparseConv3d(channels, channels, 3)
         self.norm = VoxelNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, channels))
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        last = nn.Linear(hidden, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), last)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[N, C]` to `[N, C]`."""

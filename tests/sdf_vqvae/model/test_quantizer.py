@@ -1,0 +1,94 @@
+"""Every kind of quantizer returns its nearest codes, learns, and passes gradients as its paper says."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.model.quantizer import SparseVectorQuantizer, rotated
+
+KINDS = {
+    "euclidean": {"use_ema": True},
+    "cosine": {"use_ema": True, "kind": "cosine"},
+    "simvq": {"use_ema": False, "kind": "simvq"},
+    "fsq": {"use_ema": False, "kind": "fsq", "fsq_levels": (4, 4, 2)},
+}
+
+
+def quantizer(name: str) -> SparseVectorQuantizer:
+    torch.manual_seed(0)
+    return SparseVectorQuantizer(32, 3, decay=0.9, epsilon=1e-5, **KINDS[name])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_codes_are_rows_of_the_codebook_and_the_nearest_ones(name: str) -> None:
+    vq = quantizer(name).eval()
+    vectors = vq.prepare(torch.randn(200, 3))
+    out = vq(vectors)
+    codes = vq.embeddings(out.indices)
+    torch.testing.assert_close(out.feats, codes)
+    distances = torch.cdist(vectors, vq.embeddings.weight)
+    torch.testing.assert_close(distances.min(1).values, (vectors - codes).norm(dim=1))
+
+
+@pytest.mark.parametrize("name", ["euclidean", "cosine", "simvq"])
+def test_learning_brings_the_codes_to_the_vectors(name: str) -> None:
+    vq = quantizer(name).train()
+    samples = vq.prepare(torch.randn(400, 3) * 0.3 + 1)
+    vq.initialize(samples)
+    placed = float(vq(samples).commitment_loss.detach())
+    moved = vq.prepare(samples + 0.5 * torch.randn(3, generator=torch.Generator().manual_seed(3)))
+    before = float(vq.eval()(moved).commitment_loss)
+    vq.train()
+    optimizer = torch.optim.SGD([p for p in vq.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.5)
+    for _ in range(60):
+        out = vq(moved)
+        if out.codebook_loss is not None:
+            optimizer.zero_grad()
+            out.codebook_loss.backward()
+            optimizer.step()
+    assert placed < 0.1
+    assert float(vq(moved).commitment_loss) < before
+
+
+def test_the_grid_of_fsq_is_used_to_its_rim() -> None:
+    vq = quantizer("fsq")
+    values = vq.prepare(torch.tensor([[-9.0, 0, 9], [9, 9, -9]]))
+    corners = vq.embeddings(vq.nearest(values))
+    assert corners[0, 0] == -1
+    assert corners[0, 2] == 1
+    assert corners[1].tolist() == [1, 1, -1]
+    assert vq.prepare(torch.randn(5000, 3) * 2).abs().max() <= 2
+    assert len(torch.unique(vq.nearest(vq.prepare(torch.randn(5000, 3) * 1.5)))) == 32
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6))
+def test_the_rotation_trick_takes_the_vector_to_its_code_and_turns_gradients_back(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(6, 4, generator=generator, requires_grad=True)
+    codes = torch.randn(6, 4, generator=generator)
+    out = rotated(vectors, codes)
+    torch.testing.assert_close(out, codes, atol=1e-4, rtol=1e-4)
+    # A gradient along the code comes back along the vector, scaled by the ratio of their lengths.
+    (grad,) = torch.autograd.grad(out, vectors, codes / codes.norm(dim=1, keepdim=True))
+    expected = vectors / vectors.norm(dim=1, keepdim=True)
+    ratio = codes.norm(dim=1, keepdim=True) / vectors.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(grad, (expected * ratio).detach(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"quantizer": "fsq"}, "fsq_levels belongs to"),
+        ({"quantizer": "fsq", "fsq_levels": [8, 8], "latent_channels": 2}, "make 64 codes of width 2"),
+        ({"quantizer": "simvq", "use_ema_update": True}, "not learned by moving averages"),
+        ({"quantizer": "lattice"}, "is not supported; choose from"),
+        ({"predict_occupancy": True}, "need architecture='residual'"),
+        ({"architecture": "residual", "level_blocks": [1]}, "level_blocks needs 2 numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(args: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VAEConfig.from_args({"resolution": 64, **args})

@@ -1,0 +1,90 @@
+"""The residual network: steps that lose nothing, and a decoder that needs codes and cells only."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdf_vqvae.model.residual import ResidualDecoder, kept_children
+from sdf_vqvae.sparse.coordinates import CoordinateSet
+from sdf_vqvae.sparse.residual import ResidualBlock, ResidualUp, channel_to_space, space_to_channel
+from sdf_vqvae.sparse.tensor import SparseTensor
+
+
+def random_tensor(seed: int, count: int = 60, channels: int = 3) -> SparseTensor:
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(2 * 16**3, generator=generator)[:count].sort().values
+    coords = torch.stack([places // 4096, places // 256 % 16, places // 16 % 16, places % 16], 1).int()
+    return SparseTensor(torch.randn(count, channels, generator=generator), coords, side=16, batch_size=2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6))
+def test_space_to_channel_and_back_loses_nothing(seed: int) -> None:
+    x = random_tensor(seed)
+    cells = space_to_channel(x)
+    there = space_to_channel(x.replace(torch.ones(len(x), 1)))
+    back = channel_to_space(cells.feats, cells.coordinates, there.feats > 0)
+    order = torch.argsort(back.coordinates.keys)
+    assert torch.equal(back.coords[order], x.coords)
+    assert torch.equal(back.feats[order], x.feats)
+    assert bool(x.coordinates.contains(back.coords).all())
+
+
+def test_children_know_their_cells_and_neighbors() -> None:
+    x = random_tensor(1)
+    cells, _ = x.coordinates.coarser()
+    kept = torch.rand(len(cells), 8, generator=torch.Generator().manual_seed(0)) < 0.4
+    fine = cells.finer(kept)
+    assert len(fine) == int(kept.sum())
+    halved = fine.coords.clone()
+    halved[:, 1:] >>= 1
+    assert torch.equal(cells.coords[fine.ancestors(1)], halved)
+    again = CoordinateSet(fine.coords[torch.argsort(fine.keys)], fine.side, 2)
+    expected = again.neighbors() >= 0
+    assert torch.equal((fine.neighbors() >= 0)[torch.argsort(fine.keys)], expected)
+
+
+def test_blocks_begin_as_the_identity_and_steps_as_their_shortcut() -> None:
+    torch.manual_seed(0)
+    x = random_tensor(2, channels=8)
+    assert torch.equal(ResidualBlock(8, 4.0)(x).feats, x.feats)
+    up = ResidualUp(8, 4)
+    torch.nn.init.zeros_(up.linear.weight)
+    torch.nn.init.zeros_(up.linear.bias)
+    assert abs(float((up(x, None).feats.sum() - 4 * x.feats.sum()).detach())) < 1e-3
+
+
+def test_every_cell_keeps_a_child() -> None:
+    logits = torch.full((5, 8), -9.0) + torch.arange(8) / 10
+    assert kept_children(logits).sum(1).tolist() == [1] * 5
+
+
+def test_training_decodes_the_true_voxels_whatever_is_predicted(tiny: SimpleNamespace) -> None:
+    vae = tiny.vae()
+    batch = tiny.batch(20.0)
+    out = vae(batch)
+    seen = vae.field_tensor(batch)
+    decoded = out["reconst_x"]
+    keys = set(map(tuple, decoded.coords.tolist()))
+    assert all(tuple(row) in keys for row in seen.coords.tolist())
+    truth = [int(level.truth.sum()) for level in out["occupancy"]]
+    assert truth == [len(seen.coordinates.coarser()[0].coarser()[0]), len(seen.coordinates.coarser()[0])]
+
+
+def test_decoding_needs_codes_and_cells_only_and_computes_less_than_all(tiny: SimpleNamespace) -> None:
+    vae = tiny.vae().eval()
+    assert isinstance(vae.decoder, ResidualDecoder)
+    cells = vae.Encode(tiny.batch(20.0))
+    for head in vae.decoder.occupancy:
+        torch.nn.init.constant_(head[1].bias, -9.0)
+        torch.nn.init.zeros_(head[1].weight)
+    decoded = vae.Decode(SparseTensor(cells.feats, cells.coords, side=cells.side))
+    assert decoded.side == tiny.side
+    assert len(decoded) == 8 * len(cells)  # one child of every cell, one of that, and its eight voxels
+    assert set(map(tuple, (decoded.coords // torch.tensor([1, 8, 8, 8])).tolist())) == set(
+        map(tuple, cells.coords.tolist())
+    )

@@ -1,0 +1,66 @@
+"""Targets are the measured distances and flooded signs; losses are what their formulas say."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdf_vqvae.losses import dense_targets, occupancy_loss, reconstruction_loss, slope_error, targets_of
+from sdf_vqvae.model.residual import Occupancy
+from sdf_vqvae.sparse.coordinates import CoordinateSet
+from sdf_vqvae.sparse.tensor import SparseTensor
+
+
+@settings(deadline=None, max_examples=10)
+@given(radius=st.floats(9.0, 28.0), architecture=st.sampled_from(["original", "residual"]))
+def test_targets_are_the_clipped_distance_wherever_the_decoder_answers(
+    tiny: SimpleNamespace, radius: float, architecture: str
+) -> None:
+    vae = tiny.vae(architecture=architecture)
+    batch = tiny.batch(radius)
+    cells = vae.Encode(batch)
+    decoded = vae.Decode(cells)
+    dense = dense_targets(SparseTensor(batch["sparse_sdf"], tiny.coords(batch), side=tiny.side), cells)
+    target = targets_of(decoded, dense, vae.config.levels)
+    exact = (((decoded.coords[:, 1:] + 0.5 - tiny.side / 2).norm(dim=1) - radius) / tiny.band).clamp(-1, 1)
+    known = ~target.isnan()
+    assert float(known.float().mean()) > 0.99
+    torch.testing.assert_close(target[known], exact[known], atol=1e-5, rtol=0)
+
+
+def test_unsigned_targets_end_where_the_field_ends(tiny: SimpleNamespace) -> None:
+    batch = tiny.batch(20.0)
+    vae = tiny.vae()
+    cells = vae.Encode(batch)
+    whole = SparseTensor(batch["sparse_sdf"].abs(), tiny.coords(batch), side=tiny.side)
+    dense = dense_targets(whole, cells, signed=False)
+    assert int((~dense.isnan()).sum()) <= len(whole)
+    assert float(dense[~dense.isnan()].max()) <= 1
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.2), ("mse", 0.04), ("l1_l2", 0.12), ("huber", 0.15)])
+def test_a_uniform_error_costs_what_the_formula_says(kind: str, expected: float) -> None:
+    target = torch.tensor([0.9, -0.9, 0.8, torch.nan]).repeat(2)
+    total, parts = reconstruction_loss(torch.nan_to_num(target) - 0.2, target, kind=kind)
+    assert float(total) == pytest.approx(expected, abs=1e-6)  # nothing near the surface
+    assert float(parts["l1"]) == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_shift_costs_no_slope_and_a_tilt_does() -> None:
+    target = torch.linspace(-0.3, 0.3, 8)
+    known = torch.ones(8)
+    assert float(slope_error(target + 0.1, target, known)) == pytest.approx(0, abs=1e-6)
+    assert float(slope_error(target * 2, target, known)) > 0.05
+
+
+def test_occupancy_counts_what_is_missed_and_what_is_extra() -> None:
+    cells = CoordinateSet(torch.tensor([[0, 0, 0, 0]], dtype=torch.int32), 4)
+    truth = torch.tensor([[True] * 4 + [False] * 4])
+    logits = torch.tensor([[5.0, 5, 5, -5, 5, -5, -5, -5]])
+    loss, parts = occupancy_loss([Occupancy(cells=cells, logits=logits, truth=truth)])
+    assert float(parts["missed_0"]) == 0.25
+    assert float(parts["extra_0"]) == 0.25
+    right, _ = occupancy_loss([Occupancy(cells=cells, logits=torch.where(truth, 5.0, -5.0), truth=truth)])
+    assert float(right) < float(loss)
