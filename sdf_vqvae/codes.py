@@ -59,12 +59,6 @@ class ShapeCodes:
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
 
-    @property
-    def bits(self) -> int:
-        """Bits of the codes alone, at 13 bits a code and 3 log2(side) a coordinate triple, not compressed."""
-        side_bits = (self.latent_resolution - 1).bit_length()
-        return len(self.codes) * (13 + 3 * side_bits)
-
     def to_sparse_tensor(self, device: torch.device | str = "cpu") -> SparseTensor:
         """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` int64 on the latent grid."""
         coords = torch.cat([torch.zeros_like(self.coords[:, :1]), self.coords], dim=1)
