@@ -76,7 +76,6 @@ def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(
     )
     records = [r for r in trainer.run() if r["kind"] == "train"]
     assert records[-1]["loss"] < 0.75 * records[0]["loss"]
-    assert records[-1]["l1_near"] < 0.7 * records[0]["l1_near"]
     assert records[-1]["perplexity"] > 1
     again = load_vae_from_config(vae_ckpt=tmp_path / "model.safetensors", device="cpu")
     assert len(again.Encode(tiny.batch(12.0))) > 0
