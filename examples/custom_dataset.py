@@ -69,7 +69,7 @@ class WayB(Dataset[dict[str, Any]]):
 
 def train(model: Qwen3VLWith3DBranch, loader: DataLoader[Any], name: str) -> None:
     """Do two passes over the data with the projector alone, and print the losses."""
-    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=2e-4)
     losses = []
     for _ in range(2):
         for batch in loader:
