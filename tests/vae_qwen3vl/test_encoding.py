@@ -30,7 +30,7 @@ def vae_config(tmp_path_factory) -> Path:
     """A tokenizer of the shipped kind, small: fields of 64^3, random weights."""
     document = json.loads(shipped_config().read_text())
     args = document["models"]["vqvae"]["args"]
-    args |= {"resolution": 8, "model_channels": 64, "level_channels": [32, 32, 32], "num_blocks": 1}
+    args |= {"resolution": 8, "model_channels": 64, "level_channels": [32, 32], "num_blocks": 1}
     args |= {"num_embeddings": 128}
     args["field"]["resolution"] = 64
     path = tmp_path_factory.mktemp("vae") / "config.json"
