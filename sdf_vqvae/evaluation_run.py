@@ -101,14 +101,16 @@ def evaluate_shapes(
         _check_settings(target, described)
         done = read_objects(target)
         left = [shape for shape in shapes if shape.id not in done]
+        here = _device_name(vae)
         with (target / OBJECTS).open("a", encoding="utf-8") as lines:
             for record in _records(vae, left, settings, workers, total=len(shapes)):
+                record["device"] = here
                 done[record["id"]] = record
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
                 lines.flush()
         summary = {
             "settings": described,
-            "device": _device_name(vae),
+            "device": "; ".join(dict.fromkeys(done[shape.id].get("device", here) for shape in shapes)),
             "formulas": formulas(),
             **summarize([done[shape.id] for shape in shapes], codebook=described["codebook"]),
         }
