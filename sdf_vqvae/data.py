@@ -1,13 +1,12 @@
-"""Where training objects come from: packs of meshes and streams of distance fields made from them.
+"""Packs of meshes: their manifest, their meshes, and how often each source is drawn.
 
-Knows files and sampling; nothing of networks.
+Knows files; nothing of fields and networks. Streams of training objects are in `streams.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,8 @@ import numpy as np
 import torch
 import trimesh
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from sdf_vqvae.archives import one_line, parse_json
-from sdf_vqvae.runtime import resolve_device
-from sdf_vqvae.sparse_sdf import SparseSDF
-
-logger = logging.getLogger(__name__)
 
 _GRID = 4095  # 12-bit positions
 
@@ -120,78 +114,3 @@ def source_weights(entries: Sequence[PackEntry], shares: dict[str, float]) -> Te
     rest = sum(s not in shares for s in sources)
     left = 1.0 - sum(shares.values())
     return torch.tensor([shares[s] / sources.count(s) if s in shares else left / rest for s in sources])
-
-
-class FieldStream(IterableDataset):
-    """An endless, seeded stream of distance fields `(index int16 [N, 3], distance float16 [N])` from a pack.
-
-    Each object is drawn by weight, voxelized on `device` as it is drawn, and turned by one of the 48
-    symmetries of the grid, which are exact on voxels. A mesh that cannot be voxelized is logged and skipped.
-
-    Args:
-        echo: how often each voxelized object is drawn, on average, before it is forgotten ("data echoing",
-            Choi et al., 2019): drawing again is cheaper than voxelizing. Draws come in random order from a
-            buffer of `buffer` objects, each time turned anew.
-        max_voxels: objects with more voxels are left out (a bound on the memory of a step).
-    """
-
-    def __init__(
-        self,
-        pack: MeshPack,
-        entries: Sequence[PackEntry],
-        weights: Tensor,
-        *,
-        resolution: int,
-        band: float,
-        seed: int,
-        device: str | None = None,
-        echo: int = 1,
-        buffer: int = 512,
-        max_voxels: int = 2_000_000,
-    ) -> None:
-        self.echo = echo
-        self.max_voxels = max_voxels
-        self.buffer = buffer
-        self.pack = pack
-        self.entries = entries
-        self.weights = weights
-        self.resolution = resolution
-        self.band = band
-        self.seed = seed
-        self.device = device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield objects; every worker of a loader has a stream of its own."""
-        worker = get_worker_info()
-        generator = torch.Generator().manual_seed(self.seed * 1000 + (worker.id if worker else 0))
-        kept: list[tuple[Tensor, Tensor]] = []
-        for field in self._voxelized(generator):
-            if len(kept) < self.buffer:
-                kept.append(field)
-            else:
-                kept[int(torch.randint(len(kept), (1,), generator=generator))] = field
-            for _ in range(self.echo):
-                index, sdf = kept[int(torch.randint(len(kept), (1,), generator=generator))]
-                yield random_symmetry(index, self.resolution, generator), sdf
-
-    def _voxelized(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        device = resolve_device(self.device)
-        while True:
-            entry = self.entries[int(torch.multinomial(self.weights, 1, generator=generator))]
-            try:
-                field = SparseSDF.from_mesh(self.pack.mesh(entry), self.resolution, band=self.band, device=device)
-            except ValueError as error:
-                logger.warning("%s left out: %s", entry.id, error)
-                continue
-            if len(field.sdf) > self.max_voxels:
-                logger.info("%s left out: %d voxels, more than %d", entry.id, len(field.sdf), self.max_voxels)
-                continue
-            yield field.index.to(torch.int16), field.sdf.to(torch.float16)
-
-
-def random_symmetry(index: Tensor, resolution: int, generator: torch.Generator) -> Tensor:
-    """Apply one of the 48 symmetries of a cube to voxel indices `[N, 3]`."""
-    order = torch.randperm(3, generator=generator)
-    mirrored = torch.rand(3, generator=generator) < 0.5
-    turned = index[:, order.to(index.device)]
-    return torch.where(mirrored.to(index.device), resolution - 1 - turned, turned)
