@@ -3,9 +3,10 @@
 python benchmarks/tokenizer_ablation.py --pack ../shared/data/shapes --max_seconds 45 --variants base,cosine,rotation
 
 Every variant starts from `configs/vae/sdf_vqvae_256.json` with one thing changed; kernels are compiled before its
-clock starts. Measured are the averaged weights on objects of `val`, with codes: the mean error in voxels within one
-voxel of the surface, the share of wrong signs there, the share of true blocks that the decoder leaves out, and the
-codebook's health. With `--part 0/2` a process takes every second variant, so that two GPUs share the work.
+clock starts. Measured are the averaged weights on objects of `val`, with codes: the mean error within one voxel of
+the surface, in voxels of a grid of 256 (`grid_512` is measured within one of its own, finer voxels), the share of
+wrong signs there, the share of true blocks that the decoder leaves out, and the codebook's health. Two GPUs can share
+the variants, each process with a --name of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import json
 import logging
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import write_result
 
-from sdf_vqvae.config import VAEConfig, VAEDocument, read_vae_document
+from sdf_vqvae.config import VAEConfig, read_vae_document
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import resolve_device, seed_everything, setup_logging
 from sdf_vqvae.streams import Augmentation, MeshDraws, MeshStream
 from sdf_vqvae.train_command import mesh_sources, voxelized
 from sdf_vqvae.training import TokenizerTrainer
-from sdf_vqvae.training_config import TrainerConfig
+from sdf_vqvae.training_config import DatasetConfig, TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL = {
@@ -39,13 +41,14 @@ ORIGINAL = {
     "predict_occupancy": False,
     "pool_counts_zero": False,
 }
+BAND = {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
     "original": (ORIGINAL, {}),
     "all_children": ({"predict_occupancy": False}, {}),
     "rotation": ({"rotation_trick": True}, {}),
     "cosine": ({"quantizer": "cosine"}, {}),
-    "codes_16384": ({"num_embeddings": 16384}, {}),
+    "codes_8192": ({"num_embeddings": 8192}, {}),
     "simvq": ({"quantizer": "simvq", "use_ema_update": False}, {}),
     "fsq": (
         {
@@ -57,51 +60,80 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
-    "slope": ({}, {"slope_weight": 1.0}),
-    "huber": ({}, {"loss_type": "huber"}),
+    "no_slope": ({}, {"slope_weight": 0.0}),
     "no_sign": ({}, {"sign_weight": 0.0}),
+    "huber": ({}, {"loss_type": "huber"}),
+    "no_balance": ({}, {"object_balance": 0.0}),
     "fewer_blocks": ({"level_blocks": (1, 2)}, {}),
     "more_trunk": ({"num_blocks": 6}, {}),
     "narrow_codes": ({"latent_channels": 8}, {}),
     "lr_2e-3": ({}, {"lr": 2e-3}),
     "no_bypass": ({}, {"bypass_share": 0.02}),
+    "grid_512": (
+        {"level_channels": (32, 64, 128), "level_blocks": (1, 2, 2), "field": {**BAND, "resolution": 512}},
+        {"batch_split": 4},
+    ),
 }
 
 
+@dataclass(frozen=True)
+class Data:
+    """The same objects in the same order, at one resolution."""
+
+    stream: MeshStream
+    held_out: list[Any]
+
+    @classmethod
+    def voxelized(cls, config: VAEConfig, dataset: DatasetConfig, options: argparse.Namespace) -> Data:
+        """Fill the buffer; a grid twice as fine has four times the voxels and gets a quarter of the places."""
+        device = resolve_device(options.device)
+        train, weights, val = mesh_sources(options.pack, dataset)
+        finer = (config.data_resolution // dataset.resolution) ** 2
+        stream = MeshStream(
+            MeshDraws(train, weights, Augmentation(rotation=dataset.rotation, stretch=dataset.stretch), 0),
+            resolution=config.data_resolution,
+            band=config.field.band or 3.0,
+            device=device,
+            echo=dataset.echo,
+            buffer=options.buffer // finer,
+            max_points=(dataset.max_points or 10**9) * finer,
+            workers=options.workers,
+        )
+        held_out = voxelized(val, options.held_out, config, device)
+        while len(stream.kept) < options.buffer // finer:
+            stream.draw(1)
+        return cls(stream, held_out)
+
+
 def measure_variant(
-    name: str, document: VAEDocument, stream: MeshStream, held_out: Any, seconds: float, device: torch.device
+    name: str, config: VAEConfig, trainer: TrainerConfig, data: Data, device: torch.device
 ) -> dict[str, Any]:
     """Train one variant and return what came of it."""
-    model, trainer = VARIANTS[name]
-    config = VAEConfig.from_args({**document.model.to_args(), **model})
-    assert document.trainer is not None
-    settings = dataclasses.replace(
-        document.trainer, max_seconds=seconds, i_sample=10**9, i_save=10**9, disable_snapshot=True, **trainer
-    )
     seed_everything(0)
     vae = SparseSDFVQVAE(config)
-    _compile(vae, settings, stream, device)
+    _compile(vae, trainer, data.stream, device)
     seed_everything(0)
     with tempfile.TemporaryDirectory() as folder:
-        run = TokenizerTrainer(vae.to(device), settings, stream, held_out=held_out, folder=Path(folder))
+        run = TokenizerTrainer(vae.to(device), trainer, data.stream, held_out=data.held_out, folder=Path(folder))
         start = time.perf_counter()
         records = run.run()
     last = [r for r in records if r["kind"] == "held_out"][-1]
-    band = config.field.band or 1.0
-    curve = [[r["step"], round(r["seconds"], 1), r["l1_near"] * band] for r in records if r["kind"] == "train"]
+    voxels = (config.field.band or 1.0) * 256 / config.data_resolution
+    curve = [[r["step"], round(r["seconds"], 1), r["l1_near"] * voxels] for r in records if r["kind"] == "train"]
     return {
         "variant": name,
-        "change": {**model, **trainer},
+        "change": {**VARIANTS[name][0], **VARIANTS[name][1]},
         "parameters": sum(p.numel() for p in vae.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
         "steps": run.step_number,
         "objects": run.objects,
-        "near_error_voxels": last["l1_near"] * band,
+        "near_error_voxels": last["l1_near"] * voxels,
         "wrong_sign_near": last["wrong_sign"],
         "blocks_missed": last.get("missed_1"),
         "blocks_extra": last.get("extra_1"),
         "perplexity": last["perplexity"],
         "used": last["used"],
+        "peak_gigabytes": max((r.get("peak_gigabytes", 0.0) for r in records), default=0.0),
         "curve": curve,
     }
 
@@ -121,7 +153,7 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--vae_config", type=Path, default=ROOT / "configs/vae/sdf_vqvae_256.json")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas between")
-    parser.add_argument("--part", default="0/1", metavar="I/N", help="take every N-th variant, from the I-th")
+    parser.add_argument("--name", default="tokenizer_ablation", help="name of the JSON")
     parser.add_argument("--max_seconds", type=float, default=45.0, help="training time of each")
     parser.add_argument("--held_out", type=int, default=48, help="objects of val")
     parser.add_argument("--buffer", type=int, default=1024, help="voxelized meshes to train on")
@@ -133,29 +165,28 @@ def main() -> None:
     logging.getLogger("sdf_vqvae.streams").setLevel(logging.ERROR)
     device = resolve_device(options.device)
     document = read_vae_document(options.vae_config)
-    assert document.dataset is not None
-    train, weights, val = mesh_sources(options.pack, document.dataset)
-    how = Augmentation(rotation=document.dataset.rotation, stretch=document.dataset.stretch)
-    stream = MeshStream(
-        MeshDraws(train, weights, how, 0),
-        resolution=document.model.data_resolution,
-        band=document.model.field.band or 3.0,
-        device=device,
-        echo=document.dataset.echo,
-        buffer=options.buffer,
-        max_points=document.dataset.max_points,
-        workers=options.workers,
-    )
-    held_out = voxelized(val, options.held_out, document.model, device)
-    while len(stream.kept) < options.buffer:
-        stream.draw(1)
-    first, parts = map(int, options.part.split("/"))
+    assert document.dataset is not None and document.trainer is not None
+    data: dict[int, Data] = {}
     rows = []
-    for name in options.variants.split(",")[first::parts]:
-        rows.append(measure_variant(name, document, stream, held_out, options.max_seconds, device))
+    for name in options.variants.split(","):
+        model, trainer = VARIANTS[name]
+        config = VAEConfig.from_args({**document.model.to_args(), **model})
+        settings = dataclasses.replace(
+            document.trainer,
+            max_seconds=options.max_seconds,
+            i_sample=10**9,
+            i_save=10**9,
+            disable_snapshot=True,
+            **trainer,
+        )
+        grid = config.data_resolution
+        if grid not in data:
+            data = {grid: Data.voxelized(config, document.dataset, options)}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rows.append(measure_variant(name, config, settings, data[grid], device))
         print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("curve", "change")}), flush=True)
-        suffix = "" if parts == 1 else f"_{first}"
-        write_result(f"tokenizer_ablation{suffix}", {"seconds": options.max_seconds, "rows": rows}, options.out)
+        write_result(options.name, {"seconds": options.max_seconds, "rows": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdf_vqvae.model.residual import Occupancy
-from sdf_vqvae.sparse.coordinates import linear_keys
+from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 _NEAR = 1 / 3
@@ -72,10 +72,20 @@ def _flood_signs(sign: Tensor, steps: int) -> Tensor:
     return sign
 
 
+def object_weights(cells: CoordinateSet, power: float) -> Tensor:
+    """Weight every cell by (cells of its object)^-power, mean 1. float32 `[N]`"""
+    objects = cells.coords[:, 0].contiguous()
+    edges = torch.arange(cells.batch_size + 1, device=objects.device, dtype=objects.dtype)
+    sizes = torch.searchsorted(objects, edges).diff().float()
+    each = sizes.clamp(min=1).pow(-power)
+    return (each * (len(objects) / (sizes * each).sum()))[objects.long()]
+
+
 def reconstruction_loss(
     prediction: Tensor,
     target: Tensor,
     *,
+    weights: Tensor | None = None,
     kind: str = "l1",
     sign_weight: float = 0.0,
     slope_weight: float = 0.0,
@@ -91,12 +101,15 @@ def reconstruction_loss(
     Args:
         prediction: float `[P]`.
         target: float `[P]`, NaN where unknown.
+        weights: float `[P]`, what each voxel counts in every mean; None: all the same.
         kind: `l1`, `mse`, `l1_l2` (their mean) or `huber` (quadratic below a tenth).
         sign_weight: see above.
         slope_weight: see above.
         signed: the field has signs and is in units of its band.
     """
     known = (~target.isnan()).float()
+    if weights is not None:
+        known = known * weights
     p, t = prediction.float(), torch.nan_to_num(target)
     error = (p - t).abs()
     cost = _cost(error, kind)
@@ -128,20 +141,26 @@ def slope_error(p: Tensor, t: Tensor, known: Tensor) -> Tensor:
     near = (t.abs() < 2 * _NEAR).float()
     total, weight = p.new_zeros(()), p.new_zeros(())
     for axis in (1, 2, 3):
-        w = known.prod(axis) * near.amax(axis)
+        w = known.amin(axis) * near.amax(axis)
         error = (torch.diff(p, dim=axis) - torch.diff(t, dim=axis)).abs().squeeze(axis)
         total, weight = total + (error * w).sum(), weight + w.sum()
     return total / weight.clamp(min=1)
 
 
-def occupancy_loss(levels: Sequence[Occupancy]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Binary cross-entropy of the predicted children, summed over levels, and how many true ones are missed."""
+def occupancy_loss(
+    levels: Sequence[Occupancy], weights: Sequence[Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Binary cross-entropy of the predicted children, summed over levels, and how many true ones are missed.
+
+    `weights`: of each level, what its cells count in the cross-entropy, float `[P]` of mean 1; None: all the same.
+    """
     parts: dict[str, Tensor] = {}
     losses = []
     for number, level in enumerate(levels):
         assert level.truth is not None
         truth = level.truth.float()
-        losses.append(functional.binary_cross_entropy_with_logits(level.logits, truth))
+        weight = None if weights is None else weights[number][:, None]
+        losses.append(functional.binary_cross_entropy_with_logits(level.logits, truth, weight))
         parts[f"missed_{number}"] = _mean((level.logits < 0).float(), truth)
         parts[f"extra_{number}"] = _mean((level.logits >= 0).float(), 1 - truth)
     return torch.stack(losses).sum(), parts

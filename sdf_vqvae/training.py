@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from sdf_vqvae import training_checkpoint as checkpoints
-from sdf_vqvae.losses import dense_targets, occupancy_loss, reconstruction_loss, targets_of
+from sdf_vqvae.losses import dense_targets, object_weights, occupancy_loss, reconstruction_loss, targets_of
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.quantizer import codebook_health
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -67,9 +67,11 @@ def measure(
     )
     dense = dense_targets(whole, out["latent"], signed=signed)
     target = targets_of(out["reconst_x"], dense, config.levels)
+    power = trainer.object_balance
     total, parts = reconstruction_loss(
         out["reconst_x"].feats[:, 0],
         target,
+        weights=object_weights(out["reconst_x"].coordinates, power) if power else None,
         kind=trainer.loss_type,
         sign_weight=trainer.sign_weight,
         slope_weight=trainer.slope_weight,
@@ -80,7 +82,8 @@ def measure(
     if out["vq_loss"] is not None:
         total = total + trainer.lambda_vq * out["vq_loss"]
     if out["occupancy"]:
-        cost, missed = occupancy_loss(out["occupancy"])
+        levels = [object_weights(level.cells, power) for level in out["occupancy"]] if power else None
+        cost, missed = occupancy_loss(out["occupancy"], levels)
         total = total + trainer.lambda_occupancy * cost
         parts |= {"occupancy": cost, **missed}
     return total, {"loss": total, **parts}

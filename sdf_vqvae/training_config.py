@@ -210,6 +210,8 @@ class TrainerConfig:
     """Weight of the cross-entropy of the sign (signed fields)."""
     slope_weight: float = 0.0
     """Weight of the error of the differences between neighboring voxels near the surface (signed fields)."""
+    object_balance: float = 0.0
+    """0: every voxel weighs the same in the losses; 1: every object does; between: by (its voxels)^-balance."""
     bypass_share: float = 0.1
     """Share of the run without the quantizer, where training does not start from a codebook; at its end k-means on
     the latest latent vectors places the codes."""
@@ -235,7 +237,7 @@ class TrainerConfig:
         """Check every value; the message names the key."""
         names = [f.name for f in dataclasses.fields(self)]
         least = {n: 1 if n.startswith(("i_", "batch", "max", "keep")) else 0 for n in names} | {"max_seconds": 0}
-        check_types("trainer.args", self, least, {"bypass_share": 1})
+        check_types("trainer.args", self, least, {"bypass_share": 1, "object_balance": 1})
         for key, allowed in {
             "training_stage": (1, 2, 3),
             "loss_type": LOSSES,

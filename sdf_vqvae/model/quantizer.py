@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _CHUNK = 16384
+_UNUSED = 0.1
+"""Codes used less than this share of the mean restart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +220,9 @@ class SparseVectorQuantizer(nn.Module):
         self.embeddings.weight.copy_(self.prepare(self.ema_w / smoothed[:, None]))
 
     def _restart_unused(self, vectors: Tensor) -> None:
-        """Move codes used less than a hundredth of the mean to random vectors of the batch (rank 0's)."""
+        """Move codes that are hardly used to random vectors of the batch (rank 0's)."""
         mean = self.ema_cluster_size.mean()
-        unused = (self.ema_cluster_size < 0.01 * mean).nonzero().squeeze(1)
+        unused = (self.ema_cluster_size < _UNUSED * mean).nonzero().squeeze(1)
         drawn = vectors[torch.randint(len(vectors), (len(unused),), device=vectors.device)].float()
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(drawn, 0)
