@@ -31,8 +31,19 @@ from sdf_vqvae.training_config import check_keys
 from vae_qwen3vl.processor import DEFAULT_PROMPT
 from vae_qwen3vl.strict_files import read_mapping
 
-_LEAST = {"epochs": 1, "batch_size": 1, "projector_layers": 1, "lora_r": 1, "dummy_samples": 1, "max_samples": 0}
-_CHOICES = {"data_format": ("sdf_caption",), "truncate_mode": ("pool", "head")}
+_LEAST = {
+    **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
+    **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
+    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed"), 0),
+}
+_SHARES = ("projector_share", "warmup_ratio", "lora_dropout")
+_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
+_CHOICES = {
+    "data_format": ("sdf_caption",),
+    "truncate_mode": ("pool", "head"),
+    "positions": ("mrope", "sequential"),
+}
+_MERGES = (1, 2, 4)
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"}
 _GIVEN = "given:"
@@ -40,12 +51,8 @@ _GIVEN = "given:"
 
 # Keys of later versions of the original system. The first group is a trainer's; a trainer that honours one of them
 # moves it into the data class.
-_LATER = dict.fromkeys(
-    ("weight_decay", "grad_clip", "use_lr_scheduler", "warmup_ratio", "num_workers", "gradient_accumulation_steps"),
-    "the trainer sets it itself",
-) | {
-    "lora_alpha": "it is set with lora_r",
-    "lora_dropout": "it is set with lora_r",
+_LATER = {
+    "use_lr_scheduler": "the rate always warms up and falls by a cosine",
     "use_discrete_3d_tokens": "the vocabulary is not extended; the projector reads codebook vectors",
     "use_variable_length_3d_tokens": "every object has as many 3D tokens as it needs, up to max_3d_tokens",
     "max_safe_3d_length": "max_3d_tokens is the one limit",
@@ -55,15 +62,14 @@ _LATER = dict.fromkeys(
     "training_stage": "the projector and the adapter are trained in one run",
     "warmup_output_dir": "the projector and the adapter are trained in one run",
     "use_flash_attn_2": "attention is PyTorch's own",
-    "use_gradient_checkpointing": "activations are kept",
     "tensor_parallel_size": "every GPU holds the whole model",
     "sequence_parallel_size": "every GPU holds whole sequences",
     "num_nodes": "it is num_machines in the accelerate section",
     "gpus_per_node": "it follows from num_processes in the accelerate section",
     "use_deepspeed": "it is distributed_type in the accelerate section",
     "dist_timeout_seconds": "PyTorch's own timeout holds",
-    "resume_from": "a run is not resumed",
-    "resume_ckpt_epoch": "a run is not resumed",
+    "resume_from": "--resume goes on with the latest run of the same settings",
+    "resume_ckpt_epoch": "--resume goes on from the latest checkpoint",
 }
 _LATER_CHOICES = {"random_sample", "fps"}
 # YAML 1.1 reads an unquoted no as false; in these keys of accelerate it is the word.
@@ -108,12 +114,50 @@ class AlignmentConfig:
     """Train adapters of the language model with the projector."""
     lora_r: int = 8
     """Rank of the adapters."""
+    lora_alpha: int | None = None
+    """Scale of the adapters; twice the rank by default."""
+    lora_dropout: float = 0.05
+    """Dropout in front of the adapters."""
+    merge: int = 4
+    """Cells an axis in one 3D token: 1, 2 or 4."""
+    positions: str = "mrope"
+    """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4
-    """Learning rate."""
+    """Learning rate of the projector."""
+    lora_lr: float | None = None
+    """Learning rate of the adapters; a fifth of lr by default."""
+    projector_share: float = 0.3
+    """Share of the run in which the projector learns alone, before the adapters join."""
+    weight_decay: float = 0.01
+    """Weight decay (AdamW)."""
+    warmup_ratio: float = 0.03
+    """Share of the run in which the rates rise; then they fall by a cosine."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradients; 0 for any."""
+    gradient_accumulation_steps: int = 1
+    """Batches a step."""
+    use_gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third slower."""
     epochs: int = 3
     """Passes over the data."""
     batch_size: int = 2
-    """Objects a step and GPU."""
+    """Objects a batch and GPU."""
+    max_seconds: float | None = None
+    """Stop after so many seconds; the rates fall accordingly."""
+    num_workers: int = 0
+    """Processes that read data."""
+    val_samples: int = 256
+    """Objects kept from training to validate on, where the data has no split `val`; 0 for none."""
+    val_every: int = 200
+    """Steps between validations."""
+    log_every: int = 10
+    """Steps between log records."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    seed: int = 42
+    """Seed of the weights, of the order and of the choice among an object's texts."""
+    resume: bool = False
+    """Go on with the latest run of the same settings that has not ended."""
     accelerate: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `accelerate launch`, under its own names; in the file only."""
 
@@ -121,6 +165,11 @@ class AlignmentConfig:
         """Check every value; the message names the key."""
         for key in _option_names():
             _checked(key, getattr(self, key))
+
+    @property
+    def lora_rate(self) -> float:
+        """Learning rate of the adapters."""
+        return self.lr / 5 if self.lora_lr is None else self.lora_lr
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> AlignmentConfig:
@@ -155,6 +204,8 @@ class AlignmentConfig:
             "truncate_mode": self.truncate_mode,
             "use_3d_pos": self.use_3d_pos,
             "projector_num_layers": self.projector_layers,
+            "merge": self.merge,
+            "positions": self.positions,
         }
 
     def run_name(self, samples: int | None = None) -> str:
@@ -256,17 +307,22 @@ def _checked(key: str, value: Any) -> Any:
     if value is None and optional:
         return None
     expected, least = _NAMES[kind], _LEAST.get(key)
+    if key in _FROM_ZERO:
+        expected = "a number from 0 to 1" if key in _SHARES else "a number of at least 0"
     if least is not None:
         expected += f" of at least {least}"
     if key in _CHOICES:
         expected = " or ".join(_CHOICES[key])
+    if key == "merge":
+        expected = "1, 2 or 4"
     fits: bool
     if kind == "float":
-        value, original = _rate(value), value
+        value, original = _rate(value, zero=key in _FROM_ZERO, most=1.0 if key in _SHARES else math.inf), value
         fits = value is not None
         value = original if value is None else value
     elif kind == "int":
         fits = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+        fits = fits and (key != "merge" or value in _MERGES)
     elif kind == "bool":
         fits = isinstance(value, bool)
     else:
@@ -281,15 +337,15 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _rate(value: Any) -> float | None:
-    """Return a positive number, None for anything else. YAML 1.1 takes `1e-4`, without a dot, for a string."""
+def _rate(value: Any, *, zero: bool = False, most: float = math.inf) -> float | None:
+    """Return a positive number (or `zero`) up to `most`, else None. YAML 1.1 takes `1e-4` for text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if math.isfinite(number) and (number > 0 or (zero and number == 0)) and number <= most else None
 
 
 def _number(text: str) -> int | str:

@@ -87,6 +87,9 @@ class SDF3DCaptionDataset(_WithTexts):
                 f"{sdf_dir}: none of {len(texts)} objects with a field has captions (column `captions` of "
                 f"metadata.csv, or records in a JSONL file)"
             )
+        column = f"r{resolution}_num_points"
+        self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
+        """Voxels of each object, 0 where the table does not say."""
         super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed)
 
     def __getitem__(self, number: int) -> dict[str, Any]:

@@ -41,6 +41,12 @@ def worker():
 
 
 @pytest.fixture(scope="session")
+def align():
+    """What one process of an alignment run does."""
+    return beside("align_worker")
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     return tiny.build_tokenizer()
 

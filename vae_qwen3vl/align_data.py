@@ -1,0 +1,143 @@
+"""What an alignment run learns from: random objects, distance fields, or cached codes, split and ready for batches.
+
+Knows the settings and the datasets; nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+
+from vae_qwen3vl.align_training import AlignmentData
+from vae_qwen3vl.code_folder import MANIFEST
+from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+from vae_qwen3vl.processor import Processor3D
+
+logger = logging.getLogger(__name__)
+
+_MOST_HELD_OUT = 10
+"""At most one object in so many is kept for validation."""
+_VAL = "val"
+
+
+class Tolerant(Dataset[Any]):
+    """The items of a dataset; in place of one that can't be read, the next one that can.
+
+    So every process always has a whole batch, and none waits for another. What was left out is logged once, and
+    is in `left_out` of the process that read it.
+
+    Args:
+        dataset: may raise a ValueError or OSError for an item.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.left_out: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass on to the dataset."""
+        inner = self.dataset.dataset if isinstance(self.dataset, Subset) else self.dataset
+        if hasattr(inner, "set_epoch"):
+            inner.set_epoch(epoch)
+
+    def __getitem__(self, number: int) -> Any:
+        """Return an item. Raises a ValueError where none can be read."""
+        for offset in range(len(self)):
+            place = (number + offset) % len(self)
+            try:
+                return self.dataset[place]
+            except (ValueError, OSError) as error:
+                if place not in self.left_out:
+                    logger.warning("item %d is left out: %s", place, error)
+                self.left_out[place] = str(error)
+        raise ValueError(f"none of {len(self)} objects can be read: {next(iter(self.left_out.values()))}")
+
+
+def alignment_data(config: AlignmentConfig, processor: Processor3D, *, latent_dim: int) -> AlignmentData:
+    """Open what the settings name.
+
+    `data_dir` is a folder of cached codes or of distance fields. Validated on are the objects of its split `val`;
+    where the table has no splits, at most `val_samples` objects and a tenth, chosen by a hash of their ids, so that
+    another run keeps the same apart.
+
+    Raises:
+        ValueError: no data is named, or there is none; the message has the command that makes some.
+    """
+    if config.dummy_data:
+        return _dummies(config, processor, latent_dim)
+    if config.data_dir is None:
+        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
+    folder = Path(config.data_dir)
+    if not folder.is_dir():
+        raise ValueError(
+            f"data_dir: there is no folder {folder}; make one with: python dataset_toolkits/sdf_voxelize.py --format "
+            f"folder --input_dir MESHES --output_dir {folder} --resolutions 256 (then, faster to train on: "
+            f"vae-qwen3vl encode {folder} -o codes and --data_dir codes)"
+        )
+    if (folder / MANIFEST).is_file():
+        return _from_codes(config, processor, folder)
+    return _from_fields(config, processor, folder)
+
+
+def _from_codes(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:
+    splits = {row.get("split") for row in CachedCodesDataset(folder).codes.table()}
+    collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
+    if _VAL in splits:
+        train = CachedCodesDataset(folder, split="train", max_samples=config.max_samples, seed=config.seed)
+        val: Dataset[Any] | None = None
+        if config.val_samples:
+            val = CachedCodesDataset(folder, split=_VAL, max_samples=config.val_samples, seed=config.seed)
+        sizes = [float(len(train.codes[name][0])) for name in train.names]
+        return AlignmentData(train=Tolerant(train), lengths=sizes, val=val, collate=collate)
+    data = CachedCodesDataset(folder, max_samples=config.max_samples, seed=config.seed)
+    sizes = [float(len(data.codes[name][0])) for name in data.names]
+    return _split(config, data, data.names, sizes, collate)
+
+
+def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:
+    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.model.checkpoint import shipped_config
+
+    resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
+    data = SDF3DCaptionDataset(
+        folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples, seed=config.seed
+    )
+    for name, reason in list(data.left_out.items())[:5]:
+        logger.warning("%s is left out: %s", name, reason)
+    collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
+    return _split(config, data, data.names, data.sizes, collate)
+
+
+def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
+    most = config.max_3d_tokens if config.max_3d_tokens > 0 else 2048
+    count = config.dummy_samples
+    vocabulary = len(processor.tokenizer)
+    data = Dummy3DTextDataset(count, most, vocab_size=vocabulary, latent_dim=latent_dim)
+    collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
+    return _split(config, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
+
+
+def _split(
+    config: AlignmentConfig, data: Dataset[Any], names: Sequence[str], sizes: Sequence[float], collate: Any
+) -> AlignmentData:
+    """Keep some objects for validation, the same ones whatever the order of the table."""
+    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
+    apart = min(config.val_samples, len(names) // _MOST_HELD_OUT)
+    held, kept = sorted(order[:apart]), sorted(order[apart:])
+    return AlignmentData(
+        train=Tolerant(Subset(data, kept)),
+        lengths=[sizes[i] for i in kept],
+        val=Subset(data, held) if held else None,
+        collate=collate,
+    )

@@ -1,0 +1,425 @@
+"""The training loop of the language side: the projector learns first, then adapters with it, on one process or many.
+
+Batches come from `AlignmentData`, models from outside; here are steps, schedule, validation, checkpoints and what a
+run leaves behind. Only what is trained is kept in checkpoints: language model and tokenizer stay what they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sdf_vqvae import training_checkpoint as checkpoints
+from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.training_log import RunLog
+from vae_qwen3vl.bucketing import BucketSampler
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR_FINAL = "projector_final.pt"
+LORA_FINAL = "lora_final"
+_LOWEST_RATE = 0.02
+_KEPT_CHECKPOINTS = 2
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentData:
+    """What a run learns from and is validated on."""
+
+    train: Dataset[Any]
+    lengths: Sequence[float]
+    """Length of every training item, for batches with little padding."""
+    val: Dataset[Any] | None
+    collate: Callable[[list[Any]], Batch]
+    """Joins items to what the model's `forward` takes."""
+
+
+class AlignmentTrainer:
+    """Trains a 3D branch as an `AlignmentConfig` says.
+
+    The loss of a step is the mean over all answer tokens of its objects, whatever processes and parts they were
+    spread over, so that one process and many do the same. Validation has two losses: with the objects' own shapes,
+    and with another object's (the blind control); only their difference says that shapes are read. The weights
+    with the lowest validation loss are the run's result.
+
+    Args:
+        model: with adapters if they are to be trained; everything else is frozen.
+        config: see there.
+        data: what to learn from.
+        folder: the run folder; a run that was stopped there goes on.
+        accelerator: devices and processes.
+        vae_hash: fingerprint of the tokenizer behind cached codes, for the projector's file.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3VLWith3DBranch,
+        config: AlignmentConfig,
+        data: AlignmentData,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        vae_hash: str | None = None,
+    ) -> None:
+        self.branch = model.to(accelerator.device)
+        self.config = config
+        self.data = data
+        self.folder = folder
+        self.accelerator = accelerator
+        self.vae_hash = vae_hash
+        self.trained = _Trained(model)
+        lora = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+        rest = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+        groups = [
+            {"params": rest, "peak": config.lr, "from": 0.0},
+            {"params": lora, "peak": config.lora_rate, "from": config.projector_share},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+        )
+        self.model = accelerator.prepare(model)
+        self.sampler = BucketSampler(
+            data.lengths,
+            config.batch_size,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.epoch = 0
+        self.batches_done = 0
+        self.step_number = 0
+        self.seconds = 0.0
+        self.objects = 0
+        self.skipped = 0
+        self.best: dict[str, Tensor] | None = None
+        self.best_loss, self.best_step = math.inf, 0
+        self.log: RunLog | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.epochs * math.ceil(len(self.sampler) / self.config.gradient_accumulation_steps)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by whichever limit is nearer."""
+        share = self.step_number / self.steps
+        if self.config.max_seconds:
+            share = max(share, self.seconds / self.config.max_seconds)
+        value = torch.tensor(share, dtype=torch.float64, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast(value, 0)  # clocks differ, and all must stop at the same step
+        return float(value)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end, write the results, and return the log's records of this part."""
+        from tqdm import tqdm
+
+        self.resume()
+        main = self.accelerator.is_main_process
+        self.log = RunLog(self.folder, self.step_number) if main else None
+        bar = tqdm(total=self.steps, initial=self.step_number, unit="step", disable=None if main else True)
+        start, before = time.perf_counter(), self.seconds
+        self.branch.train()
+        while self.epoch < self.config.epochs and (progress := self.progress) < 1:
+            for parts in self._steps_of_epoch():
+                losses = self.step(parts, progress)
+                self.seconds = before + time.perf_counter() - start
+                bar.update()
+                self._at_intervals(losses, progress, bar)
+                progress = self.progress
+                if progress >= 1:
+                    break
+            else:
+                self.epoch, self.batches_done = self.epoch + 1, 0
+        bar.close()
+        if self.data.val is not None and self.best_step != self.step_number:
+            self.validate()
+        self.save_checkpoint()
+        if main:
+            self.write_results()
+        self.accelerator.wait_for_everyone()
+        return self.log.records if self.log is not None else []
+
+    def _steps_of_epoch(self) -> Iterator[list[Batch]]:
+        """Yield the batches of one step after another, from where the epoch stands."""
+        if hasattr(self.data.train, "set_epoch"):
+            self.data.train.set_epoch(self.epoch)
+        self.sampler.set_epoch(self.epoch, self.batches_done)
+        loader = DataLoader(
+            self.data.train,
+            batch_sampler=self.sampler,
+            collate_fn=self.data.collate,
+            num_workers=self.config.num_workers,
+            multiprocessing_context="spawn" if self.config.num_workers else None,
+        )
+        batches = iter(loader)
+        while parts := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
+            self.batches_done += len(parts)
+            yield parts
+
+    def step(self, parts: Sequence[Batch], progress: float) -> dict[str, float]:
+        """Run one optimizer step over its batches and return its loss and the norm of its gradients."""
+        counts = [int((part["labels"] != IGNORED_LABEL).sum()) for part in parts]
+        total = self._sum(float(sum(counts)))
+        summed = torch.zeros((), device=self.accelerator.device)
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.model(**_moved(part, self.accelerator.device))["loss"]
+                # DDP averages over processes, but the mean is over all their tokens.
+                self.accelerator.backward(loss * (count * self.accelerator.num_processes / total))
+            summed += loss.detach() * count
+        norm = self._update(progress)
+        self.step_number += 1
+        self.objects += sum(len(part["labels"]) for part in parts) * self.accelerator.num_processes
+        return {"loss": self._sum(float(summed)) / total, "grad_norm": norm}
+
+    def _update(self, progress: float) -> float:
+        """Clip and step; a step whose gradients aren't finite is left out."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate(progress, group["from"], self.config.warmup_ratio)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _sum(self, value: float) -> float:
+        """Sum over processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        summed = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        torch.distributed.all_reduce(summed)
+        return float(summed)
+
+    def _at_intervals(self, losses: Mapping[str, float], progress: float, bar: Any) -> None:
+        number, config = self.step_number, self.config
+        bar.set_postfix(loss=f"{losses['loss']:.3f}", epoch=self.epoch)
+        if self.log is not None and (number % config.log_every == 0 or number == 1):
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            more = {"seconds": self.seconds, "epoch": self.epoch, "objects": self.objects, "skipped": self.skipped}
+            self.log.write("train", number, {**losses, **more, "lr": rates[0], "lr_lora": rates[-1]})
+            logger.info("epoch %d step %d loss %.4f", self.epoch, number, losses["loss"])
+        if self.data.val is not None and number % config.val_every == 0:
+            self.validate()
+        if number % config.save_every == 0:
+            self.save_checkpoint()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Measure both validation losses, remember the weights if they are the best, and return the losses."""
+        assert self.data.val is not None
+        self.branch.eval()
+        sums = [0.0, 0.0, 0.0]
+        size, rank, world = self.config.batch_size, self.accelerator.process_index, self.accelerator.num_processes
+        numbers = list(range(len(self.data.val)))  # type: ignore[arg-type]
+        for start in range(rank * size, len(numbers), world * size):
+            batch = self.data.collate([self.data.val[i] for i in numbers[start : start + size]])
+            batch = _moved(batch, self.accelerator.device)
+            count = int((batch["labels"] != IGNORED_LABEL).sum())
+            with self.accelerator.autocast():
+                sums[0] += float(self.branch(**batch)["loss"]) * count
+                sums[1] += float(self.branch(**with_other_shapes(batch))["loss"]) * count
+            sums[2] += count
+        self.branch.train()
+        own, other, tokens = (self._sum(value) for value in sums)
+        losses = {"val_loss": own / tokens, "val_loss_other_shape": other / tokens}
+        if losses["val_loss"] < self.best_loss:
+            self.best_loss, self.best_step = losses["val_loss"], self.step_number
+            self.best = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
+        if self.log is not None:
+            self.log.write("val", self.step_number, {**losses, "seconds": self.seconds})
+            logger.info("step %d: %s", self.step_number, {k: round(v, 4) for k, v in losses.items()})
+        return losses
+
+    def save_checkpoint(self) -> None:
+        """Write everything that the next step depends on (all processes together)."""
+        main = self.accelerator.is_main_process
+        if main:
+            checkpoints.begin(self.folder)
+        self.accelerator.wait_for_everyone()
+        if main:
+            state = {
+                "step": self.step_number,
+                "epoch": self.epoch,
+                "batches_done": self.batches_done,
+                "seconds": self.seconds,
+                "objects": self.objects,
+                "skipped": self.skipped,
+                "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+                "best_step": self.best_step,
+                "processes": self.accelerator.num_processes,
+            }
+            kept: list[nn.Module] = [] if self.best is None else [_Held(self.best)]
+            checkpoints.write_shared(self.folder, self.trained, kept, self.optimizer, state)
+        own = {"cpu_generator": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            own["cuda_generator"] = torch.cuda.get_rng_state(self.accelerator.device)
+        checkpoints.write_rank(self.folder, self.accelerator.process_index, {}, own)
+        self.accelerator.wait_for_everyone()
+        if main:
+            checkpoints.finish(self.folder, self.step_number, _KEPT_CHECKPOINTS)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> None:
+        """Go on from the folder's latest checkpoint, if there is one.
+
+        Raises:
+            ValueError: it belongs to a run of another number of processes, or does not fit the model.
+        """
+        steps = checkpoints.checkpoint_steps(self.folder)
+        if not steps:
+            return
+        found = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
+        state = found.state
+        if state["processes"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"{self.folder} holds a run of {state['processes']} processes, this one has "
+                f"{self.accelerator.num_processes}: start it the same way"
+            )
+        self.trained.load(found.model)
+        checkpoints.restore_optimizer(self.trained, self.optimizer, found.optimizer)
+        self.step_number, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
+        self.seconds, self.objects, self.skipped = state["seconds"], state["objects"], state["skipped"]
+        if found.averages:
+            self.best = dict(found.averages[0])
+            self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+        torch.set_rng_state(found.rank_tensors["cpu_generator"])
+        if self.accelerator.device.type == "cuda" and "cuda_generator" in found.rank_tensors:
+            torch.cuda.set_rng_state(found.rank_tensors["cuda_generator"], self.accelerator.device)
+        logger.info("going on from step %d in %s", self.step_number, self.folder)
+
+    def write_results(self) -> None:
+        """Write `projector_final.pt` and `lora_final/` with the best weights (the first process only)."""
+        if self.best is not None and self.best_step != self.step_number:
+            self.trained.load(self.best)
+            logger.info("the results are the weights of step %d, with the lowest validation loss", self.best_step)
+        self.branch.save_projector(self.folder / PROJECTOR_FINAL, prompt=self.config.prompt, vae_hash=self.vae_hash)
+        save_lora(self.branch, self.folder / LORA_FINAL)
+        summary = {
+            "steps": self.step_number,
+            "best_step": self.best_step,
+            "val_loss": None if self.best is None else self.best_loss,
+            "objects": self.objects,
+            "seconds": round(self.seconds, 1),
+        }
+        with atomic_path(self.folder / "result.json") as temporary:
+            temporary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+
+
+def rate(progress: float, begin: float, warmup: float) -> float:
+    """Return the share of the peak rate: 0 before `begin`, a linear warm-up, a cosine to 2 %."""
+    if progress < begin or begin >= 1:
+        return 0.0
+    own = (progress - begin) / (1 - begin)
+    rise = 1.0 if warmup <= 0 else min(1.0, (own + 1e-3) / warmup)
+    return rise * (_LOWEST_RATE + (1 - _LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, own))))
+
+
+def with_other_shapes(batch: Batch) -> Batch:
+    """Return the batch with every object's words beside the next object's shape: the blind control.
+
+    A batch of one object stays as it is.
+    """
+    moved = dict(batch)
+    if "mask_3d" in batch:
+        for name in ("feats_3d", "coords_3d", "mask_3d"):
+            moved[name] = batch[name].roll(1, 0)
+        return moved
+    if "inputs_3d" in batch:
+        fields = batch["inputs_3d"]
+        order, numbers = _turned(fields["batch_idx"])
+        moved["inputs_3d"] = {name: value[order] for name, value in fields.items()} | {"batch_idx": numbers}
+        return moved
+    order, numbers = _turned(batch["coords_3d"][:, 0])
+    coords = batch["coords_3d"][order]
+    moved["feats_3d"] = batch["feats_3d"][order]
+    moved["coords_3d"] = torch.cat([numbers[:, None].to(coords.dtype), coords[:, 1:]], dim=1)
+    return moved
+
+
+def _turned(objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order of rows after object i becomes i + 1 (the last one 0), and the new numbers in that order."""
+    numbers = (objects + 1) % (objects.max() + 1)
+    order = torch.argsort(numbers, stable=True)
+    return order, numbers[order]
+
+
+def save_lora(model: Qwen3VLWith3DBranch, folder: Path) -> None:
+    """Write the adapters, if there are any, as a peft folder in bfloat16."""
+    vl_model: Any = model.vl_model
+    if not hasattr(vl_model, "peft_config"):
+        return
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in get_peft_model_state_dict(vl_model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "adapter_model.safetensors") as temporary:
+        save_file(state, temporary)
+    config = copy.copy(vl_model.peft_config["default"])
+    config.base_model_name_or_path, config.inference_mode = model.vl_label, True
+    config.save_pretrained(folder)
+
+
+class _Trained(nn.Module):
+    """The trained parameters of a model under names that a checkpoint may have, sharing their memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.register_parameter(name.replace(".", "/"), parameter)
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters. Raises a ValueError unless names and shapes are the same."""
+        own = dict(self.named_parameters())
+        if {n: p.shape for n, p in own.items()} != {n: v.shape for n, v in state.items()}:
+            raise ValueError("the checkpoint holds other parameters than this run trains: give the same settings")
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+class _Held(nn.Module):
+    """Values in a module's clothes, for the checkpoint's writer."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+
+def _moved(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    return {
+        name: _moved(value, device) if isinstance(value, Mapping) else value.to(device)
+        for name, value in batch.items()
+    }

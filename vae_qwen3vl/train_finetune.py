@@ -1,0 +1,142 @@
+"""Train the projector, and adapters of the language model, on shapes with words.
+
+    python vae_qwen3vl/train_finetune.py --dummy_data --dummy_samples 50 --epochs 1 --batch_size 2 --output_dir out
+    python vae_qwen3vl/train_finetune.py --data_dir codes --use_lora --epochs 3 --batch_size 16
+    accelerate launch --num_processes 2 vae_qwen3vl/train_finetune.py --config configs/3d_align_train.yaml
+
+Data is a folder of cached codes (`vae-qwen3vl encode DATASET -o codes`: by far the fastest) or of distance fields,
+which the tokenizer then encodes in every step. Settings come from --config and from flags, which win.
+
+Every run gets its own folder in --output_dir, named after its settings: projector_final.pt and lora_final/ (the
+weights with the lowest validation loss), train_args.json, log.jsonl, tensorboard/, checkpoints/. `--resume` with the
+same settings goes on with a run that was stopped. What the console says, and more, is in logs/ by time and process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
+from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_program
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+logger = logging.getLogger(__name__)
+
+LOGS = Path("logs")
+_DUMMY_WIDTH = 16
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser: every setting is a flag."""
+    parser = argparse.ArgumentParser(
+        prog="train_finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_alignment_options(parser, leave_out=["output_run"])
+    add_run_options(parser, json_output=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    return run_program("train_finetune", work, make_parser().parse_args(argv))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Train."""
+    from sdf_vqvae.runtime import resolve_device, seed_everything
+    from vae_qwen3vl.align_data import alignment_data
+    from vae_qwen3vl.align_training import AlignmentTrainer
+    from vae_qwen3vl.default_lm import resolve_vl_model
+    from vae_qwen3vl.processor import Processor3D
+    from vae_qwen3vl.run_files import log_to_files, open_run_folder
+
+    config = read_alignment_config(options)
+    accelerator = make_accelerator(cpu=resolve_device(options.device).type == "cpu")
+    log_to_files(LOGS, accelerator, verbose=options.verbose)
+    quiet_transformers(options.verbose)
+    seed_everything(config.seed)  # the same new weights in every process
+    vae, width, vae_hash = tokenizer_of(config, accelerator)
+    source = str(resolve_vl_model(config.vl_model))
+    data = alignment_data(config, Processor3D.from_pretrained(source), latent_dim=width)
+    model = build_model(config, source, vae, width, accelerator.device)
+    folder = open_run_folder(config, accelerator)
+    logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
+    seed_everything(config.seed + accelerator.process_index)
+    AlignmentTrainer(model, config, data, folder, accelerator, vae_hash=vae_hash).run()
+    if accelerator.is_main_process:
+        print(folder)
+    accelerator.end_training()
+    return 0
+
+
+def make_accelerator(*, cpu: bool) -> Accelerator:
+    """Return devices and processes; bfloat16 on CUDA unless `accelerate launch` says otherwise."""
+    import os
+
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError("training needs accelerate: pip install 'vae-qwen3vl[language]'") from error
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("no" if cpu else "bf16")
+    return Accelerator(cpu=cpu, mixed_precision="no" if cpu else precision)
+
+
+def tokenizer_of(config: AlignmentConfig, accelerator: Accelerator) -> tuple[Any, int, str | None]:
+    """Return the tokenizer, or None where cached codes or random objects need none; its code width; its fingerprint.
+
+    Raises:
+        ValueError: the cached codes are of another tokenizer than the one that the settings name.
+    """
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
+
+    named = config.vae_config is not None or config.vae_ckpt is not None
+    codes = None
+    if config.data_dir is not None and not config.dummy_data and (Path(config.data_dir) / MANIFEST).is_file():
+        codes = CodeFolder(config.data_dir)
+    if not named and (config.dummy_data or codes is not None):
+        if codes is None:
+            return None, _DUMMY_WIDTH, None
+        return None, codes.codebook.shape[1], codes.manifest.vae_hash
+    vae = load_vae_from_config(config.vae_config, config.vae_ckpt, accelerator.device)
+    if codes is not None and codes.manifest.vae_hash != vae.fingerprint():
+        raise ValueError(
+            f"data_dir: the codes in {config.data_dir} are of the VAE {codes.manifest.vae_hash[:12]}, but vae_config "
+            f"and vae_ckpt name {vae.fingerprint()[:12]}: encode the dataset again, or leave both out"
+        )
+    return vae, vae.vq.embeddings.weight.shape[1], vae.fingerprint()
+
+
+def build_model(
+    config: AlignmentConfig, source: str, vae: Any, width: int, device: torch.device
+) -> Qwen3VLWith3DBranch:
+    """Return the 3D branch as the settings say, with new projector and adapters."""
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+    model = Qwen3VLWith3DBranch(
+        source,
+        vae_model=vae,
+        latent_dim=width,
+        torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        **config.model_settings(),
+    )
+    if config.use_lora:
+        model.add_lora(config.lora_r, config.lora_alpha or 2 * config.lora_r, config.lora_dropout)
+    if config.use_gradient_checkpointing:
+        model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())
