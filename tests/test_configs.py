@@ -138,8 +138,8 @@ def test_the_spellings_of_the_originals_constructor_work():
 def test_the_alignment_config_reads_as_plain_values():
     yaml = pytest.importorskip("yaml")
     values = yaml.safe_load((FOLDER / "3d_align_train.yaml").read_text(encoding="utf-8"))
-    assert values["vl_model"] == "Qwen/Qwen2-VL-2B-Instruct"
+    assert values["vl_model"] == "smollm2-135m"  # runs on a fresh clone, as does the shipped tokenizer
     assert values["lr"] == 1e-4  # 1e-4 without a dot would be a string to YAML
     assert values["projector_layers"] == 3
     assert values["accelerate"]["downcast_bf16"] == "no"
-    assert Path(values["vae_config"]).parent == Path("configs/vae")
+    assert "vae_ckpt" not in values

@@ -64,6 +64,20 @@ class Tolerant(Dataset[Any]):
         raise ValueError(f"none of {len(self)} objects can be read: {next(iter(self.left_out.values()))}")
 
 
+def check_data(config: AlignmentConfig) -> None:
+    """Raise a ValueError if no data is named, or there is none; the message has the command that makes some."""
+    if config.dummy_data:
+        return
+    if config.data_dir is None:
+        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
+    if not Path(config.data_dir).is_dir():
+        raise ValueError(
+            f"data_dir: there is no folder {config.data_dir}; make one with: python dataset_toolkits/sdf_voxelize.py "
+            f"--format folder --input_dir MESHES --output_dir {config.data_dir} --resolutions 256 (then, faster to "
+            f"train on: vae-qwen3vl encode {config.data_dir} -o codes and --data_dir codes)"
+        )
+
+
 def alignment_data(config: AlignmentConfig, processor: Processor3D, *, latent_dim: int) -> AlignmentData:
     """Open what the settings name.
 
@@ -72,19 +86,12 @@ def alignment_data(config: AlignmentConfig, processor: Processor3D, *, latent_di
     another run keeps the same apart.
 
     Raises:
-        ValueError: no data is named, or there is none; the message has the command that makes some.
+        ValueError: no data is named, or none of it can be used.
     """
+    check_data(config)
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
-    if config.data_dir is None:
-        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
-    folder = Path(config.data_dir)
-    if not folder.is_dir():
-        raise ValueError(
-            f"data_dir: there is no folder {folder}; make one with: python dataset_toolkits/sdf_voxelize.py --format "
-            f"folder --input_dir MESHES --output_dir {folder} --resolutions 256 (then, faster to train on: "
-            f"vae-qwen3vl encode {folder} -o codes and --data_dir codes)"
-        )
+    folder = Path(str(config.data_dir))
     if (folder / MANIFEST).is_file():
         return _from_codes(config, processor, folder)
     return _from_fields(config, processor, folder)

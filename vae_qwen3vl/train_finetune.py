@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> int:
     """Train."""
     from sdf_vqvae.runtime import resolve_device, seed_everything
-    from vae_qwen3vl.align_data import alignment_data
+    from vae_qwen3vl.align_data import alignment_data, check_data
     from vae_qwen3vl.align_training import AlignmentTrainer
     from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.run_files import log_to_files, open_run_folder
 
     config = read_alignment_config(options)
+    check_data(config)
     accelerator = make_accelerator(cpu=resolve_device(options.device).type == "cpu")
     log_to_files(LOGS, accelerator, verbose=options.verbose)
     quiet_transformers(options.verbose)

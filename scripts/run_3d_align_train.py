@@ -1,0 +1,81 @@
+"""Start alignment training as a config says: on its GPUs through Accelerate, or as one process.
+
+    python scripts/run_3d_align_train.py --config configs/3d_align_train.yaml
+    python scripts/run_3d_align_train.py --config configs/3d_align_train.yaml --debug
+    python scripts/run_3d_align_train.py --config mine.yaml --lr 5e-5 --resume
+
+The config's `accelerate` section says how many processes there are; where fewer GPUs are here, fewer processes
+start, and without any it is one process on the CPU. Everything else on the line goes to train_finetune.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.programs import run_program
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = "configs/3d_align_train.yaml"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; unknown flags are the training's."""
+    parser = argparse.ArgumentParser(
+        prog="run_3d_align_train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default=DEFAULT, metavar="YAML", help=f"settings (default: {DEFAULT})")
+    parser.add_argument("--debug", action="store_true", help="one process, and everything that is logged on screen")
+    return parser
+
+
+def launch_command(config: AlignmentConfig, gpus: int, file: Path, *, debug: bool) -> list[str]:
+    """Return the command that starts the processes; with several, `file` gets the settings of Accelerate."""
+    script = str(ROOT / "vae_qwen3vl" / "train_finetune.py")
+    wanted = int(config.accelerate.get("num_processes", 1))
+    machines = int(config.accelerate.get("num_machines", 1))
+    processes = wanted if machines > 1 else min(wanted, gpus)
+    if debug or processes <= 1 or config.accelerate.get("use_cpu"):
+        return [sys.executable, script]
+    if processes < wanted:
+        print(f"{wanted} processes are asked for, {gpus} GPUs are here: {processes} start", file=sys.stderr)
+    section: dict[str, Any] = {**config.accelerate, "num_processes": processes}
+    file.write_text(yaml.safe_dump(section), encoding="utf-8")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), script]
+
+
+def work(options: argparse.Namespace) -> int:
+    """Start the training and return its exit code."""
+    config = AlignmentConfig.from_file(options.config)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "accelerate.yaml"
+        command = launch_command(config, torch.cuda.device_count(), file, debug=options.debug)
+        flags = ["--config", options.config, *options.rest]
+        if os.environ.get("VAE_CKPT"):  # as the original's script has it
+            flags += ["--vae_ckpt", os.environ["VAE_CKPT"]]
+        if options.debug:
+            flags.append("--verbose")
+        return subprocess.run([*command, *flags], check=False).returncode
+
+
+def main() -> int:
+    """Run the program and return its exit code."""
+    options, rest = make_parser().parse_known_args()
+    options.rest = rest
+    return run_program("run_3d_align_train", work, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
