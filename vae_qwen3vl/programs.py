@@ -6,6 +6,7 @@ What programs of all packages share is in `sdf_vqvae.programs`.
 from __future__ import annotations
 
 import argparse
+import warnings
 
 from sdf_vqvae.programs import (
     USER_ERROR,
@@ -57,5 +58,7 @@ def quiet_transformers(verbose: bool = False) -> None:
 
     if verbose:
         return
+    # peft asks transformers for a property under its old name; that is theirs to settle.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
