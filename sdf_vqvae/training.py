@@ -159,6 +159,7 @@ class TokenizerTrainer:
         self.past_norms: deque[float] = deque(maxlen=_PAST_NORMS)
         self.step_number = 0
         self.seconds = 0.0
+        self.waited = 0.0
         self.objects = 0
         self.skipped = 0
         self.log: RunLog | None = None
@@ -211,7 +212,10 @@ class TokenizerTrainer:
         total: dict[str, Tensor] = {}
         each = config.batch_size_per_gpu // config.batch_split
         for part in range(config.batch_split):
-            batch = collate_fields(self.stream.draw(each), self.device)
+            before = time.perf_counter()
+            drawn = self.stream.draw(each)
+            self.waited += time.perf_counter() - before
+            batch = collate_fields(drawn, self.device)
             last = part == config.batch_split - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 measured = self._forward_backward(batch)
@@ -319,6 +323,7 @@ class TokenizerTrainer:
         health = codebook_health(self.counts)
         record = {
             "seconds": self.seconds,
+            "seconds_drawing": self.waited,
             "objects": self.objects,
             "learning_rate": self.learning_rate(progress),
             "perplexity": health.perplexity,

@@ -137,7 +137,7 @@ class AlignmentConfig:
     gradient_accumulation_steps: int = 1
     """Batches a step."""
     use_gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third slower."""
+    """Compute activations again in the backward pass: less memory, more time."""
     epochs: int = 3
     """Passes over the data."""
     batch_size: int = 2
