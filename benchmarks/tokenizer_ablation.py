@@ -2,11 +2,11 @@
 
 python benchmarks/tokenizer_ablation.py --pack ../shared/data/shapes --max_seconds 45 --variants base,cosine,rotation
 
-Every variant starts from `configs/vae/sdf_vqvae_256.json` with one thing changed; kernels are compiled before its
-clock starts. Measured are the averaged weights on objects of `val`, with codes: the mean error within one voxel of
-the surface, in voxels of a grid of 256 (`grid_512` is measured within one of its own, finer voxels), the share of
-wrong signs there, the share of true blocks that the decoder leaves out, and the codebook's health. Two GPUs can share
-the variants, each process with a --name of its own.
+Every variant starts from `configs/vae/sdf_vqvae_256.json` with one thing changed, a warm-up of 50 steps, and kernels
+compiled before its clock starts. Measured are the averaged weights on objects of `val`, with codes: the mean error
+within one voxel of the surface, in voxels of the base grid (`finer_grid`, twice as fine with the same latent grid, is
+measured within one of its own voxels), the share of wrong signs there, the share of true blocks that the decoder
+leaves out, and the codebook's health. Two GPUs can share the variants, each process with a --name of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ ORIGINAL = {
     "predict_occupancy": False,
     "pool_counts_zero": False,
 }
-BAND = {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center"}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
     "original": (ORIGINAL, {}),
@@ -69,10 +68,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "narrow_codes": ({"latent_channels": 8}, {}),
     "lr_2e-3": ({}, {"lr": 2e-3}),
     "no_bypass": ({}, {"bypass_share": 0.02}),
-    "grid_512": (
-        {"level_channels": (32, 64, 128), "level_blocks": (1, 2, 2), "field": {**BAND, "resolution": 512}},
-        {"batch_split": 4},
-    ),
+    "finer_grid": ({"level_channels": (32, 64, 128), "level_blocks": (1, 2, 2)}, {"batch_split": 4}),
 }
 
 
@@ -88,7 +84,7 @@ class Data:
         """Fill the buffer; a grid twice as fine has four times the voxels and gets a quarter of the places."""
         device = resolve_device(options.device)
         train, weights, val = mesh_sources(options.pack, dataset)
-        finer = (config.data_resolution // dataset.resolution) ** 2
+        finer = (config.data_resolution // options.resolution) ** 2
         stream = MeshStream(
             MeshDraws(train, weights, Augmentation(rotation=dataset.rotation, stretch=dataset.stretch), 0),
             resolution=config.data_resolution,
@@ -105,8 +101,17 @@ class Data:
         return cls(stream, held_out)
 
 
+def variant_config(name: str, base: VAEConfig, resolution: int) -> VAEConfig:
+    """Return a variant's model on a data grid of this side."""
+    model, _ = VARIANTS[name]
+    args = {**base.to_args(), **model}
+    args["resolution"] = resolution // 2**base.levels
+    field = {**args["field"], "resolution": resolution * (2 if name == "finer_grid" else 1)}
+    return VAEConfig.from_args({**args, "field": field})
+
+
 def measure_variant(
-    name: str, config: VAEConfig, trainer: TrainerConfig, data: Data, device: torch.device
+    name: str, config: VAEConfig, trainer: TrainerConfig, data: Data, device: torch.device, resolution: int
 ) -> dict[str, Any]:
     """Train one variant and return what came of it."""
     seed_everything(0)
@@ -118,7 +123,7 @@ def measure_variant(
         start = time.perf_counter()
         records = run.run()
     last = [r for r in records if r["kind"] == "held_out"][-1]
-    voxels = (config.field.band or 1.0) * 256 / config.data_resolution
+    voxels = (config.field.band or 1.0) * resolution / config.data_resolution
     curve = [[r["step"], round(r["seconds"], 1), r["l1_near"] * voxels] for r in records if r["kind"] == "train"]
     return {
         "variant": name,
@@ -154,6 +159,9 @@ def main() -> None:
     parser.add_argument("--vae_config", type=Path, default=ROOT / "configs/vae/sdf_vqvae_256.json")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names, with commas between")
     parser.add_argument("--name", default="tokenizer_ablation", help="name of the JSON")
+    parser.add_argument(
+        "--resolution", type=int, default=256, help="side of the base grid; 128 trains four times as fast"
+    )
     parser.add_argument("--max_seconds", type=float, default=45.0, help="training time of each")
     parser.add_argument("--held_out", type=int, default=48, help="objects of val")
     parser.add_argument("--buffer", type=int, default=1024, help="voxelized meshes to train on")
@@ -169,11 +177,12 @@ def main() -> None:
     data: dict[int, Data] = {}
     rows = []
     for name in options.variants.split(","):
-        model, trainer = VARIANTS[name]
-        config = VAEConfig.from_args({**document.model.to_args(), **model})
+        _, trainer = VARIANTS[name]
+        config = variant_config(name, document.model, options.resolution)
         settings = dataclasses.replace(
             document.trainer,
             max_seconds=options.max_seconds,
+            warmup_steps=50,
             i_sample=10**9,
             i_save=10**9,
             disable_snapshot=True,
@@ -184,9 +193,10 @@ def main() -> None:
             data = {grid: Data.voxelized(config, document.dataset, options)}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rows.append(measure_variant(name, config, settings, data[grid], device))
+        rows.append(measure_variant(name, config, settings, data[grid], device, options.resolution))
         print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("curve", "change")}), flush=True)
-        write_result(options.name, {"seconds": options.max_seconds, "rows": rows}, options.out)
+        found = {"resolution": options.resolution, "seconds": options.max_seconds, "rows": rows}
+        write_result(options.name, found, options.out)
 
 
 if __name__ == "__main__":
