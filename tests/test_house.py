@@ -27,6 +27,7 @@ EXTRAS = [
     "tensorboard",
     "gradio",
     "nibabel",
+    "nltk",
     "skimage",
     "spconv",
     "triton",

@@ -40,6 +40,7 @@ SHOWN = (DISTRIBUTION, "python", "system", *LIBRARIES, *IF_PRESENT)
 EXTRAS = {
     "language": ("transformers", "tokenizers", "gguf", "peft", "accelerate", "yaml"),
     "training": ("DracoPy", "tensorboard"),
+    "evaluation": ("nltk",),
     "medical": ("nibabel",),
     "web": ("gradio",),
     "gpu": ("spconv",),
