@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sdf_vqvae.bootstrap import RESAMPLES, draws, mean_interval
 from sdf_vqvae.evaluation import ROWS, read_codes
 from sdf_vqvae.model.quantizer import codebook_health
 
 Array = npt.NDArray[np.float64]
 Record = dict[str, Any]
 
-RESAMPLES = 1000
-SEED = 0
 MEDICAL = ("hubmap", "totalseg", "mmmm")
 """Collections of organs among the sources of a pack."""
 CODE_BINS = (512, 1024, 2048, 4096)
@@ -106,13 +105,13 @@ def _subset(records: Sequence[Record]) -> dict[str, Any]:
     names = [name for name in records[0][ROWS[0]] if name not in _NOT_MEASURES]
     values = {row: _columns(records, row, names) for row in ROWS}
     made: dict[str, Any] = {"objects": len(records)}
-    draws = _draws(len(records))
+    drawn = draws(len(records))
     for row in ROWS:
         made[row] = {
             "failed": sum(bool(r[row]["failed"]) for r in records),
-            **_statistics(values[row], names, draws, median=True),
+            **_statistics(values[row], names, drawn, median=True),
         }
-    made["gaps"] = {f"{a} - {b}": _statistics(values[a] - values[b], names, draws, median=False) for a, b in PAIRS}
+    made["gaps"] = {f"{a} - {b}": _statistics(values[a] - values[b], names, drawn, median=False) for a, b in PAIRS}
     return made
 
 
@@ -121,24 +120,16 @@ def _columns(records: Sequence[Record], row: str, names: Sequence[str]) -> Array
     return np.array([[np.nan if r[row][n] is None else float(r[row][n]) for n in names] for r in records])
 
 
-def _draws(count: int) -> Array:
-    """Return how often each object is drawn in each resample. `[RESAMPLES, count]`"""
-    return np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
-
-
-def _statistics(values: Array, names: Sequence[str], draws: Array, *, median: bool) -> dict[str, dict[str, float]]:
+def _statistics(values: Array, names: Sequence[str], drawn: Array, *, median: bool) -> dict[str, dict[str, float]]:
     """Return mean and interval of each column; columns without any value are left out."""
     made = {}
     for name, column in zip(names, values.T, strict=True):
-        known = np.isfinite(column)
-        if not known.any():
+        found = mean_interval(column, drawn=drawn)
+        if found is None:
             continue
-        weight = draws[:, known].sum(axis=1)
-        means = (draws[:, known] @ column[known])[weight > 0] / weight[weight > 0]
-        low, high = np.percentile(means, [2.5, 97.5])
-        made[name] = {"mean": _short(column[known].mean()), "low": _short(low), "high": _short(high)}
+        made[name] = {"mean": _short(found.mean), "low": _short(found.low), "high": _short(found.high)}
         if median:
-            made[name] |= {"median": _short(np.median(column[known])), "objects": int(known.sum())}
+            made[name] |= {"median": _short(np.median(column[np.isfinite(column)])), "objects": found.objects}
     return made
 
 
