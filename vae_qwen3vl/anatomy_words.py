@@ -99,6 +99,8 @@ _CHINESE = (
 )
 CHINESE = {english: chinese for english, _, chinese in (entry.rpartition(" ") for entry in _CHINESE.split(", "))}
 
+_MISTAKEN = ("autochthon", "hip")
+"""What the table of terms takes for rocks, and for a joint where the labels mean the bone."""
 _LEVELS = {"c": "颈椎", "t": "胸椎", "l": "腰椎", "s": "骶椎"}
 _MODELS = {  # words of HuBMAP's file names -> the organ
     "heart": ("heart", "心脏"),
@@ -245,18 +247,23 @@ def organ_model(tags: Sequence[str]) -> tuple[str, str] | None:
 def sentences_of(structure: Structure, terms: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the sentences written about a structure: those of its own side, or of a term without sides.
 
-    A sentence that mentions the other side, or any side where the structure's is unknown, is left out.
+    A sentence that mentions the other side, or any side where the structure's is unknown, is left out, and so is one
+    about a pair. Words that the table explains as something else have none (`_MISTAKEN`).
     """
+    if structure.base in _MISTAKEN:
+        return []
     found: list[str] = []
     for term, sentences in terms.items():
         words = term.lower().split()
         sides = [word for word in words if word in SIDES]
         base = " ".join(word for word in words if word not in SIDES)
         if base == structure.base and (not sides or sides == [structure.named_side]):
-            found += [text for text in sentences if _fits(text, structure.named_side)]
+            texts = [re.sub(r"\s*Size: \w+\.$", "", text) for text in sentences]
+            found += [text for text in texts if _fits(text, structure.named_side)]
     return list(dict.fromkeys(found))
 
 
 def _fits(sentence: str, side: str | None) -> bool:
     mentioned = {word for word in re.findall(r"[a-z]+", sentence.lower()) if word in SIDES}
-    return len(sentence.split()) >= 4 and mentioned <= ({side} if side else set())
+    pair = sentence.lower().startswith("pair")
+    return len(sentence.split()) >= 4 and not pair and mentioned <= ({side} if side else set())

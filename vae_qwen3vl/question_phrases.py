@@ -74,8 +74,8 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
         "zh": ("它属于“{}”类别吗？", "这个物体归在“{}”类别下吗？"),
     },
     "is_collection": {
-        "en": ("Does it come from the {}?", "Is this model one of the {}?"),
-        "zh": ("它来自{}吗？", "这个模型的来源是{}吗？"),
+        "en": ("Does it come from the {}?", "Is this model from the {}?"),
+        "zh": ("它来自 {}吗？", "这个模型的来源是 {}吗？"),
     },
     "is_organ": {
         "en": ("Is this the {}?", "Does this surface show the {}?"),
