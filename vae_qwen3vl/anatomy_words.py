@@ -101,6 +101,11 @@ CHINESE = {english: chinese for english, _, chinese in (entry.rpartition(" ") fo
 
 _MISTAKEN = ("autochthon", "hip")
 """What the table of terms takes for rocks, and for a joint where the labels mean the bone."""
+_WRONGLY_SAID = (
+    (("rib ",), ("front", "forefront", "anterior", "lateral", "foremost")),
+    (("kidney", "gallbladder", "spleen"), ("gland",)),
+)
+"""Of structures whose names begin so, the table has sentences with words that begin so, which are wrong."""
 _LEVELS = {"c": "颈椎", "t": "胸椎", "l": "腰椎", "s": "骶椎"}
 _MODELS = {  # words of HuBMAP's file names -> the organ
     "heart": ("heart", "心脏"),
@@ -259,11 +264,18 @@ def sentences_of(structure: Structure, terms: Mapping[str, Sequence[str]]) -> li
         base = " ".join(word for word in words if word not in SIDES)
         if base == structure.base and (not sides or sides == [structure.named_side]):
             texts = [re.sub(r"\s*Size: \w+\.$", "", text) for text in sentences]
-            found += [text for text in texts if _fits(text, structure.named_side)]
+            found += [text for text in texts if _fits(text, structure)]
     return list(dict.fromkeys(found))
 
 
-def _fits(sentence: str, side: str | None) -> bool:
-    mentioned = {word for word in re.findall(r"[a-z]+", sentence.lower()) if word in SIDES}
-    pair = sentence.lower().startswith("pair")
-    return len(sentence.split()) >= 4 and not pair and mentioned <= ({side} if side else set())
+def _fits(sentence: str, structure: Structure) -> bool:
+    words = re.findall(r"[a-z]+", sentence.lower())
+    sides = {word for word in words if word in SIDES}
+    if len(words) < 4 or words[0] == "pair" or not sides <= {structure.named_side}:
+        return False
+    return not any(
+        any(word.startswith(beginning) for word in words)
+        for names, beginnings in _WRONGLY_SAID
+        if structure.base.startswith(names)
+        for beginning in beginnings
+    )

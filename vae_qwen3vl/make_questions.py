@@ -262,10 +262,8 @@ def _print(found: QuestionReport, output: Path) -> None:
     for kind, counts in found.kinds.items():
         print(f"{kind:<14}" + "".join(f"{counts[language]:>9,}" for language in LANGUAGES))
     share = f", {found.yes / found.yes_no:.1%} of {found.yes_no:,} yes/no answers are yes" if found.yes_no else ""
-    print(
-        f"{found.questions:,} questions about {found.objects:,} objects in {output}{share}; "
-        f"{len(found.failed)} failed"
-    )
+    made = f"{found.questions:,} questions about {found.objects:,} objects in {output}"
+    print(f"{made}{share}; {len(found.failed)} failed")
     for name, reason in list(found.failed.items())[:10]:
         print(f"  {name}: {reason}")
 
