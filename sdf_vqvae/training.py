@@ -384,35 +384,31 @@ class TokenizerTrainer:
 
     def save(self) -> None:
         """Write a checkpoint (all processes together)."""
-        main = self.accelerator.is_main_process
-        if main:
-            checkpoints.begin(self.folder)
-        self.accelerator.wait_for_everyone()
-        if main:
-            state = {
-                "step": self.step_number,
-                "seconds": self.seconds,
-                "objects": self.objects,
-                "skipped": self.skipped,
-                "quantizing": self.quantizing,
-                "past_norms": list(self.past_norms),
-                "averaged_steps": [int(average.n_averaged) for average in self.averages],
-                "processes": self.accelerator.num_processes,
-                "settings": self.settings,
-            }
-            modules = [average.module for average in self.averages]
-            checkpoints.write_shared(self.folder, self.vae, modules, self.optimizer, state)
-        index = self.accelerator.process_index
-        checkpoints.write_rank(self.folder, index, {"stream": self.stream.state()}, self._rank_tensors())
-        self.accelerator.wait_for_everyone()
-        if main:
-            checkpoints.finish(self.folder, self.step_number, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        state = {
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "objects": self.objects,
+            "skipped": self.skipped,
+            "quantizing": self.quantizing,
+            "past_norms": list(self.past_norms),
+            "averaged_steps": [int(average.n_averaged) for average in self.averages],
+            "settings": self.settings,
+        }
+        checkpoints.write(
+            self.folder,
+            self.step_number,
+            self.accelerator,
+            model=self.vae,
+            averages=[average.module for average in self.averages],
+            optimizer=self.optimizer,
+            state=state,
+            rank_state={"stream": self.stream.state()},
+            rank_tensors=self._rank_tensors(),
+            keep=self.config.keep_checkpoints,
+        )
 
     def _rank_tensors(self) -> dict[str, Tensor]:
-        found = {"cpu_generator": torch.get_rng_state(), "counts": self.counts.cpu()}
-        if self.device.type == "cuda":
-            found["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        found = {**checkpoints.generator_states(self.device), "counts": self.counts.cpu()}
         return found | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
 
     def resume(self) -> None:
@@ -442,9 +438,7 @@ class TokenizerTrainer:
         own = found.rank_tensors
         self.counts.copy_(own["counts"])
         self.reservoir = [own[name].to(self.device) for name in sorted(own) if name.startswith("reservoir")]
-        torch.set_rng_state(own["cpu_generator"])
-        if self.device.type == "cuda" and "cuda_generator" in own:
-            torch.cuda.set_rng_state(own["cuda_generator"], self.device)
+        checkpoints.restore_generators(own, self.device)
         logger.info("going on from step %d in %s", self.step_number, self.folder)
 
     def _check_same_run(self, state: Mapping[str, Any]) -> None:

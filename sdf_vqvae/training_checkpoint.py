@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sdf_vqvae.archives import parse_json, read_safetensors, write_safetensors
 from sdf_vqvae.runtime import atomic_path
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FOLDER = "checkpoints"
 _PREFIX = "step_"
@@ -57,43 +60,56 @@ def unfinished_folder(run: Path) -> Path:
     return run / FOLDER / _UNFINISHED
 
 
-def begin(run: Path) -> None:
-    """Make an empty folder for a checkpoint (the first process only)."""
-    shutil.rmtree(unfinished_folder(run), ignore_errors=True)
-    unfinished_folder(run).mkdir(parents=True)
-
-
-def write_shared(
+def write(
     run: Path,
+    step: int,
+    accelerator: Accelerator,
+    *,
     model: nn.Module,
-    averages: list[nn.Module],
+    averages: Sequence[nn.Module],
     optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
+    rank_state: Mapping[str, Any],
+    rank_tensors: Mapping[str, Tensor],
+    keep: int,
 ) -> None:
-    """Write what is the same for all processes (the first process only)."""
-    folder = unfinished_folder(run)
-    write_safetensors(folder / "model.safetensors", _tensors(model))
-    for number, average in enumerate(averages):
-        write_safetensors(folder / f"average_{number}.safetensors", _tensors(average))
-    if optimizer is not None:
-        write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
-    _write_json(folder / "state.json", {**state, "averages": len(averages)})
+    """Write a checkpoint (all processes together) and remove all but the latest `keep`.
 
-
-def write_rank(run: Path, rank: int, rank_state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write what belongs to one process (every process)."""
-    folder = unfinished_folder(run)
-    write_safetensors(folder / f"rank_{rank}.safetensors", dict(tensors))
+    Args:
+        run: the run folder.
+        step: the checkpoint's number.
+        accelerator: the processes. The first one writes what is the same for all.
+        model: whose state is kept.
+        averages: modules whose states are kept beside it.
+        optimizer: of the model's parameters.
+        state: plain values that are the same for all processes; `processes`, their number, is added.
+        rank_state: this process's plain values.
+        rank_tensors: this process's tensors.
+        keep: how many checkpoints stay.
+    """
+    folder, rank = unfinished_folder(run), accelerator.process_index
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_safetensors(folder / "model.safetensors", _tensors(model))
+        for number, average in enumerate(averages):
+            write_safetensors(folder / f"average_{number}.safetensors", _tensors(average))
+        if optimizer is not None:
+            write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+        shared = {**state, "processes": accelerator.num_processes, "averages": len(averages)}
+        _write_json(folder / "state.json", shared)
+    write_safetensors(folder / f"rank_{rank}.safetensors", dict(rank_tensors))
     _write_json(folder / f"rank_{rank}.json", dict(rank_state))
-
-
-def finish(run: Path, step: int, keep: int) -> None:
-    """Name the checkpoint and remove all but the latest `keep` (the first process only)."""
-    final = path_of(run, step)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished_folder(run).rename(final)
-    for old in checkpoint_steps(run)[:-keep]:
-        shutil.rmtree(path_of(run, old))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        final = path_of(run, step)
+        shutil.rmtree(final, ignore_errors=True)
+        folder.rename(final)
+        for old in checkpoint_steps(run)[:-keep]:
+            shutil.rmtree(path_of(run, old))
+    accelerator.wait_for_everyone()
 
 
 def read(run: Path, step: int, rank: int) -> Snapshot:
@@ -120,6 +136,21 @@ def read(run: Path, step: int, rank: int) -> Snapshot:
         rank_state=rank_state,
         rank_tensors=read_safetensors(folder / f"rank_{rank}.safetensors", "checkpoint")[0],
     )
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of PyTorch's random generators: the CPU's, and a CUDA device's."""
+    found = {"cpu_generator": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda_generator"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set the generators to what `generator_states` returned."""
+    torch.set_rng_state(states["cpu_generator"])
+    if device.type == "cuda" and "cuda_generator" in states:
+        torch.cuda.set_rng_state(states["cuda_generator"], device)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdf_vqvae.archives import one_line, read_safetensors
+from sdf_vqvae.archives import one_line, read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -75,3 +76,24 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
         logger.warning("the LoRA adapter in %s is untrained: its B matrices are zero", folder)
     logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), config.r, folder)
     return wrapped
+
+
+def save_lora(vl_model: nn.Module, folder: str | os.PathLike[str], base_name: str) -> None:
+    """Write the adapters, if there are any, as a peft folder in bfloat16.
+
+    Args:
+        vl_model: the language model, with adapters or without.
+        folder: made where missing.
+        base_name: the language model's name, as the adapter's configuration says it.
+    """
+    configs: Any = getattr(vl_model, "peft_config", None)
+    if configs is None:
+        return
+    saved = _peft().get_peft_model_state_dict(vl_model)
+    state = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in saved.items()}
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    write_safetensors(target / "adapter_model.safetensors", state)
+    config = copy.copy(configs["default"])
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    config.save_pretrained(os.fspath(target))

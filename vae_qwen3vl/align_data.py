@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 
 from vae_qwen3vl.align_training import AlignmentData
-from vae_qwen3vl.code_folder import MANIFEST
+from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
@@ -78,8 +78,17 @@ def check_data(config: AlignmentConfig) -> None:
         )
 
 
-def alignment_data(config: AlignmentConfig, processor: Processor3D, *, latent_dim: int) -> AlignmentData:
-    """Open what the settings name.
+def cached_codes(config: AlignmentConfig) -> CodeFolder | None:
+    """Return the cached codes that the settings name, read once, or None where the data is something else."""
+    if config.dummy_data or config.data_dir is None or not (Path(config.data_dir) / MANIFEST).is_file():
+        return None
+    return CodeFolder(config.data_dir)
+
+
+def alignment_data(
+    config: AlignmentConfig, processor: Processor3D, codes: CodeFolder | None, *, latent_dim: int
+) -> AlignmentData:
+    """Open what the settings name; `codes` are what `cached_codes` found.
 
     `data_dir` is a folder of cached codes or of distance fields. Validated on are the objects of its split `val`;
     where the table has no splits, at most `val_samples` objects and a tenth, chosen by a hash of their ids, so that
@@ -91,25 +100,27 @@ def alignment_data(config: AlignmentConfig, processor: Processor3D, *, latent_di
     check_data(config)
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
-    folder = Path(str(config.data_dir))
-    if (folder / MANIFEST).is_file():
-        return _from_codes(config, processor, folder)
-    return _from_fields(config, processor, folder)
+    if codes is not None:
+        return _from_codes(config, processor, codes)
+    return _from_fields(config, processor, Path(str(config.data_dir)))
 
 
-def _from_codes(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:
-    splits = {row.get("split") for row in CachedCodesDataset(folder).codes.table()}
+def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
+    splits = {row.get("split") for row in codes.table()}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     if _VAL in splits:
-        train = CachedCodesDataset(folder, split="train", max_samples=config.max_samples, seed=config.seed)
+        train = CachedCodesDataset(codes, split="train", max_samples=config.max_samples, seed=config.seed)
         val: Dataset[Any] | None = None
         if config.val_samples:
-            val = CachedCodesDataset(folder, split=_VAL, max_samples=config.val_samples, seed=config.seed)
-        sizes = [float(len(train.codes[name][0])) for name in train.names]
-        return AlignmentData(train=Tolerant(train), lengths=sizes, val=val, collate=collate)
-    data = CachedCodesDataset(folder, max_samples=config.max_samples, seed=config.seed)
-    sizes = [float(len(data.codes[name][0])) for name in data.names]
-    return _split(config, data, data.names, sizes, collate)
+            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, seed=config.seed)
+        return AlignmentData(train=Tolerant(train), lengths=_sizes(train), val=val, collate=collate)
+    data = CachedCodesDataset(codes, max_samples=config.max_samples, seed=config.seed)
+    return _split(config, data, data.names, _sizes(data), collate)
+
+
+def _sizes(data: CachedCodesDataset) -> list[float]:
+    """Return the number of codes of each item."""
+    return [float(len(data.codes[name][0])) for name in data.names]
 
 
 def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:

@@ -7,7 +7,6 @@ run leaves behind. Only what is trained is kept in checkpoints: language model a
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import json
 import logging
@@ -262,32 +261,28 @@ class AlignmentTrainer:
 
     def save_checkpoint(self) -> None:
         """Write everything that the next step depends on (all processes together)."""
-        main = self.accelerator.is_main_process
-        if main:
-            checkpoints.begin(self.folder)
-        self.accelerator.wait_for_everyone()
-        if main:
-            state = {
-                "step": self.step_number,
-                "epoch": self.epoch,
-                "batches_done": self.batches_done,
-                "seconds": self.seconds,
-                "objects": self.objects,
-                "skipped": self.skipped,
-                "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-                "best_step": self.best_step,
-                "processes": self.accelerator.num_processes,
-            }
-            kept: list[nn.Module] = [] if self.best is None else [_Held(self.best)]
-            checkpoints.write_shared(self.folder, self.trained, kept, self.optimizer, state)
-        own = {"cpu_generator": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            own["cuda_generator"] = torch.cuda.get_rng_state(self.accelerator.device)
-        checkpoints.write_rank(self.folder, self.accelerator.process_index, {}, own)
-        self.accelerator.wait_for_everyone()
-        if main:
-            checkpoints.finish(self.folder, self.step_number, _KEPT_CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
+        state = {
+            "step": self.step_number,
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "seconds": self.seconds,
+            "objects": self.objects,
+            "skipped": self.skipped,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "best_step": self.best_step,
+        }
+        checkpoints.write(
+            self.folder,
+            self.step_number,
+            self.accelerator,
+            model=self.trained,
+            averages=[] if self.best is None else [_Held(self.best)],
+            optimizer=self.optimizer,
+            state=state,
+            rank_state={},
+            rank_tensors=checkpoints.generator_states(self.accelerator.device),
+            keep=_KEPT_CHECKPOINTS,
+        )
 
     def resume(self) -> None:
         """Go on from the folder's latest checkpoint, if there is one.
@@ -312,9 +307,7 @@ class AlignmentTrainer:
         if found.averages:
             self.best = dict(found.averages[0])
             self.best_loss, self.best_step = state["best_loss"], state["best_step"]
-        torch.set_rng_state(found.rank_tensors["cpu_generator"])
-        if self.accelerator.device.type == "cuda" and "cuda_generator" in found.rank_tensors:
-            torch.cuda.set_rng_state(found.rank_tensors["cuda_generator"], self.accelerator.device)
+        checkpoints.restore_generators(found.rank_tensors, self.accelerator.device)
         logger.info("going on from step %d in %s", self.step_number, self.folder)
 
     def write_results(self) -> None:
@@ -323,7 +316,7 @@ class AlignmentTrainer:
             self.trained.load(self.best)
             logger.info("the results are the weights of step %d, with the lowest validation loss", self.best_step)
         self.branch.save_projector(self.folder / PROJECTOR_FINAL, prompt=self.config.prompt, vae_hash=self.vae_hash)
-        save_lora(self.branch, self.folder / LORA_FINAL)
+        self.branch.save_lora(self.folder / LORA_FINAL)
         summary = {
             "steps": self.step_number,
             "best_step": self.best_step,
@@ -371,23 +364,6 @@ def _turned(objects: Tensor) -> tuple[Tensor, Tensor]:
     numbers = (objects + 1) % (objects.max() + 1)
     order = torch.argsort(numbers, stable=True)
     return order, numbers[order]
-
-
-def save_lora(model: Qwen3VLWith3DBranch, folder: Path) -> None:
-    """Write the adapters, if there are any, as a peft folder in bfloat16."""
-    vl_model: Any = model.vl_model
-    if not hasattr(vl_model, "peft_config"):
-        return
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    state = {n: t.to("cpu", torch.bfloat16).contiguous() for n, t in get_peft_model_state_dict(vl_model).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "adapter_model.safetensors") as temporary:
-        save_file(state, temporary)
-    config = copy.copy(vl_model.peft_config["default"])
-    config.base_model_name_or_path, config.inference_mode = model.vl_label, True
-    config.save_pretrained(folder)
 
 
 class _Trained(nn.Module):

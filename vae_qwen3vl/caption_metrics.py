@@ -172,6 +172,7 @@ def _split_references(references: Sequence[str | Sequence[str]], split: str) -> 
 
 
 def _ngrams(words: Words, order: int) -> Iterator[tuple[str, ...]]:
+    # Each shifted copy is one word shorter than the one before, and the last one ends the n-grams.
     return zip(*(words[start:] for start in range(order)), strict=False)
 
 

@@ -77,8 +77,17 @@ def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
 
 def choose(texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int) -> Text:
     """Return one of an object's texts: the same for the same seed, epoch and object, on every machine."""
-    digest = hashlib.blake2b(json.dumps([seed, epoch, sample_id]).encode(), digest_size=8).digest()
-    return texts[int.from_bytes(digest, "big") % len(texts)]
+    return texts[pick(seed, epoch, sample_id) % len(texts)]
+
+
+def pick(*parts: Any) -> int:
+    """Return a number that is the same for the same parts (plain values) on every machine."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), "big")
+
+
+def as_sentence(text: str) -> str:
+    """Return words with a large first letter and a full stop, where they have no other end."""
+    return text[:1].upper() + text[1:] + ("" if text[-1:] in ".!?" else ".")
 
 
 def texts_of_table(

@@ -38,12 +38,12 @@ _LEAST = {
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
-_CHOICES = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
     "truncate_mode": ("pool", "head"),
     "positions": ("mrope", "sequential"),
+    "merge": (1, 2, 4),
 }
-_MERGES = (1, 2, 4)
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"}
 _GIVEN = "given:"
@@ -275,7 +275,9 @@ def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[s
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
         else:
             short = _METAVARS.get(name, "DIR" if name.endswith("_dir") else kind[:1].upper())
-            metavar = "|".join(_CHOICES[name]) if name in _CHOICES else {"I": "N", "F": "X"}.get(short, short)
+            metavar = (
+                "|".join(map(str, _CHOICES[name])) if name in _CHOICES else {"I": "N", "F": "X"}.get(short, short)
+            )
             parser.add_argument(f"--{name}", metavar=metavar, **flag)
 
 
@@ -312,9 +314,8 @@ def _checked(key: str, value: Any) -> Any:
     if least is not None:
         expected += f" of at least {least}"
     if key in _CHOICES:
-        expected = " or ".join(_CHOICES[key])
-    if key == "merge":
-        expected = "1, 2 or 4"
+        *others, last = map(str, _CHOICES[key])
+        expected = " or ".join(filter(None, (", ".join(others), last)))
     fits: bool
     if kind == "float":
         value, original = _rate(value, zero=key in _FROM_ZERO, most=1.0 if key in _SHARES else math.inf), value
@@ -322,16 +323,15 @@ def _checked(key: str, value: Any) -> Any:
         value = original if value is None else value
     elif kind == "int":
         fits = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
-        fits = fits and (key != "merge" or value in _MERGES)
     elif kind == "bool":
         fits = isinstance(value, bool)
     else:
-        fits = isinstance(value, str) and bool(value.strip()) and value in _CHOICES.get(key, (value,))
+        fits = isinstance(value, str) and bool(value.strip())
         if isinstance(value, str) and not value.strip():
             expected += " that is not empty"
         elif not isinstance(value, str) and key not in _CHOICES:
             expected += " (in quotes)"
-    if not fits:
+    if not fits or value not in _CHOICES.get(key, (value,)):
         later = " (of later versions of the original system)" if value in _LATER_CHOICES else ""
         raise ValueError(f"{key} must be {expected}, got {value!r}{later}")
     return value

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_qwen3vl.captions import as_sentence
 from vae_qwen3vl.code_cache import CodeCache
 
 
@@ -37,7 +38,7 @@ class CaptionedBatch:
 def captions_of(record: dict[str, Any]) -> list[str]:
     """Return the captions of a pack's record as sentences: first letter large, full stop at the end."""
     words = [str(c).strip() for c in record.get("captions") or [record.get("name", "")]]
-    return [c[0].upper() + c[1:] + ("" if c.endswith((".", "!", "?")) else ".") for c in words if c]
+    return [as_sentence(c) for c in words if c]
 
 
 class CaptionedCodes:

@@ -105,7 +105,7 @@ class CachedCodesDataset(_WithTexts):
     codebook), `caption`, `sample_id`, and `conversation` as in `SDF3DCaptionDataset`.
 
     Args:
-        folder: the codes.
+        folder: the codes, or their folder.
         split: only objects whose table row says so in its column `split`.
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
@@ -117,20 +117,20 @@ class CachedCodesDataset(_WithTexts):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | CodeFolder,
         *,
         split: str | None = None,
         max_samples: int | None = None,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.codes = CodeFolder(folder)
+        self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
         texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
         names = [row[ID_COLUMN] for row in rows if row[ID_COLUMN] in self.codes and texts[row[ID_COLUMN]]]
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
-            raise ValueError(f"{folder}: none of {len(self.codes)} encoded objects has captions")
+            raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
         super().__init__(texts, names, seed)
 
     def __getitem__(self, number: int) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from typing import Any
 from sdf_vqvae.archives import one_line, parse_json, regular_file
 from sdf_vqvae.data import MeshPack
 from sdf_vqvae.runtime import atomic_path
+from vae_qwen3vl.captions import pick
 from vae_qwen3vl.mesh_facts import measure_mesh
 from vae_qwen3vl.programs import USER_ERROR, positive_int, run_program
 from vae_qwen3vl.question_making import KINDS, YES_NO, balance, make_questions
-from vae_qwen3vl.questions import ANATOMY, LANGUAGES, KnownObject, Question, pick
+from vae_qwen3vl.questions import ANATOMY, LANGUAGES, KnownObject, Question
 
 PROGRAM = "python -m vae_qwen3vl.make_questions"
 ABOUT = """\

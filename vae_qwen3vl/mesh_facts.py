@@ -14,6 +14,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from sdf_vqvae.geometry.metrics import sample_surface
+
 Array = npt.NDArray[np.float64]
 
 _POINTS = 6000
@@ -52,10 +54,10 @@ def measure_mesh(mesh: trimesh.Trimesh) -> MeshFacts:
     if not np.isfinite(longest) or longest <= 0:
         raise ValueError("the mesh has no extent")
     middle = (used.max(axis=0) + used.min(axis=0)) / 2
-    triangles = ((vertices - middle) / longest)[faces]
+    centered = trimesh.Trimesh((vertices - middle) / longest, faces, process=False)
     width, height, depth = (float(side) for side in box / longest)
     return MeshFacts(
-        sides=(width, height, depth), pieces=_pieces(vertices / longest, faces), mirrored=_mirrored(triangles)
+        sides=(width, height, depth), pieces=_pieces(vertices / longest, faces), mirrored=_mirrored(centered)
     )
 
 
@@ -69,30 +71,16 @@ def _pieces(vertices: Array, faces: npt.NDArray[np.int64]) -> int:
     return len(np.unique(labels[corners[:, 0]]))
 
 
-def _mirrored(triangles: Array) -> bool | None:
+def _mirrored(mesh: trimesh.Trimesh) -> bool | None:
     """Return whether a surface equals its mirror image in the plane x = 0.
 
     Points of the mirrored surface are compared with points of the surface, by the distances that other points of the
     surface itself have to those.
     """
-    rng = np.random.default_rng(0)
-    surface = cKDTree(_sample(triangles, _POINTS, rng))
-    own = _sample(triangles, _QUERIES, rng)
+    surface = cKDTree(sample_surface(mesh, _POINTS, seed=0)[0])
+    own = sample_surface(mesh, _QUERIES, seed=1)[0]
     usual = float(np.quantile(surface.query(own)[0], _QUANTILE))
     found = float(np.quantile(surface.query(own * [-1.0, 1.0, 1.0])[0], _QUANTILE))
     if found <= 1.1 * usual + _SAME:
         return True
     return False if found >= usual + _OTHER else None
-
-
-def _sample(triangles: Array, count: int, rng: np.random.Generator) -> Array:
-    """Return points of a surface, evenly by area. `[count, 3]`"""
-    areas = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1)
-    if areas.sum() <= 0:
-        raise ValueError("the mesh has no area")
-    chosen = triangles[rng.choice(len(triangles), size=count, p=areas / areas.sum())]
-    a, b = rng.random((2, count, 1))
-    flip = a + b > 1
-    a, b = np.where(flip, 1 - a, a), np.where(flip, 1 - b, b)
-    points: Array = chosen[:, 0] + a * (chosen[:, 1] - chosen[:, 0]) + b * (chosen[:, 2] - chosen[:, 0])
-    return points

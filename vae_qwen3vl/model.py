@@ -428,6 +428,10 @@ class Qwen3VLWith3DBranch(nn.Module):
         """Put trainable LoRA adapters on q, k, v and o of the language model's text layers."""
         self.vl_model = adapters.add_lora(self.vl_model, r, alpha, dropout)
 
+    def save_lora(self, folder: str | os.PathLike[str]) -> None:
+        """Write the LoRA adapters, if there are any, as a peft folder in bfloat16."""
+        adapters.save_lora(self.vl_model, folder, self.vl_label)
+
     def load_lora(self, folder: str | os.PathLike[str], trainable: bool = False) -> None:
         """Load LoRA adapters from a peft folder; every tensor must fit."""
         self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)

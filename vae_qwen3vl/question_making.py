@@ -13,9 +13,10 @@ import numpy as np
 
 from vae_qwen3vl import questions
 from vae_qwen3vl.anatomy_words import SIDES, SYSTEMS
+from vae_qwen3vl.captions import pick
 from vae_qwen3vl.question_phrases import PHRASES, YES_NO_ANSWERS
 from vae_qwen3vl.question_words import COLLECTIONS, THINGS, WITHOUT_ARTICLE
-from vae_qwen3vl.questions import ANATOMY, LANGUAGES, RULES, Answers, KnownObject, Question, pick
+from vae_qwen3vl.questions import ANATOMY, LANGUAGES, RULES, Answers, KnownObject, Question
 
 _TRIES = 400
 _SMALL_WORDS = ("of", "the", "and", "with", "for", "in", "on")
@@ -208,6 +209,7 @@ def _ask_mirrored(made: _Made, objects: Sequence[KnownObject], seed: int) -> Non
     """Ask whether the halves mirror each other, of as many objects where they do as where they don't."""
     order = sorted(objects, key=lambda known: pick(seed, MIRRORED, known.id))
     groups = [[known.id for known in order if known.facts.mirrored is answer] for answer in (False, True)]
+    # To the shorter group's end: as many of one answer as of the other.
     for pair in zip(*groups, strict=False):
         for true, name in enumerate(pair):
             for language in made.languages:

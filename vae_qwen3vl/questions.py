@@ -8,14 +8,13 @@ does not give the answer away.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vae_qwen3vl.anatomy_words import SIDES, SYSTEMS, Structure, organ_model, sentences_of, structure_of
+from vae_qwen3vl.captions import as_sentence
 from vae_qwen3vl.mesh_facts import MeshFacts
 from vae_qwen3vl.question_words import (
     CATEGORIES,
@@ -129,7 +128,7 @@ def describe(known: KnownObject, choice: int) -> Answers:
     """One of the record's captions; in Chinese its thing and category, or its organ, if the tables have them."""
     answers: Answers = {}
     if known.captions:
-        answers["en"] = [_sentence(known.captions[choice % len(known.captions)])]
+        answers["en"] = [as_sentence(known.captions[choice % len(known.captions)])]
     thing, category = thing_of(known), category_of(known)
     if thing and category and category["zh"]:
         answers["zh"] = [f"{THINGS[thing][1]}，属于“{category['zh']}”类别。"]
@@ -142,7 +141,7 @@ def name(known: KnownObject, choice: int) -> Answers:
     """The record's name, without the number of the variant; organs are asked for by `organ`."""
     if known.source in ANATOMY_SOURCES:
         return {}
-    answers = {"en": [_sentence(_without_variant(known))]}
+    answers = {"en": [as_sentence(_without_variant(known))]}
     thing = thing_of(known)
     return answers | ({"zh": [f"{THINGS[thing][1]}。"]} if thing else {})
 
@@ -150,7 +149,7 @@ def name(known: KnownObject, choice: int) -> Answers:
 def category(known: KnownObject, choice: int) -> Answers:
     """The record's category, where its source has several."""
     found = category_of(known)
-    return {} if found is None else _both(_sentence(found["en"]), found["zh"])
+    return {} if found is None else _both(as_sentence(found["en"]), found["zh"])
 
 
 def collection(known: KnownObject, choice: int) -> Answers:
@@ -163,7 +162,7 @@ def part_of(known: KnownObject, choice: int) -> Answers:
     """The pack a game model was published in (category or tag), the organ model an organ's tag names."""
     if known.source == "hubmap":
         model = organ_model(known.tags)
-        return {} if model is None else _both(_sentence(model[0]), model[1])
+        return {} if model is None else _both(as_sentence(model[0]), model[1])
     if known.source in PACKS:
         pack = known.category
     elif known.source in TAGGED_PACKS and len(known.tags) == 1:
@@ -178,13 +177,13 @@ def part_of(known: KnownObject, choice: int) -> Answers:
 def organ(known: KnownObject, choice: int) -> Answers:
     """The anatomical name of the record, with its side first where it has one."""
     found = known.structure
-    return {} if found is None else _both(_sentence(found.english), found.chinese)
+    return {} if found is None else _both(as_sentence(found.english), found.chinese)
 
 
 def side(known: KnownObject, choice: int) -> Answers:
     """Left or right as the organ's name or its file says; nothing where they disagree."""
     found = known.structure.side if known.structure else None
-    return {} if found is None else _both(_sentence(found), f"{SIDES[found]}侧")
+    return {} if found is None else _both(as_sentence(found), f"{SIDES[found]}侧")
 
 
 def system(known: KnownObject, choice: int) -> Answers:
@@ -205,7 +204,7 @@ def longest_side(known: KnownObject, choice: int) -> Answers:
 def shape(known: KnownObject, choice: int) -> Answers:
     """Flat, rod-like or compact by the ratios of the bounding box's sides, see `shape_of`."""
     found = shape_of(known.facts)
-    return {} if found is None else _both(_sentence(found), SHAPES[found])
+    return {} if found is None else _both(as_sentence(found), SHAPES[found])
 
 
 def ratio(known: KnownObject, choice: int) -> Answers:
@@ -213,8 +212,7 @@ def ratio(known: KnownObject, choice: int) -> Answers:
     longest, shortest = max(known.facts.sides), min(known.facts.sides)
     if longest > _MOST_RATIO * shortest:
         return _both(f"More than {_MOST_RATIO} times.", f"超过 {_MOST_RATIO} 倍")
-    value = longest / shortest
-    text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    text = _rounded(longest / shortest)
     return _both(f"About {text} times.", f"约 {text} 倍")
 
 
@@ -226,8 +224,7 @@ def size(known: KnownObject, choice: int) -> Answers:
     unit = MILLIMETRES.get(known.source)
     if unit is None:
         return {}
-    value = known.extent * unit
-    text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    text = _rounded(known.extent * unit)
     return _both(f"About {text} mm.", f"约 {text} 毫米")
 
 
@@ -245,7 +242,7 @@ def anatomy(known: KnownObject, choice: int, terms: Mapping[str, Sequence[str]])
     """Sentences of a table of anatomical terms about this structure and side, word for word, in English."""
     found = sentences_of(known.structure, terms) if known.structure else []
     first = choice % max(1, len(found))
-    return {"en": [_sentence(text) for text in (found[first:] + found[:first])[:_SENTENCES]]} if found else {}
+    return {"en": [as_sentence(text) for text in (found[first:] + found[:first])[:_SENTENCES]]} if found else {}
 
 
 RULES: dict[str, Callable[[KnownObject, int], Answers]] = {
@@ -301,10 +298,6 @@ def _both(english: str, chinese: str | None) -> Answers:
     return {"en": [english]} | ({"zh": [f"{chinese}。"]} if chinese else {})
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text[-1:] in ".!?" else ".")
-
-
-def pick(*parts: Any) -> int:
-    """Return a number that is the same for the same parts on every machine."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), "big")
+def _rounded(value: float) -> str:
+    """Return a number as people say it: one decimal below ten."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

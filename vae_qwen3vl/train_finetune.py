@@ -29,6 +29,7 @@ from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_progra
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from vae_qwen3vl.code_folder import CodeFolder
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> int:
     """Train."""
     from sdf_vqvae.runtime import resolve_device, seed_everything
-    from vae_qwen3vl.align_data import alignment_data, check_data
+    from vae_qwen3vl.align_data import alignment_data, cached_codes, check_data
     from vae_qwen3vl.align_training import AlignmentTrainer
     from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
@@ -67,9 +68,10 @@ def work(options: argparse.Namespace) -> int:
     log_to_files(LOGS, accelerator, verbose=options.verbose)
     quiet_transformers(options.verbose)
     seed_everything(config.seed)  # the same new weights in every process
-    vae, width, vae_hash = tokenizer_of(config, accelerator)
+    codes = cached_codes(config)
+    vae, width, vae_hash = tokenizer_of(config, codes, accelerator)
     source = str(resolve_vl_model(config.vl_model))
-    data = alignment_data(config, Processor3D.from_pretrained(source), latent_dim=width)
+    data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
     model = build_model(config, source, vae, width, accelerator.device)
     folder = open_run_folder(config, accelerator)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
@@ -93,19 +95,17 @@ def make_accelerator(*, cpu: bool) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="no" if cpu else precision)
 
 
-def tokenizer_of(config: AlignmentConfig, accelerator: Accelerator) -> tuple[Any, int, str | None]:
+def tokenizer_of(
+    config: AlignmentConfig, codes: CodeFolder | None, accelerator: Accelerator
+) -> tuple[Any, int, str | None]:
     """Return the tokenizer, or None where cached codes or random objects need none; its code width; its fingerprint.
 
     Raises:
         ValueError: the cached codes are of another tokenizer than the one that the settings name.
     """
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 
     named = config.vae_config is not None or config.vae_ckpt is not None
-    codes = None
-    if config.data_dir is not None and not config.dummy_data and (Path(config.data_dir) / MANIFEST).is_file():
-        codes = CodeFolder(config.data_dir)
     if not named and (config.dummy_data or codes is not None):
         if codes is None:
             return None, _DUMMY_WIDTH, None

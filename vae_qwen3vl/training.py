@@ -5,14 +5,12 @@ The minimal trainer: one device, no resume. Batches come from `data.py`.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,18 +146,7 @@ class AlignmentTrainer:
     def save(self) -> None:
         """Write `projector.safetensors` and, where there are adapters, `lora/` (in bfloat16)."""
         self.model.save_projector(self.folder / PROJECTOR_NAME, prompt=self.prompt)
-        vl_model: Any = self.model.vl_model
-        if hasattr(vl_model, "peft_config"):
-            from peft import get_peft_model_state_dict
-            from safetensors.torch import save_file
-
-            state = {n: t.to(torch.bfloat16) for n, t in get_peft_model_state_dict(vl_model).items()}
-            (self.folder / LORA_NAME).mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.folder / LORA_NAME / "adapter_model.safetensors") as temporary:
-                save_file({n: t.cpu().contiguous() for n, t in state.items()}, temporary)
-            config = copy.copy(vl_model.peft_config["default"])
-            config.base_model_name_or_path, config.inference_mode = self.model.vl_label, True
-            config.save_pretrained(self.folder / LORA_NAME)
+        self.model.save_lora(self.folder / LORA_NAME)
 
     def _write_log(self, records: list[dict[str, float]]) -> None:
         with atomic_path(self.folder / "log.jsonl") as temporary:
