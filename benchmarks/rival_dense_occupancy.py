@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 from record import RESULTS, write_result
-from rival_evaluation import Rebuilt, print_table, rebuild, scored
+from rival_evaluation import OBJECTS, Rebuilt, print_table, rebuild, scored
 from rival_model import CHANNELS, CODES, JOINED, TOKENS, DenseOccupancyVQVAE, config_for, parameter_count
 from rival_occupancy import MeshVariants, occupancy_grids, unpacked
 from rival_training import RivalTrainer
 from torch import Tensor
 
 from sdf_vqvae.data import MeshPack, PackEntry, source_weights
-from sdf_vqvae.runtime import resolve_device, seed_everything, setup_logging
+from sdf_vqvae.runtime import atomic_path, resolve_device, seed_everything, setup_logging
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -145,8 +145,11 @@ def main() -> None:
 
 def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
-    before = json.loads(((options.out or RESULTS) / f"{options.name}.json").read_text(encoding="utf-8"))
-    found = scored(grids, options.pack, before["split"], options.samples, options.workers)
+    folder = options.out or RESULTS
+    before = json.loads((folder / f"{options.name}.json").read_text(encoding="utf-8"))
+    found, lines = scored(grids, options.pack, before["split"], options.samples, options.workers)
+    with atomic_path(folder / OBJECTS.format(options.name)) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     print_table(found["table"])
     # Command, commit and hardware stay those of the training.
     print(write_result(options.name, {**before, **found}, options.out))

@@ -30,6 +30,8 @@ from sdf_vqvae.runtime import atomic_path
 
 _READ_FOR = {"ceiling": READINGS, "continuous": ("middle",), "discrete": READINGS}
 _MOST_BYTES = 2**31
+OBJECTS = ".{}_objects.jsonl"
+"""Name of the scores of each object beside a result; several megabytes, which git ignores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +141,12 @@ def rebuild(model: DenseOccupancyVQVAE, bits: Tensor, numbers: Tensor) -> tuple[
     return found, Rebuilt(numbers=numbers.numpy(), ceiling=bits.cpu().numpy(), **arrays)
 
 
-def scored(grids: Rebuilt, pack: Path, split: str, samples: int, workers: int) -> dict[str, Any]:
-    """Return the table of all scores and those of each object."""
+def scored(
+    grids: Rebuilt, pack: Path, split: str, samples: int, workers: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the table of all scores, and those of each object."""
     lines = scores(grids.jobs(), len(grids.numbers), (pack, split, samples), workers)
-    return {"samples": samples, "table": table_of(lines), "objects": lines}
+    return {"samples": samples, "table": table_of(lines)}, lines
 
 
 def print_table(table: dict[str, dict[str, float]]) -> None:
