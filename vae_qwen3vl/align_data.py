@@ -113,7 +113,9 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         val: Dataset[Any] | None = None
         if config.val_samples:
             val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, seed=config.seed)
-        return AlignmentData(train=Tolerant(train), lengths=_sizes(train), val=val, collate=collate)
+        return AlignmentData(
+            train=Tolerant(train), lengths=_sizes(train), val=None if val is None else Tolerant(val), collate=collate
+        )
     data = CachedCodesDataset(codes, max_samples=config.max_samples, seed=config.seed)
     return _split(config, data, data.names, _sizes(data), collate)
 
@@ -156,6 +158,6 @@ def _split(
     return AlignmentData(
         train=Tolerant(Subset(data, kept)),
         lengths=[sizes[i] for i in kept],
-        val=Subset(data, held) if held else None,
+        val=Tolerant(Subset(data, held)) if held else None,
         collate=collate,
     )

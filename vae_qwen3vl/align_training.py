@@ -28,6 +28,7 @@ from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.sharding import average_gradients, is_sharding, shard_frozen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +68,7 @@ class AlignmentTrainer:
         config: see there.
         data: what to learn from.
         folder: the run folder; a run that was stopped there goes on.
-        accelerator: devices and processes.
+        accelerator: devices and processes; with FSDP, what is frozen is sharded over them.
         vae_hash: fingerprint of the tokenizer behind cached codes, for the projector's file.
     """
 
@@ -81,7 +82,14 @@ class AlignmentTrainer:
         *,
         vae_hash: str | None = None,
     ) -> None:
-        self.branch = model.to(accelerator.device)
+        self.sharding = is_sharding(accelerator)
+        self.branch = model
+        if self.sharding:  # the rest may be more than one device holds
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(accelerator.device)
+        else:
+            model.to(accelerator.device)
         self.config = config
         self.data = data
         self.folder = folder
@@ -100,7 +108,7 @@ class AlignmentTrainer:
             weight_decay=config.weight_decay,
             betas=(0.9, 0.99),
         )
-        self.model = accelerator.prepare(model)
+        self.model = shard_frozen(model, self.optimizer, accelerator) if self.sharding else accelerator.prepare(model)
         self.sampler = BucketSampler(
             data.lengths,
             config.batch_size,
@@ -189,8 +197,9 @@ class AlignmentTrainer:
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(**_moved(part, self.accelerator.device))["loss"]
-                # DDP averages over processes, but the mean is over all their tokens.
+                with self.accelerator.autocast():  # which Accelerate puts round a model of DDP, but not of FSDP
+                    loss = self.model(**_moved(part, self.accelerator.device))["loss"]
+                # Gradients are averaged over processes, but the mean is over all their tokens.
                 self.accelerator.backward(loss * (count * self.accelerator.num_processes / total))
             summed += loss.detach() * count
         norm = self._update(progress)
@@ -203,6 +212,8 @@ class AlignmentTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate(progress, group["from"], self.config.warmup_ratio)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.sharding:
+            average_gradients(parameters, self.accelerator.num_processes)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
         if math.isfinite(norm):
             self.optimizer.step()
@@ -234,23 +245,28 @@ class AlignmentTrainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Measure both validation losses, remember the weights if they are the best, and return the losses."""
+        """Measure both validation losses, remember the weights if they are the best, and return the losses.
+
+        Every process runs equally many batches, for those that share a sharded model wait for each other. One that
+        has no objects left runs the first ones again, which don't count.
+        """
         assert self.data.val is not None
         self.branch.eval()
         sums = [0.0, 0.0, 0.0]
         size, rank, world = self.config.batch_size, self.accelerator.process_index, self.accelerator.num_processes
         numbers = list(range(len(self.data.val)))  # type: ignore[arg-type]
-        for start in range(rank * size, len(numbers), world * size):
-            batch = self.data.collate([self.data.val[i] for i in numbers[start : start + size]])
+        for first in range(0, len(numbers), world * size):
+            own = numbers[first + rank * size : first + (rank + 1) * size]
+            batch = self.data.collate([self.data.val[i] for i in own or numbers[:size]])
             batch = _moved(batch, self.accelerator.device)
-            count = int((batch["labels"] != IGNORED_LABEL).sum())
+            count = int((batch["labels"] != IGNORED_LABEL).sum()) if own else 0
             with self.accelerator.autocast():
                 sums[0] += float(self.branch(**batch)["loss"]) * count
                 sums[1] += float(self.branch(**with_other_shapes(batch))["loss"]) * count
             sums[2] += count
         self.branch.train()
-        own, other, tokens = (self._sum(value) for value in sums)
-        losses = {"val_loss": own / tokens, "val_loss_other_shape": other / tokens}
+        matching, other, tokens = (self._sum(value) for value in sums)
+        losses = {"val_loss": matching / tokens, "val_loss_other_shape": other / tokens}
         if losses["val_loss"] < self.best_loss:
             self.best_loss, self.best_step = losses["val_loss"], self.step_number
             self.best = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}

@@ -129,6 +129,11 @@ class Qwen3VLWith3DBranch(nn.Module):
         """Device of the language model's embeddings."""
         return embedding_table(self.vl_model).device
 
+    @property
+    def _no_split_modules(self) -> Any:
+        """Classes of the language model's layers, where Accelerate looks for what FSDP shards one by one."""
+        return getattr(self.vl_model, "_no_split_modules", None)
+
     def tokens_3d(self, feats: Tensor, coords: Tensor) -> Tokens3D:
         """Project codes `feats [M, D]`, `coords [M, 4]` to at most `max_3d_tokens` tokens an object."""
         device = self.projector.output_gain.device

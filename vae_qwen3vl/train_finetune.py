@@ -91,6 +91,8 @@ def make_accelerator(*, cpu: bool) -> Accelerator:
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError("training needs accelerate: pip install 'vae-qwen3vl[language]'") from error
+    # The default of `accelerate launch` leaves weights out of all processes but the first; see sharding.py.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("no" if cpu else "bf16")
     return Accelerator(cpu=cpu, mixed_precision="no" if cpu else precision)
 

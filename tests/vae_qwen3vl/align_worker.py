@@ -1,18 +1,22 @@
 """One process of an alignment run on a tiny model; `test_align_training.py` compares one with two.
 
-python align_worker.py OUTPUT_FOLDER BATCH_SIZE      (under torch.distributed.run)
+python align_worker.py OUTPUT_FOLDER BATCH_SIZE ddp|fsdp      (under torch.distributed.run)
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
+from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
 from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.config import AlignmentConfig
@@ -71,10 +75,94 @@ def make_trainer(
     return AlignmentTrainer(model, config, data, folder, accelerator)
 
 
-if __name__ == "__main__":
+class Damaged(torch.utils.data.Dataset):
+    """Some items can't be read."""
+
+    def __init__(self, items: list, bad: set[int]) -> None:
+        self.items, self.bad = items, bad
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> dict:
+        if number in self.bad:
+            raise ValueError(f"object {number} is damaged")
+        return self.items[number]
+
+
+def make_compared_trainer(folder: Path, accelerator: Any, batch_size: int, **settings: Any) -> AlignmentTrainer:
+    """The run that is the same on one process and on two: of two batches a step, with an object that can't be read.
+
+    With batches of two, the second of two processes has no validation objects left for the last batch.
+    """
+    train = Tolerant(Damaged(objects(24), {3}))
+    data = make_data(train, objects(5))
+    defaults = {"batch_size": batch_size, "gradient_accumulation_steps": 2, "val_every": 2}
+    return make_trainer(folder, accelerator, data, **{**defaults, **settings})
+
+
+def run_and_keep_first_gradients(trainer: AlignmentTrainer) -> dict[str, torch.Tensor]:
+    """Run, and return the gradients of the first step as they were clipped."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        if not kept:
+            kept.update({n: p.grad.clone() for n, p in trainer.trained.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.run()
+    return kept
+
+
+class StoppedError(Exception):
+    """A run was stopped from outside."""
+
+
+def run_until(trainer: AlignmentTrainer, step: int) -> None:
+    """Run and stop after a step, as a machine that fails does."""
+    original = trainer._at_intervals
+
+    def stop(*given: Any) -> None:
+        original(*given)
+        if trainer.step_number == step:
+            raise StoppedError
+
+    trainer._at_intervals = stop  # type: ignore[method-assign]
+    with contextlib.suppress(StoppedError):
+        trainer.run()
+
+
+def shard_on_the_cpu(accelerator: Any) -> None:
+    """Turn FSDP2 on as Accelerate does for processes with GPUs, and never for processes without."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def share_of_frozen(model: torch.nn.Module) -> float:
+    """Return which share of the frozen values this process holds."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in frozen)
+    return held / sum(p.numel() for p in frozen)
+
+
+def main(folder: Path, batch_size: int, kind: str) -> None:
+    """Run whole, and then in two parts."""
     from accelerate import Accelerator
 
-    train = objects(24)
-    make_trainer(
-        Path(sys.argv[1]), Accelerator(cpu=True), make_data(train, train[:7]), batch_size=int(sys.argv[2])
-    ).run()
+    accelerator = Accelerator(cpu=True)
+    if kind == "fsdp":
+        shard_on_the_cpu(accelerator)
+    trainer = make_compared_trainer(folder / "whole", accelerator, batch_size)
+    share = share_of_frozen(trainer.branch)
+    gradients = run_and_keep_first_gradients(trainer)
+    if accelerator.is_main_process:
+        (folder / "share.json").write_text(json.dumps(share))
+        save_file(gradients, folder / "gradients.safetensors")
+    run_until(make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3), 4)
+    make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -16,6 +16,7 @@ from sdf_vqvae.training_checkpoint import checkpoint_steps, path_of
 from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL, rate, with_other_shapes
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.projector_file import load_projector
 
 
 @pytest.fixture
@@ -64,19 +65,7 @@ def test_a_run_in_two_parts_is_a_run_in_one(align, accelerator, tmp_path: Path) 
     settings = {"epochs": 3, "val_every": 4}
     align.make_trainer(whole, accelerator, align.make_data(train, train[:5]), **settings).run()
     first = align.make_trainer(parts, accelerator, align.make_data(train, train[:5]), save_every=8, **settings)
-    first.write_results = lambda: None
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(*_: object) -> None:
-        if first.step_number == 11:
-            raise StoppedError
-
-    original = first._at_intervals
-    first._at_intervals = lambda *given: (original(*given), stop())
-    with pytest.raises(StoppedError):
-        first.run()
+    align.run_until(first, 11)
     assert checkpoint_steps(parts) == [8]
     align.make_trainer(parts, accelerator, align.make_data(train, train[:5]), save_every=8, **settings).run()
     for name, value in last_weights(whole).items():
@@ -104,49 +93,78 @@ def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> 
     assert all(torch.equal(trainer.trained.state_dict()[name], value) for name, value in best.items())
 
 
+@pytest.fixture(scope="module")
+def one_process(align, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The folder of the compared run on one process, and the gradients of its first step."""
+    accelerate = pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("one")
+    trainer = align.make_compared_trainer(folder, accelerate.Accelerator(cpu=True), 4)
+    return folder, align.run_and_keep_first_gradients(trainer)
+
+
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(align, accelerator, tmp_path: Path, repository: Path) -> None:
-    train = align.objects(24)
-    align.make_trainer(tmp_path / "one", accelerator, align.make_data(train, train[:7]), batch_size=8).run()
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does(kind: str, one_process, tmp_path: Path, repository: Path) -> None:
+    """In every gradient of a step, in the run, and where it was stopped; also with an object that can't be read."""
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = str(Path(__file__).with_name("align_worker.py"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(
-        [*command, str(tmp_path / "two"), "4"], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(tmp_path), "2", kind], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, value in last_weights(tmp_path / "one").items():
-        torch.testing.assert_close(last_weights(tmp_path / "two")[name], value, atol=2e-5, rtol=1e-4)
-    losses = [[r["loss"] for r in logged(tmp_path / name, "train")] for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    vals = [[r["val_loss"] for r in logged(tmp_path / name, "val")] for name in ("one", "two")]
-    assert vals[0] == pytest.approx(vals[1], abs=1e-5)
+    assert "object 3 is damaged" in done.stderr
+    one, gradients = one_process
+    two, parts = tmp_path / "whole", tmp_path / "parts"
+    again = read_safetensors(tmp_path / "gradients.safetensors", "gradients")[0]
+    assert again.keys() == gradients.keys()
+    for name, value in gradients.items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    share = json.loads((tmp_path / "share.json").read_text())
+    assert share == pytest.approx(0.5 if kind == "fsdp" else 1.0, abs=0.01)
+    for name, value in last_weights(one).items():
+        torch.testing.assert_close(last_weights(two)[name], value, atol=2e-5, rtol=1e-4)
+        assert torch.equal(last_weights(parts)[name], last_weights(two)[name])
+    for record, key in (("train", "loss"), ("val", "val_loss")):
+        losses = [[r[key] for r in logged(folder, record)] for folder in (one, two, parts)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert losses[1] == losses[2]
+    results = [load_projector(folder / PROJECTOR_FINAL)[0].state_dict() for folder in (one, two)]
+    torch.testing.assert_close(results[0], results[1], atol=2e-5, rtol=1e-4)
+    adapters = [
+        read_safetensors(folder / LORA_FINAL / "adapter_model.safetensors", "adapter")[0] for folder in (one, two)
+    ]
+    torch.testing.assert_close(adapters[0], adapters[1], atol=1e-3, rtol=1e-2)  # written in bfloat16
 
 
-class Damaged(torch.utils.data.Dataset):
-    """Some items can't be read."""
+def test_fsdp_of_the_first_version_is_refused(align, accelerator, tmp_path: Path, monkeypatch) -> None:
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    def __init__(self, items: list, bad: set[int]) -> None:
-        self.items, self.bad = items, bad
+    monkeypatch.setattr(
+        accelerator.state, "fsdp_plugin", FullyShardedDataParallelPlugin(fsdp_version=1), raising=False
+    )
+    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="fsdp_version must be 2, got 1"):
+        align.make_trainer(tmp_path, accelerator, align.make_data(align.objects(4)))
 
-    def __len__(self) -> int:
-        return len(self.items)
 
-    def __getitem__(self, number: int) -> dict:
-        if number in self.bad:
-            raise ValueError(f"object {number} is damaged")
-        return self.items[number]
+def test_fsdp_without_gpus_says_that_nothing_is_sharded(
+    align, accelerator, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    align.make_trainer(tmp_path, accelerator, align.make_data(align.objects(4)))
+    assert "every process holds the whole model" in caplog.text
 
 
 def test_a_damaged_object_costs_itself_alone(align, accelerator, tmp_path: Path, caplog) -> None:
-    data = Tolerant(Damaged(align.objects(12), {3, 4}))
+    data = Tolerant(align.Damaged(align.objects(12), {3, 4}))
     align.make_trainer(tmp_path, accelerator, align.make_data(data)).run()
     assert data.left_out == {3: "object 3 is damaged", 4: "object 4 is damaged"}
     assert caplog.text.count("object 3 is damaged") == 1
     with pytest.raises(ValueError, match="none of 2 objects can be read: object"):
-        Tolerant(Damaged(align.objects(2), {0, 1}))[0]
+        Tolerant(align.Damaged(align.objects(2), {0, 1}))[0]
 
 
 def test_the_control_gives_every_text_another_shape(align) -> None:

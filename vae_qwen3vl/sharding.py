@@ -1,0 +1,80 @@
+"""Spreads the frozen language model over processes (FSDP2), for models that one GPU does not hold.
+
+Only what is frozen is sharded. What is trained is small and stays whole on every process, its gradients averaged once
+a step: so optimizer, clipping, checkpoints and results are those of plain data parallelism, and the parameters of an
+FSDP group are all of one dtype. Knows Accelerate's plugin; knows nothing of 3D or of the training loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def is_sharding(accelerator: Accelerator) -> bool:
+    """Return whether the processes were started with FSDP.
+
+    Raises:
+        ValueError: with its first version, which cannot leave out single parameters.
+    """
+    from accelerate.utils import DistributedType
+
+    if accelerator.distributed_type != DistributedType.FSDP:
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            logger.warning(
+                "FSDP is asked for, but Accelerate shards on GPUs only: every process holds the whole model"
+            )
+        return False
+    version = accelerator.state.fsdp_plugin.fsdp_version
+    if version != 2:
+        raise ValueError(f"fsdp_version must be 2, got {version}: set it in fsdp_config, or give --fsdp_version 2")
+    return True
+
+
+def shard_frozen(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Model:
+    """Shard a model's frozen parameters in place, one group for each layer that its `_no_split_modules` names.
+
+    Args:
+        model: on the CPU, but for its trained parameters: layers go to the device one by one, each only as a shard.
+        optimizer: of the trained parameters, which stay what they are.
+        accelerator: of processes that were started with FSDP.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.auto_wrap_policy is None:  # the default of Accelerate would gather the whole model for every pass
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+    # Parameters keep their dtypes and autocast chooses that of each operation, as without shards. Accelerate's own
+    # policy would round the objects' codes and the loss to bfloat16.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    plugin.ignored_modules = [
+        module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    # Reading weights in one process alone fails at the projector's buffer (Accelerate 1.15).
+    plugin.cpu_ram_efficient_loading = False
+    prepared, _ = accelerator.prepare(model, optimizer)
+    return prepared  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[Tensor], processes: int) -> None:
+    """Average the gradients of parameters that every process holds whole, in one message."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / processes).split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
