@@ -162,6 +162,7 @@ def main(folder: Path, batch_size: int, kind: str) -> None:
         save_file(gradients, folder / "gradients.safetensors")
     run_until(make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3), 4)
     make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3).run()
+    accelerator.end_training()  # threads of gloo that outlive the process's end abort it
 
 
 if __name__ == "__main__":
