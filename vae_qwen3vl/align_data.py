@@ -149,13 +149,18 @@ def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -
 def _split(
     config: AlignmentConfig, data: Dataset[Any], names: Sequence[str], sizes: Sequence[float], collate: Any
 ) -> AlignmentData:
-    """Keep some objects for validation, the same ones whatever the order of the table."""
-    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
-    apart = min(config.val_samples, len(names) // _MOST_HELD_OUT)
-    held, kept = sorted(order[:apart]), sorted(order[apart:])
+    """Keep some objects for validation."""
+    held = held_out(names, config.val_samples)
+    kept = sorted(set(range(len(names))) - set(held))
     return AlignmentData(
         train=Tolerant(Subset(data, kept)),
         lengths=[sizes[i] for i in kept],
         val=Subset(data, held) if held else None,
         collate=collate,
     )
+
+
+def held_out(names: Sequence[str], val_samples: int) -> list[int]:
+    """Return which objects training keeps for validation: the same ones whatever the order of the table."""
+    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
+    return sorted(order[: min(val_samples, len(names) // _MOST_HELD_OUT)])

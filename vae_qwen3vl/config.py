@@ -252,8 +252,12 @@ class AlignmentConfig:
         raise ValueError(f"output_run: {self.output_run!r} is no run in {self.output_dir} ({there})")
 
 
-def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ()) -> None:
+def add_alignment_options(
+    parser: argparse.ArgumentParser, leave_out: Iterable[str] = (), *, only: Iterable[str] | None = None
+) -> None:
     """Add `--config` and a flag for every setting but those in `leave_out`; `read_alignment_config` reads them.
+
+    With `only`, no other settings have flags.
 
     The flags and their help are the fields of `AlignmentConfig`.
     """
@@ -264,6 +268,8 @@ def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[s
     about_paths = "relative paths in it start at the current directory"
     parser.add_argument("--config", metavar="YAML", help=f"file of settings; flags win over it, {about_paths}")
     meanings, left_out = _meanings(), set(leave_out)
+    if only is not None:
+        left_out |= set(_option_names()) - set(only)
     for setting in dataclasses.fields(AlignmentConfig):
         name, kind = setting.name, str(setting.type).removesuffix(" | None")
         if name in left_out or name == "accelerate":
@@ -288,6 +294,14 @@ def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
         ValueError: a flag or a key is wrong, or the VAE's files are named but absent. One line, for `run_program`.
     """
     values = {} if options.config is None else _read_values(options.config)
+    config = AlignmentConfig(**values | given_settings(options))
+    config.check_files()
+    return config
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line gives itself. Raises a ValueError for a wrong one."""
+    values = {}
     for dest, given in vars(options).items():
         if dest.startswith(_GIVEN):
             key = dest.removeprefix(_GIVEN)
@@ -295,9 +309,7 @@ def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
                 values[key] = _checked(key, _number(given) if _kind(key)[0] == "int" else given)
             except ValueError as error:
                 raise ValueError(f"--{error}") from error
-    config = AlignmentConfig(**values)
-    config.check_files()
-    return config
+    return values
 
 
 # -- one value -------------------------------------------------------------------------------------------------

@@ -396,10 +396,17 @@ class Qwen3VLWith3DBranch(nn.Module):
         """
         save_projector(path, self.projector, self.description(prompt, vae_hash))
 
-    def load_projector(self, path: str | os.PathLike[str], verify_vae: bool = True) -> ProjectorDescription:
+    def load_projector(
+        self, path: str | os.PathLike[str], verify_vae: bool = True, *, vae_hash: str | None = None
+    ) -> ProjectorDescription:
         """Replace the projector by the one in a file, whatever its shape, and take over its settings.
 
         Layers, merge, positions, budget and prompt come from the file.
+
+        Args:
+            path: of `save_projector`.
+            verify_vae: compare the VAE that it was trained with and the one whose codes it will read.
+            vae_hash: fingerprint of the VAE behind cached codes, where the model holds no VAE itself.
 
         Raises:
             ValueError: it was made for another language-model width or (unless `verify_vae=False`) other codes.
@@ -411,8 +418,10 @@ class Qwen3VLWith3DBranch(nn.Module):
                 f"{path} was trained for a language model of width {description.hidden_size} "
                 f"({description.vl_model}), but {self.model_name_or_path} has width {table.shape[1]}"
             )
-        if self.vae_model is not None and verify_vae:
-            known, here = description.vae_hash, vae_fingerprint(self.vae_model)
+        if self.vae_model is not None:
+            vae_hash = vae_fingerprint(self.vae_model)
+        if vae_hash is not None and verify_vae:
+            known, here = description.vae_hash, vae_hash
             if known is not None and known != here:
                 raise ValueError(
                     f"{path} was trained on codes of the VAE {known[:12]}, but this VAE is {here[:12]}: load the VAE "
