@@ -109,7 +109,13 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     splits = {row.get("split") for row in codes.table()}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     if _VAL in splits:
-        train = CachedCodesDataset(codes, split="train", max_samples=config.max_samples, seed=config.seed)
+        train = CachedCodesDataset(
+            codes,
+            split="train",
+            max_samples=config.max_samples,
+            seed=config.seed,
+            shift_cells=config.shift_cells,
+        )
         val: Dataset[Any] | None = None
         if config.val_samples:
             val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, seed=config.seed)

@@ -34,7 +34,7 @@ from vae_qwen3vl.strict_files import read_mapping
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
-    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed"), 0),
+    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
@@ -120,6 +120,9 @@ class AlignmentConfig:
     """Dropout in front of the adapters."""
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
+    shift_cells: int = 0
+    """Cached codes: each epoch moves an object along every axis by up to so many cells, so that blocks of merged cells
+    cut it differently."""
     positions: str = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4

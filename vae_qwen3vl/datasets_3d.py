@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-from vae_qwen3vl.captions import Text, choose, texts_of_table
+from vae_qwen3vl.captions import Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
 
 _LATENT_SIDE = 64
@@ -109,7 +109,9 @@ class CachedCodesDataset(_WithTexts):
         split: only objects whose table row says so in its column `split`.
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
-        seed: of the choice among an object's texts.
+        seed: of the choice among an object's texts, and of the shifts.
+        shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
+            other blocks; the coordinates then reach beyond the latent grid by as much.
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words.
@@ -123,7 +125,9 @@ class CachedCodesDataset(_WithTexts):
         max_samples: int | None = None,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        shift_cells: int = 0,
     ) -> None:
+        self.shift_cells = shift_cells
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
         texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
@@ -137,6 +141,10 @@ class CachedCodesDataset(_WithTexts):
         """Return one object."""
         codes, coords = self.codes[self.names[number]]
         feats = self.codes.codebook[codes.long()]
+        if self.shift_cells:
+            drawn = pick(self._seed, self._epoch, self.names[number], "shift")
+            steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
+            coords = coords + torch.tensor(steps, dtype=coords.dtype)
         words = self._words(self.names[number])
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
 

@@ -153,9 +153,9 @@ def _constant_rows(
     if neighbors is not None and not asked.kind.startswith("is_"):  # theirs answer another claim
         lent = np.zeros((len(kept), len(groups)))
         for place, number in enumerate(kept):
-            answer = neighbors.get(asked.names[number])
-            if answer is not None and (group := group_of(asked.kind, answer)) in groups:
-                lent[place, groups.index(group)] = 1.0
+            found = neighbors.get(asked.names[number])
+            if found is not None and (shared := group_of(asked.kind, found)) in groups:
+                lent[place, groups.index(shared)] = 1.0
         rows[NEIGHBOR] = lent
     return rows
 

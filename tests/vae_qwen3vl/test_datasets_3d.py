@@ -219,3 +219,17 @@ def test_dummies_are_the_same_every_time():
     assert (one["labels"][:-1] == -100).all() and one["labels"][-1] == one["input_ids"][-1]
     with pytest.raises(IndexError):
         items[3]
+
+
+def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
+    plain = CachedCodesDataset(codes, split="train")
+    moved = CachedCodesDataset(codes, split="train", shift_cells=3)
+    seen = set()
+    for epoch in range(6):
+        moved.set_epoch(epoch)
+        step = moved[0]["coords"] - plain[0]["coords"]
+        assert (step == step[0]).all()
+        assert 0 <= int(step.min()) <= int(step.max()) <= 3
+        seen.add(tuple(step[0].tolist()))
+        assert torch.equal(moved[0]["coords"], moved[0]["coords"])
+    assert len(seen) > 2
