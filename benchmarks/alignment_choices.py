@@ -98,8 +98,6 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         str(options.max_eval_samples),
         "--measures",
         "closed_sets",
-        "--max_new_tokens",
-        "24",
         "--batch_size",
         "64",
     ]

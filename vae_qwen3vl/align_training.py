@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,19 @@ class AlignmentTrainer:
         self.best_loss, self.best_step = math.inf, 0
         self.log: RunLog | None = None
 
+    @cached_property
+    def loader(self) -> DataLoader[Any]:
+        """Batches of one epoch after another; its processes live as long as the run."""
+        workers = self.config.num_workers
+        return DataLoader(
+            self.data.train,
+            batch_sampler=self.sampler,
+            collate_fn=self.data.collate,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+        )
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -169,14 +183,7 @@ class AlignmentTrainer:
         if hasattr(self.data.train, "set_epoch"):
             self.data.train.set_epoch(self.epoch)
         self.sampler.set_epoch(self.epoch, self.batches_done)
-        loader = DataLoader(
-            self.data.train,
-            batch_sampler=self.sampler,
-            collate_fn=self.data.collate,
-            num_workers=self.config.num_workers,
-            multiprocessing_context="spawn" if self.config.num_workers else None,
-        )
-        batches = iter(loader)
+        batches = iter(self.loader)
         while parts := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
             self.batches_done += len(parts)
             yield parts

@@ -121,8 +121,8 @@ class AlignmentConfig:
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
     shift_cells: int = 0
-    """Cached codes: each epoch moves an object along every axis by up to so many cells, so that blocks of merged cells
-    cut it differently."""
+    """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
+    it differently."""
     positions: str = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4

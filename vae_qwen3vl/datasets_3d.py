@@ -26,7 +26,8 @@ class _WithTexts(Dataset[dict[str, Any]]):
     def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int) -> None:
         self._texts = texts
         self._seed = seed
-        self._epoch = 0
+        # Shared, so that worker processes that live through a run hear of the next epoch.
+        self._shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.names = names
         """Ids of the objects, in the order of the items."""
 
@@ -35,7 +36,11 @@ class _WithTexts(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose among the texts of each object anew."""
-        self._epoch = epoch
+        self._shared_epoch.fill_(epoch)
+
+    @property
+    def _epoch(self) -> int:
+        return int(self._shared_epoch)
 
     def _words(self, name: str) -> dict[str, Any]:
         text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch)

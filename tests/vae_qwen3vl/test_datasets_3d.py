@@ -19,6 +19,7 @@ from vae_qwen3vl import (
     collate_sdf_caption,
 )
 from vae_qwen3vl.captions import captions_in, read_records
+from vae_qwen3vl.datasets_3d import CachedCodesDataset
 
 R = 32
 SHAPES = {
