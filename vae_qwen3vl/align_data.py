@@ -114,14 +114,22 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
             split="train",
             max_samples=config.max_samples,
             seed=config.seed,
+            caption_share=config.caption_share,
             shift_cells=config.shift_cells,
         )
         val: Dataset[Any] | None = None
         if config.val_samples:
-            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, seed=config.seed)
+            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0)
         return AlignmentData(train=Tolerant(train), lengths=_sizes(train), val=val, collate=collate)
-    data = CachedCodesDataset(codes, max_samples=config.max_samples, seed=config.seed)
-    return _split(config, data, data.names, _sizes(data), collate)
+    data = CachedCodesDataset(
+        codes,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        caption_share=config.caption_share,
+        shift_cells=config.shift_cells,
+    )
+    val = CachedCodesDataset(codes, max_samples=config.max_samples, caption_share=1.0)
+    return _split(config, data, val, data.names, _sizes(data), collate)
 
 
 def _sizes(data: CachedCodesDataset) -> list[float]:
@@ -134,13 +142,14 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     from sdf_vqvae.model.checkpoint import shipped_config
 
     resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
-    data = SDF3DCaptionDataset(
-        folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples, seed=config.seed
+    make = functools.partial(
+        SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples
     )
+    data = make(seed=config.seed, caption_share=config.caption_share)
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    return _split(config, data, data.names, data.sizes, collate)
+    return _split(config, data, make(caption_share=1.0), data.names, data.sizes, collate)
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
@@ -149,19 +158,24 @@ def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -
     vocabulary = len(processor.tokenizer)
     data = Dummy3DTextDataset(count, most, vocab_size=vocabulary, latent_dim=latent_dim)
     collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
-    return _split(config, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
+    return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
 
 
 def _split(
-    config: AlignmentConfig, data: Dataset[Any], names: Sequence[str], sizes: Sequence[float], collate: Any
+    config: AlignmentConfig,
+    data: Dataset[Any],
+    val: Dataset[Any],
+    names: Sequence[str],
+    sizes: Sequence[float],
+    collate: Any,
 ) -> AlignmentData:
-    """Keep some objects for validation."""
+    """Keep some objects for validation; `val` are the same objects with what they are validated on."""
     held = held_out(names, config.val_samples)
     kept = sorted(set(range(len(names))) - set(held))
     return AlignmentData(
         train=Tolerant(Subset(data, kept)),
         lengths=[sizes[i] for i in kept],
-        val=Subset(data, held) if held else None,
+        val=Subset(val, held) if held else None,
         collate=collate,
     )
 

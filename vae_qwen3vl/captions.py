@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ RECORDS = "conversations.jsonl"
 """Name of the records beside a dataset's table that are read without being asked for."""
 _IDS = ("sample_id", "sha256", "id")
 _ROLES = ("system", "user", "assistant")
+CAPTION_SHARE = 0.5
+_RECORD = "record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Text:
     """What the model learns to say."""
     conversation: tuple[dict[str, str], ...] | None = None
     """The turns before it, `{"role", "content"}` each; None where the trainer's own prompt asks."""
+    kind: str = ""
+    """What sort of record it is of, language included; empty for a caption of the table."""
 
     def __post_init__(self) -> None:
         """Check that there is something to learn."""
@@ -69,15 +73,35 @@ def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
                 record = parse_json(line)
                 if not isinstance(record, dict):
                     raise ValueError("a record is a JSON object")
-                found.setdefault(_id_of(record), []).append(_text_of(record))
+                text = replace(_text_of(record), kind=_kind_of(record))
+                found.setdefault(_id_of(record), []).append(text)
             except ValueError as error:
                 raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
     return found
 
 
-def choose(texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int) -> Text:
-    """Return one of an object's texts: the same for the same seed, epoch and object, on every machine."""
-    return texts[pick(seed, epoch, sample_id) % len(texts)]
+def choose(
+    texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int, caption_share: float = CAPTION_SHARE
+) -> Text:
+    """Return one of an object's texts: the same for the same seed, epoch and object, on every machine.
+
+    Args:
+        texts: of the object.
+        sample_id: its id.
+        seed: of the run.
+        epoch: each draws anew.
+        caption_share: how often a caption of the table is taken where there are records too. Among records, first the
+            kind is drawn, then one of that kind: kinds with many questions don't crowd out the others.
+    """
+    captions = [text for text in texts if not text.kind]
+    records = [text for text in texts if text.kind]
+    drawn = pick(seed, epoch, sample_id)
+    if captions and (not records or pick(seed, epoch, sample_id, "form") < caption_share * 2**64):
+        return captions[drawn % len(captions)]
+    kinds = sorted({text.kind for text in records})
+    kind = kinds[pick(seed, epoch, sample_id, "kind") % len(kinds)]
+    own = [text for text in records if text.kind == kind]
+    return own[drawn % len(own)]
 
 
 def pick(*parts: Any) -> int:
@@ -116,6 +140,10 @@ def _id_of(record: dict[str, Any]) -> str:
         if isinstance(record.get(key), str) and record[key]:
             return str(record[key])
     raise ValueError(f"a record needs an id: {', '.join(_IDS)}")
+
+
+def _kind_of(record: dict[str, Any]) -> str:
+    return " ".join(str(record[key]) for key in ("kind", "language") if record.get(key)) or _RECORD
 
 
 def _text_of(record: dict[str, Any]) -> Text:

@@ -28,6 +28,7 @@ from typing import Any
 
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_config import check_keys
+from vae_qwen3vl.captions import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
 from vae_qwen3vl.strict_files import read_mapping
 
@@ -36,7 +37,7 @@ _LEAST = {
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
     **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
 }
-_SHARES = ("projector_share", "warmup_ratio", "lora_dropout")
+_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
@@ -120,6 +121,8 @@ class AlignmentConfig:
     """Dropout in front of the adapters."""
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
+    caption_share: float = CAPTION_SHARE
+    """How often a caption of the table is learned where an object has questions too."""
     shift_cells: int = 0
     """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
     it differently."""

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-from vae_qwen3vl.captions import Text, choose, pick, texts_of_table
+from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
 
 _LATENT_SIDE = 64
@@ -23,8 +23,9 @@ _FEWEST_TOKENS = 100
 class _WithTexts(Dataset[dict[str, Any]]):
     """What datasets with words share: which text of an object is said in which epoch."""
 
-    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int) -> None:
+    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int, caption_share: float) -> None:
         self._texts = texts
+        self._caption_share = caption_share
         self._seed = seed
         # Shared, so that worker processes that live through a run hear of the next epoch.
         self._shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -43,7 +44,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
         return int(self._shared_epoch)
 
     def _words(self, name: str) -> dict[str, Any]:
-        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch)
+        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch, caption_share=self._caption_share)
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -65,6 +66,7 @@ class SDF3DCaptionDataset(_WithTexts):
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
+        caption_share: how often a caption of the table is taken where there are records too.
 
     Raises:
         ValueError: the folder has no usable object with words.
@@ -80,6 +82,7 @@ class SDF3DCaptionDataset(_WithTexts):
         *,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        caption_share: float = CAPTION_SHARE,
     ) -> None:
         self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
         texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN)
@@ -95,7 +98,7 @@ class SDF3DCaptionDataset(_WithTexts):
         column = f"r{resolution}_num_points"
         self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
         """Voxels of each object, 0 where the table does not say."""
-        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed)
+        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed, caption_share)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""
@@ -115,6 +118,7 @@ class CachedCodesDataset(_WithTexts):
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, and of the shifts.
+        caption_share: how often a caption of the table is taken where there are records too.
         shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
             other blocks; the coordinates then reach beyond the latent grid by as much.
 
@@ -130,6 +134,7 @@ class CachedCodesDataset(_WithTexts):
         max_samples: int | None = None,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        caption_share: float = CAPTION_SHARE,
         shift_cells: int = 0,
     ) -> None:
         self.shift_cells = shift_cells
@@ -140,7 +145,7 @@ class CachedCodesDataset(_WithTexts):
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
-        super().__init__(texts, names, seed)
+        super().__init__(texts, names, seed, caption_share)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""

@@ -111,6 +111,29 @@ def test_questions_and_chats_come_from_records(dataset):
     assert seen["One cannot tell."] == chat[:-1] and seen["A fourth caption."] is None and "Nobody's." not in seen
 
 
+def test_captions_keep_their_share_beside_many_questions_and_kinds_share_the_rest(dataset):
+    kinds = ["is_red"] * 40 + ["name"]
+    lines = [{"sample_id": "a", "kind": kind, "question": f"{n}?", "answer": kind} for n, kind in enumerate(kinds)]
+    (dataset / "conversations.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def counts(share: float) -> dict[str, int]:
+        items = SDF3DCaptionDataset(dataset, R, caption_share=share)
+        (place,) = [n for n, name in enumerate(items.names) if name == "a"]
+        found = {"is_red": 0, "name": 0, "caption": 0}
+        for epoch in range(400):
+            items.set_epoch(epoch)
+            said = items[place]["caption"]
+            found[said if said in found else "caption"] += 1
+        return found
+
+    some = counts(0.25)
+    assert 60 < some["caption"] < 140
+    assert 110 < some["is_red"] < 190
+    assert 110 < some["name"] < 190
+    assert counts(1.0)["caption"] == 400
+    assert counts(0.0)["caption"] == 0
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
