@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,12 @@ from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.captions import Text, read_plain_texts
 from vae_qwen3vl.collate import collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.layout import PLACEHOLDER_3D
+from vae_qwen3vl.make_plain_text import main as make_plain_text
+from vae_qwen3vl.make_plain_text import own_answers, write_plain_text
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.plain_prompts import plain_prompts
 from vae_qwen3vl.plain_text import WithPlainText
+from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.train_finetune import main
 
 CHAT = [
@@ -149,3 +156,108 @@ def test_a_run_trains_on_plain_text_too(place: Path, vl: str, codes: Path, plain
     assert "the plain text file nowhere.jsonl does not exist" in capsys.readouterr().err
     assert main([*common, str(plain_text), "--dummy_data"]) == 2
     assert "plain_text goes with data_dir" in capsys.readouterr().err
+
+
+def test_prompts_are_many_distinct_and_apart() -> None:
+    train, held_out = plain_prompts("train"), plain_prompts("held_out")
+    assert len(train) == len(set(train)) > 500
+    assert len(held_out) == len(set(held_out)) > 100
+    assert not set(train) & set(held_out)
+    with pytest.raises(ValueError, match="train or held_out"):
+        plain_prompts("test")
+
+
+class Loud(Qwen3VLWith3DBranch):
+    """A model that ends a turn after a few words: random weights hardly ever would."""
+
+    def generate(self, *given, **settings):
+        self.vl_model.generation_config.eos_token_id = list(range(2, 400, 12))
+        return super().generate(*given, **settings)
+
+
+def test_own_answers_are_written_and_the_seed_repeats_them(tmp_path: Path, tokenizer, make_vl) -> None:
+    model, processor = Loud(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval(), Processor3D(tokenizer)
+
+    def made(name: str, seed: int = 0, split: str = "train") -> list[tuple[str, str]]:
+        path = tmp_path / name
+        report = write_plain_text(model, processor, path, 6, split=split, seed=seed, batch_size=4)
+        found = read_plain_texts(path)
+        assert report.texts == len(found) == 6 and report.asked >= 6
+        return [(text.conversation[0]["content"], text.answer) for text in found]
+
+    first = made("one.jsonl")
+    assert {question for question, _ in first} <= set(plain_prompts("train"))
+    assert made("again.jsonl") == first
+    assert made("other.jsonl", seed=1) != first
+    assert {question for question, _ in made("held.jsonl", split="held_out")} <= set(plain_prompts("held_out"))
+
+
+def test_an_unfinished_answer_is_no_answer(tmp_path: Path, tokenizer, make_vl) -> None:
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval()
+    model.vl_model.generation_config.eos_token_id = [399]
+    assert own_answers(model, Processor3D(tokenizer), ["hi", "a longer one"], max_new_tokens=3) == [None, None]
+
+
+def test_the_program_writes_what_training_reads(tmp_path: Path, vl: str, capsys) -> None:
+    path = tmp_path / "own.jsonl"
+    code = make_plain_text(["-o", str(path), "--count", "1", "--vl_model", vl, "--device", "cpu", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["texts"] else 2)
+    assert report["asked"] >= report["texts"] + report["unfinished"]
+    assert path.is_file()
+    assert make_plain_text(["-o", str(tmp_path / "own.json"), "--vl_model", vl]) == 2
+    assert "ends in .jsonl" in capsys.readouterr().err
+
+
+@pytest.fixture
+def cost(repository, monkeypatch):
+    """The benchmark of what adapters cost."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    return importlib.import_module("plain_text_cost")
+
+
+def test_the_cost_is_what_one_text_after_another_says(cost, tokenizer, make_vl) -> None:
+    model, processor = (
+        Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval(),
+        Processor3D(tokenizer),
+    )
+    some = [*texts(5), Text(answer="A chair.", conversation=tuple(CHAT[:1]))]
+    loss, tokens = cost.answer_loss(model, processor, some, batch_size=4)
+    total = counted = 0
+    for text in some:
+        alone = collate_codes_caption([{"caption": text.answer, "conversation": text.conversation}], processor)
+        own = int((alone["labels"] != -100).sum())
+        total, counted = total + model(**alone)["loss"].item() * own, counted + own
+    assert tokens == counted
+    assert loss == pytest.approx(total / counted, rel=1e-4)
+    prose = "Describe this 3D shape in one sentence: a red robot. " * 4
+    ids = torch.tensor(processor.encode_text(prose))
+    found, tokens = cost.perplexity(model, processor, prose, piece=len(ids))
+    assert tokens == len(ids) - 1
+    own = float(model.vl_model(input_ids=ids[None], labels=ids[None]).loss)
+    assert found == pytest.approx(math.exp(own), rel=1e-4)
+
+
+def test_the_cost_of_no_change_is_nothing(cost, vl: str, tmp_path: Path, monkeypatch, plain_text: Path) -> None:
+    for name in ("untrained", "trained"):
+        torch.manual_seed(0)
+        model = Qwen3VLWith3DBranch(vl, latent_dim=8)
+        model.add_lora(r=2)
+        for key, value in model.vl_model.named_parameters():
+            if name == "trained" and "lora_B" in key:
+                torch.nn.init.normal_(value)
+        model.save_lora(tmp_path / name)
+    adapters = [f"--lora={name}={tmp_path / name}" for name in ("untrained", "trained")]
+    command = ["plain_text_cost.py", *adapters, "--records", str(plain_text), "--vl_model", vl]
+    monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(cost, "docstrings", lambda: "A chair with four legs. " * 9)
+    cost.main()
+    rows = json.loads((tmp_path / "plain_text_cost.json").read_text())["rows"]
+    assert rows["untrained"] == pytest.approx(rows["no adapter"])
+    assert rows["trained"]["perplexity"] > rows["no adapter"]["perplexity"] * 1.01
+
+
+def test_the_text_that_every_machine_has(cost) -> None:
+    prose = cost.docstrings()
+    assert 60_000 < len(prose) < 120_000
+    assert "Command-line parsing library" in prose
