@@ -22,7 +22,7 @@ from typing import Any
 from record import write_result
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = {
+BASE: dict[str, Any] = {
     "merge": 4,
     "max_3d_tokens": 512,
     "positions": "mrope",
@@ -35,11 +35,18 @@ BASE = {
     "batch_size": 64,
     "num_workers": 3,
 }
+
+
+def _parts(count: int) -> dict[str, int]:
+    """Return the same 64 objects a step in so many batches, where one batch of longer sequences would not fit."""
+    return {"batch_size": BASE["batch_size"] // count, "gradient_accumulation_steps": count}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048},  # the slowest first
-    "tokens_512": {"merge": 2, "max_3d_tokens": 512},
-    "tokens_256": {"merge": 2, "max_3d_tokens": 256},
-    "pooled_256": {"merge": 1, "max_3d_tokens": 256},
+    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048, **_parts(8)},  # the slowest first
+    "tokens_512": {"merge": 2, "max_3d_tokens": 512, **_parts(4)},
+    "tokens_256": {"merge": 2, "max_3d_tokens": 256, **_parts(2)},
+    "pooled_256": {"merge": 1, "max_3d_tokens": 256, **_parts(2)},
     "base": {},
     "base_again": {"seed": 43},
     "tokens_64": {"max_3d_tokens": 64},
@@ -78,7 +85,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     done = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1:]}
+        return {"error": done.stderr.strip().splitlines()[-8:]}
     folder = Path(done.stdout.strip().splitlines()[-1])
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     val = [record for record in log if record["kind"] == "val"][-1]
@@ -103,7 +110,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     ]
     done = subprocess.run([*ask, "--output_dir", str(folder / "val")], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
-        return numbers | {"error": done.stderr.decode().strip().splitlines()[-1:]}
+        return numbers | {"error": done.stderr.decode().strip().splitlines()[-8:]}
     summary = json.loads((folder / "val" / "eval_summary.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (folder / "val" / "eval_results.jsonl").open(encoding="utf-8")]
     numbers["tokens_3d"] = sorted(record["tokens_3d"] for record in records)[len(records) // 2]

@@ -5,6 +5,7 @@ Knows the settings and the datasets; nothing of the loop.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -15,10 +16,12 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 
 from vae_qwen3vl.align_training import AlignmentData
+from vae_qwen3vl.captions import read_plain_texts
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+from vae_qwen3vl.plain_text import WithPlainText
 from vae_qwen3vl.processor import Processor3D
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class Tolerant(Dataset[Any]):
 def check_data(config: AlignmentConfig) -> None:
     """Raise a ValueError if no data is named, or there is none; the message has the command that makes some."""
     if config.dummy_data:
+        if config.plain_text is not None:
+            raise ValueError("plain_text goes with data_dir: random objects have no words for it to stand among")
         return
     if config.data_dir is None:
         raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
@@ -92,7 +97,7 @@ def alignment_data(
 
     `data_dir` is a folder of cached codes or of distance fields. Validated on are the objects of its split `val`;
     where the table has no splits, at most `val_samples` objects and a tenth, chosen by a hash of their ids, so that
-    another run keeps the same apart.
+    another run keeps the same apart. Texts without an object stand among those that are trained on alone.
 
     Raises:
         ValueError: no data is named, or none of it can be used.
@@ -100,9 +105,16 @@ def alignment_data(
     check_data(config)
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
+    texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
     if codes is not None:
-        return _from_codes(config, processor, codes)
-    return _from_fields(config, processor, Path(str(config.data_dir)))
+        data = _from_codes(config, processor, codes)
+    else:
+        data = _from_fields(config, processor, Path(str(config.data_dir)))
+    if not texts:
+        return data
+    train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed)
+    logger.info("%d of %d training items are plain text", train.places, len(train))
+    return dataclasses.replace(data, train=train, lengths=train.lengths)
 
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:

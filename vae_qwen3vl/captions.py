@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdf_vqvae.archives import one_line, parse_json, regular_file
 
@@ -22,6 +22,7 @@ _IDS = ("sample_id", "sha256", "id")
 _ROLES = ("system", "user", "assistant")
 CAPTION_SHARE = 0.5
 _RECORD = "record"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +64,23 @@ def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
     Raises:
         ValueError: the file is missing, or a line is something else; the message names the line.
     """
-    file = regular_file(path, "records file")
     found: dict[str, list[Text]] = {}
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line)
-                if not isinstance(record, dict):
-                    raise ValueError("a record is a JSON object")
-                text = replace(_text_of(record), kind=_kind_of(record))
-                found.setdefault(_id_of(record), []).append(text)
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
+    for name, text in read_lines(regular_file(path, "records file"), _named_text_of):
+        found.setdefault(name, []).append(text)
     return found
+
+
+def read_plain_texts(path: str | os.PathLike[str]) -> list[Text]:
+    """Read texts about no object from a JSONL file: `question` and `answer`, or `messages`, as in `read_records`.
+
+    Raises:
+        ValueError: the file is missing or empty, or a line is something else or names an object.
+    """
+    file = regular_file(path, "plain text file")
+    texts = list(read_lines(file, _plain_text_of))
+    if not texts:
+        raise ValueError(f"{file} holds no texts")
+    return texts
 
 
 def choose(
@@ -135,11 +138,40 @@ def texts_of_table(
     return texts
 
 
+def read_lines(file: Path, read: Callable[[dict[str, Any]], _Read]) -> Iterator[_Read]:
+    """Yield what `read` makes of each line's record. Raises a ValueError that names the line."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_json(line)
+                if not isinstance(record, dict):
+                    raise ValueError("a record is a JSON object")
+                yield read(record)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
+
+
+def _plain_text_of(record: dict[str, Any]) -> Text:
+    named = [key for key in _IDS if key in record]
+    if named:
+        raise ValueError(f"a text without an object has no {named[0]!r}: texts of objects are records of the dataset")
+    text = _text_of(record)
+    if text.conversation is None:
+        raise ValueError("a text without an object holds 'question' and 'answer', or 'messages'")
+    return text
+
+
 def _id_of(record: dict[str, Any]) -> str:
     for key in _IDS:
         if isinstance(record.get(key), str) and record[key]:
             return str(record[key])
     raise ValueError(f"a record needs an id: {', '.join(_IDS)}")
+
+
+def _named_text_of(record: dict[str, Any]) -> tuple[str, Text]:
+    return _id_of(record), replace(_text_of(record), kind=_kind_of(record))
 
 
 def _kind_of(record: dict[str, Any]) -> str:

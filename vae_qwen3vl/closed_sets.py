@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdf_vqvae.archives import one_line, parse_json, regular_file
-from vae_qwen3vl.captions import pick
+from sdf_vqvae.archives import regular_file
+from vae_qwen3vl.captions import pick, read_lines
 
 OPEN_KINDS = ("describe", "name", "ratio", "size", "anatomy")
 """Kinds whose answers are sentences or numbers without end."""
@@ -109,21 +109,12 @@ def answers_of(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
 
 def _records(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
     """Yield the English questions of closed kinds."""
-    file = regular_file(path, "questions")
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line)
-                if not isinstance(record, dict):
-                    raise ValueError("a record is a JSON object")
-                if "kind" not in record or record.get("language", _LANGUAGE) != _LANGUAGE:
-                    continue
-                if record["kind"] in OPEN_KINDS:
-                    continue
-                if not all(isinstance(record.get(k), str) for k in ("kind", "sample_id", "question", "answer")):
-                    raise ValueError("a question has kind, sample_id, question and answer, all text")
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
-            yield record
+    return filter(None, read_lines(regular_file(path, "questions"), _closed_question))
+
+
+def _closed_question(record: dict[str, Any]) -> Mapping[str, Any] | None:
+    if record.get("language", _LANGUAGE) != _LANGUAGE or record.get("kind", OPEN_KINDS[0]) in OPEN_KINDS:
+        return None
+    if not all(isinstance(record.get(key), str) for key in ("kind", "sample_id", "question", "answer")):
+        raise ValueError("a question has kind, sample_id, question and answer, all text")
+    return record

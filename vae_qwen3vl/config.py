@@ -37,7 +37,7 @@ _LEAST = {
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
     **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
 }
-_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share")
+_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "plain_text_share")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
@@ -46,7 +46,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "merge": (1, 2, 4),
 }
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
-_METAVARS = {"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"}
+_METAVARS = {
+    **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
+    "plain_text": "JSONL",
+}
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
@@ -93,6 +96,10 @@ class AlignmentConfig:
     """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
     max_samples: int = 0
     """Objects taken from it; 0 takes all."""
+    plain_text: str | None = None
+    """Records without an object that are trained on too, so that the language model keeps its other skills."""
+    plain_text_share: float = 0.1
+    """Their share of the training items; each epoch draws anew which ones."""
     dummy_data: bool = False
     """Train on random objects instead, for a quick test."""
     dummy_samples: int = 50

@@ -77,7 +77,7 @@ class Processor3D:
         conversations: Conversation | Sequence[Conversation] = DEFAULT_PROMPT,
         answers: str | Sequence[str] | None = None,
         *,
-        objects: int = 1,
+        objects: int | Sequence[int] = 1,
         padding_side: Literal["left", "right"] | None = None,
     ) -> dict[str, Tensor]:
         """Encode a batch.
@@ -90,7 +90,7 @@ class Processor3D:
                 with its end-of-turn token; so are earlier assistant turns. It is never cut. None prepares for
                 generation.
             objects: placeholders before the first user text of conversations that name no "3d" part themselves
-                (0 for a control without 3D).
+                (0 for a control without 3D); one number, or one a conversation.
             padding_side: None means "right" with answers and "left" without.
 
         Returns:
@@ -104,7 +104,13 @@ class Processor3D:
             if len(replies) != len(batch):
                 raise ValueError(f"{len(batch)} conversations, but {len(replies)} answers")
         pictures: list[Mapping[str, Tensor]] = []
-        rows = [self._encode(chat, reply, objects, pictures) for chat, reply in zip(batch, replies, strict=True)]
+        counts = [objects] * len(batch) if isinstance(objects, int) else list(objects)
+        if len(counts) != len(batch):
+            raise ValueError(f"{len(batch)} conversations, but {len(counts)} numbers of objects")
+        rows = [
+            self._encode(chat, reply, count, pictures)
+            for chat, reply, count in zip(batch, replies, counts, strict=True)
+        ]
         side = padding_side or ("left" if answers is None else "right")
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)

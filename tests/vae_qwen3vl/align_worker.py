@@ -1,10 +1,11 @@
 """One process of an alignment run on a tiny model; `test_align_training.py` compares one with two.
 
-python align_worker.py OUTPUT_FOLDER BATCH_SIZE      (under torch.distributed.run)
+python align_worker.py OUTPUT_FOLDER BATCH_SIZE PLAIN_TEXT_SHARE      (under torch.distributed.run)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -13,10 +14,13 @@ from typing import Any
 
 import torch
 
+from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
+from vae_qwen3vl.captions import Text
 from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.plain_text import WithPlainText
 from vae_qwen3vl.processor import Processor3D
 
 CAPTIONS = ["A red robot.", "A chair.", "A chair with four legs in one sentence.", "Robot."]
@@ -55,6 +59,16 @@ def make_data(train: Any, val: Any = None) -> AlignmentData:
     )
 
 
+def with_plain_text(data: AlignmentData, share: float) -> AlignmentData:
+    """Put three texts without an object among the training items."""
+    texts = [
+        Text(answer=answer, conversation=({"role": "user", "content": question},))
+        for question, answer in [("hi", "a user."), ("What is one?", "A sentence."), ("Describe", "a system in one.")]
+    ]
+    train = WithPlainText(Tolerant(data.train), data.lengths, texts, share)
+    return dataclasses.replace(data, train=train, lengths=train.lengths)
+
+
 def make_trainer(
     folder: Path, accelerator: Any, data: AlignmentData, *, lora: bool = True, **settings: Any
 ) -> AlignmentTrainer:
@@ -75,6 +89,5 @@ if __name__ == "__main__":
     from accelerate import Accelerator
 
     train = objects(24)
-    make_trainer(
-        Path(sys.argv[1]), Accelerator(cpu=True), make_data(train, train[:7]), batch_size=int(sys.argv[2])
-    ).run()
+    data = with_plain_text(make_data(train, train[:7]), float(sys.argv[3]))
+    make_trainer(Path(sys.argv[1]), Accelerator(cpu=True), data, batch_size=int(sys.argv[2])).run()

@@ -105,16 +105,18 @@ def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(align, accelerator, tmp_path: Path, repository: Path) -> None:
+@pytest.mark.parametrize("share", ["0", "0.4"])
+def test_two_processes_do_what_one_does(align, accelerator, tmp_path: Path, repository: Path, share: str) -> None:
     train = align.objects(24)
-    align.make_trainer(tmp_path / "one", accelerator, align.make_data(train, train[:7]), batch_size=8).run()
+    data = align.with_plain_text(align.make_data(train, train[:7]), float(share))  # some batches are text alone
+    align.make_trainer(tmp_path / "one", accelerator, data, batch_size=8).run()
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = str(Path(__file__).with_name("align_worker.py"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(
-        [*command, str(tmp_path / "two"), "4"], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(tmp_path / "two"), "4", share], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, value in last_weights(tmp_path / "one").items():
