@@ -196,7 +196,7 @@ class AlignmentTrainer:
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(**_moved(part, self.accelerator.device))["loss"]
+                loss = self.model(**_moved(part, self.accelerator.device), loss_only=True)["loss"]
                 # DDP averages over processes, but the mean is over all their tokens.
                 self.accelerator.backward(loss * (count * self.accelerator.num_processes / total))
             summed += loss.detach() * count
@@ -252,8 +252,8 @@ class AlignmentTrainer:
             batch = _moved(batch, self.accelerator.device)
             count = int((batch["labels"] != IGNORED_LABEL).sum())
             with self.accelerator.autocast():
-                sums[0] += float(self.branch(**batch)["loss"]) * count
-                sums[1] += float(self.branch(**with_other_shapes(batch))["loss"]) * count
+                sums[0] += float(self.branch(**batch, loss_only=True)["loss"]) * count
+                sums[1] += float(self.branch(**with_other_shapes(batch), loss_only=True)["loss"]) * count
             sums[2] += count
         self.branch.train()
         own, other, tokens = (self._sum(value) for value in sums)

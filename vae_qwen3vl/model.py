@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vae_qwen3vl import adapters
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs
 from vae_qwen3vl.layout import Positions
-from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
@@ -259,9 +259,14 @@ class Qwen3VLWith3DBranch(nn.Module):
         feats_3d: Tensor | None = None,
         coords_3d: Tensor | None = None,
         mask_3d: Tensor | None = None,
+        *,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
+
+        With `loss_only`, as in training, the vocabulary's logits are computed where an answer's token is predicted and
+        nowhere else, and the loss is all that is returned.
 
         Returns:
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
@@ -279,10 +284,23 @@ class Qwen3VLWith3DBranch(nn.Module):
             image_grid_thw=kwargs.get("image_grid_thw"),
             video_grid_thw=kwargs.get("video_grid_thw"),
         )
+        if loss_only:
+            return {"loss": self._answer_loss(inputs, kwargs)}
         outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
         return outputs
+
+    def _answer_loss(self, inputs: BranchInputs, kwargs: dict[str, Any]) -> Tensor:  # []
+        """Return the mean cross entropy of the answers' tokens; 0 where there are none."""
+        assert inputs.labels is not None, "a loss needs labels"
+        base = adapters.base_of(self.vl_model)
+        hidden = base.model(**inputs.model_kwargs(), use_cache=False, **kwargs).last_hidden_state  # [B, S', H]
+        targets = inputs.labels[:, 1:]
+        kept = targets != IGNORED_LABEL
+        logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]
+        total = torch.nn.functional.cross_entropy(logits, targets[kept], reduction="sum")
+        return total / kept.sum().clamp(min=1)
 
     def forward_with_3d(self, *args: Any, **kwargs: Any) -> Any:
         """Do what `forward` does. Under DDP call the wrapper itself, so that gradients are synchronised."""
