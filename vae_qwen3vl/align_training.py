@@ -196,10 +196,14 @@ class AlignmentTrainer:
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(**_moved(part, self.accelerator.device), loss_only=True)["loss"]
+                losses = self.model(
+                    **_moved(part, self.accelerator.device),
+                    loss_only=True,
+                    contrastive_weight=self.config.contrastive_weight,
+                )
                 # DDP averages over processes, but the mean is over all their tokens.
-                self.accelerator.backward(loss * (count * self.accelerator.num_processes / total))
-            summed += loss.detach() * count
+                self.accelerator.backward(losses["loss"] * (count * self.accelerator.num_processes / total))
+            summed += losses["answer_loss"] * count
         norm = self._update(progress)
         self.step_number += 1
         self.objects += sum(len(part["labels"]) for part in parts) * self.accelerator.num_processes

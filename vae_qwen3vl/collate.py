@@ -52,13 +52,18 @@ def collate_codes_caption(
     """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
 
     Returns:
-        `feats_3d [M, D]` and `coords_3d` int32 `[M, 4]` = (object, x, y, z), unless all is plain text; and the text
-        as in `collate_sdf_caption`.
+        `feats_3d [M, D]` and `coords_3d` int32 `[M, 4]` = (object, x, y, z), unless all is plain text; the text as
+        in `collate_sdf_caption`; and `title_ids` int64 `[O, T]`, the tokens of each object's `title` (-1 is padding),
+        where all have one.
     """
     words = _words(batch, "feats_3d", tokenizer, prompt, max_length)
     shapes = [item for item in batch if "feats_3d" in item]
     if not shapes:
         return dict(words)
+    if all(item.get("title") for item in shapes):
+        titles = [_processor(tokenizer).encode_text(item["title"]) for item in shapes]
+        longest = max(map(len, titles))
+        words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in titles])
     coords = [
         torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
         for number, item in enumerate(shapes)
@@ -106,6 +111,10 @@ def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 
     return {"feats_3d": feats, "coords_3d": coords, "mask_3d": mask, **text}
 
 
+def _processor(tokenizer: Any) -> Processor3D:
+    return tokenizer if isinstance(tokenizer, Processor3D) else Processor3D(tokenizer)
+
+
 def _named(item: Item | Sequence[Tensor]) -> Item:
     if isinstance(item, Mapping):
         missing = [key for key in _WAY_A if key not in item]
@@ -136,7 +145,7 @@ def _words(
 ) -> dict[str, Tensor]:
     if not batch:
         raise ValueError("a batch needs at least one item")
-    processor = tokenizer if isinstance(tokenizer, Processor3D) else Processor3D(tokenizer)
+    processor = _processor(tokenizer)
     for item in batch:
         if shape not in item and not item.get("conversation"):
             raise ValueError(f"{item.get('sample_id', 'an item')} has neither {shape!r} nor a 'conversation'")

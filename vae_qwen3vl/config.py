@@ -38,7 +38,7 @@ _LEAST = {
     **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "plain_text_share")
-_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
+_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
     "truncate_mode": ("pool", "head"),
@@ -139,6 +139,9 @@ class AlignmentConfig:
     """Learning rate of the projector."""
     lora_lr: float | None = None
     """Learning rate of the adapters; a fifth of lr by default."""
+    contrastive_weight: float = 0.0
+    """Weight of a second loss of the projector: the mean of an object's 3D tokens should be nearer to its own name's
+    words than to other names of the batch. Cached codes only."""
     projector_share: float = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
     weight_decay: float = 0.01

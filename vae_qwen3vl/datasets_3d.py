@@ -110,7 +110,7 @@ class CachedCodesDataset(_WithTexts):
     """Objects of a folder of cached codes that have captions (see `code_folder`).
 
     Items have `codes` int64 `[M]`, `coords` int32 `[M, 3]`, `feats_3d` float32 `[M, D]` (the codes' vectors in the
-    codebook), `caption`, `sample_id`, and `conversation` as in `SDF3DCaptionDataset`.
+    codebook), `caption`, `sample_id`, `conversation` as in `SDF3DCaptionDataset`, and `title`, the shortest caption.
 
     Args:
         folder: the codes, or their folder.
@@ -156,6 +156,9 @@ class CachedCodesDataset(_WithTexts):
             steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
             coords = coords + torch.tensor(steps, dtype=coords.dtype)
         words = self._words(self.names[number])
+        titles = [text.answer for text in self._texts[self.names[number]] if not text.kind]
+        if titles:
+            words["title"] = min(titles, key=len)
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
 
 

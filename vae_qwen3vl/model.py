@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
+from vae_qwen3vl.contrast import title_contrast
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
@@ -209,23 +210,44 @@ class Qwen3VLWith3DBranch(nn.Module):
             video_grid_thw: likewise for videos.
             mm_token_type_ids: `[B, S]` as for the language model; found from the ids if None.
         """
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
+        return self._merge(
+            tokens,
+            input_ids,
+            attention_mask,
+            labels,
+            padding_side=padding_side,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            encoding_indices_3d=encoding_indices,
+        )
+
+    def _merge(
+        self,
+        tokens: Tokens3D,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        mm_token_type_ids: Tensor | None = None,
+        **merging: Any,
+    ) -> BranchInputs:
+        """Merge text and 3D tokens on the language model's device."""
         device = self.device
         input_ids = input_ids.to(device)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
-        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
         return merge_inputs(
             self.vl_model,
             input_ids,
-            mask,
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device),
             None if labels is None else labels.to(device),
             tokens,
             self.projector.markers(),
             positions=self.positions,
             padding_side=padding_side,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
             mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids.to(device),
-            encoding_indices_3d=encoding_indices,
+            **merging,
         )
 
     def _tokens_of(
@@ -261,31 +283,38 @@ class Qwen3VLWith3DBranch(nn.Module):
         mask_3d: Tensor | None = None,
         *,
         loss_only: bool = False,
+        title_ids: Tensor | None = None,
+        contrastive_weight: float = 0.0,
         **kwargs: Any,
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
 
-        With `loss_only`, as in training, the vocabulary's logits are computed where an answer's token is predicted and
-        nowhere else, and the loss is all that is returned.
+        With `loss_only`, as in training, the vocabulary's logits are computed where an answer's token is predicted
+        and nowhere else. Then `title_ids [O, T]`, the tokens of each object's name (-1 is padding), add
+        `contrastive_weight` times the contrastive loss of `title_contrast`.
 
         Returns:
+            With `loss_only`: `loss`, and `answer_loss`, the part of it that the answers make. Else:
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
             with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
         """
-        inputs = self.build_inputs(
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
+        inputs = self._merge(
+            tokens,
             input_ids,
             attention_mask,
             labels,
-            inputs_3d,
-            feats_3d,
-            coords_3d,
-            mask_3d,
             mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
             image_grid_thw=kwargs.get("image_grid_thw"),
             video_grid_thw=kwargs.get("video_grid_thw"),
+            encoding_indices_3d=encoding_indices,
         )
         if loss_only:
-            return {"loss": self._answer_loss(inputs, kwargs)}
+            answers = total = self._answer_loss(inputs, kwargs)
+            if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
+                table = embedding_table(self.vl_model)
+                total = answers + contrastive_weight * title_contrast(tokens, title_ids.to(self.device), table)
+            return {"loss": total, "answer_loss": answers.detach()}
         outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
