@@ -35,6 +35,7 @@ from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.train_finetune import make_accelerator
+from vae_qwen3vl.vl_backbone import compile_layers
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 16
@@ -167,6 +168,8 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
             vocabulary, hidden = vl_model.get_input_embeddings().weight.shape
             if lora:
                 branch.add_lora(16, 32, 0.0)
+            if options.compile:
+                compile_layers(branch.vl_model)
             for size in options.batch_sizes:
                 for checkpointing in (False, True) if size == max(options.batch_sizes) and lora else (False,):
                     if checkpointing:
@@ -223,6 +226,8 @@ def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[
             max_3d_tokens=512,
             projector_num_layers=2,
         )
+        if options.compile:
+            compile_layers(branch.vl_model)
         words = text_batch(size, branch.vl_model.config.get_text_config().vocab_size, 0)
         batch: dict[str, Any] = (
             {"feats_3d": feats, "coords_3d": coords} if source == "cached codes" else {"inputs_3d": raw}
@@ -261,19 +266,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
     parser.add_argument("--vl_model", help="instead of the embedded default")
     parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to try the program")
+    parser.add_argument("--compile", action="store_true", help="compile the text layers (torch.compile)")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     accelerator = make_accelerator(cpu=options.cpu or not torch.cuda.is_available())
     rate = peak(accelerator.device, 512 if options.tiny else 8192)
     found: dict[str, Any] = {"peak_tflops": round(rate, 1), "processes": accelerator.num_processes}
+    found["compiled"] = options.compile
     if "large" in options.parts:
         found["large"] = measure_large(options, accelerator, rate)
     if "default" in options.parts:
         found["default"] = measure_default(options, accelerator)
     if accelerator.is_main_process:
+        name = "alignment_speed" + ("_compiled" if options.compile else "")
         many = f"_{accelerator.num_processes}" if accelerator.num_processes > 1 else ""
-        write_result(f"alignment_speed{many}", found, options.out)
+        write_result(name + many, found, options.out)
     accelerator.end_training()
 
 

@@ -41,11 +41,6 @@ def add_lora(vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 
     return peft.get_peft_model(vl_model, config)
 
 
-def base_of(vl_model: nn.Module) -> Any:
-    """Return the language model itself, with its adapters at work where it has any."""
-    return vl_model.get_base_model() if hasattr(vl_model, "peft_config") else vl_model  # type: ignore[operator]
-
-
 def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bool = False) -> nn.Module:
     """Return `vl_model` with the adapters of a peft folder (`lora_final/`); each tensor must find its place.
 

@@ -19,7 +19,7 @@ from vae_qwen3vl.eval_objects import EvalData, EvalObject
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL, Processor3D
 
-_MOST_LOGITS = {"cuda": 400_000_000, "cpu": 40_000_000}
+_MOST_LOGITS = {"cuda": 3_000_000_000, "cpu": 40_000_000}
 """Values of the vocabulary's logits that are held at a time."""
 
 

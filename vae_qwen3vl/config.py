@@ -152,6 +152,9 @@ class AlignmentConfig:
     """Largest norm of the gradients; 0 for any."""
     gradient_accumulation_steps: int = 1
     """Batches a step."""
+    compile_layers: bool = False
+    """Compile the language model's layers (torch.compile): on CUDA, steps of small models are several times faster
+    after a minute."""
     use_gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     epochs: int = 3

@@ -29,7 +29,13 @@ from vae_qwen3vl.vae_latent_extractor import (
     extract_3d_latent_and_indices,
     vae_fingerprint,
 )
-from vae_qwen3vl.vl_backbone import check_model_type, embedding_rms, embedding_table, load_vl_model
+from vae_qwen3vl.vl_backbone import (
+    check_model_type,
+    embedding_rms,
+    embedding_table,
+    load_vl_model,
+    without_wrapper,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -323,8 +329,10 @@ class Qwen3VLWith3DBranch(nn.Module):
     def _answer_loss(self, inputs: BranchInputs, kwargs: dict[str, Any]) -> Tensor:  # []
         """Return the mean cross entropy of the answers' tokens; 0 where there are none."""
         assert inputs.labels is not None, "a loss needs labels"
-        base = adapters.base_of(self.vl_model)
-        hidden = base.model(**inputs.model_kwargs(), use_cache=False, **kwargs).last_hidden_state  # [B, S', H]
+        base = without_wrapper(self.vl_model)
+        # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
+        arguments = {**inputs.model_kwargs(), "attention_mask": None, "use_cache": False, **kwargs}
+        hidden = base.model(**arguments).last_hidden_state  # [B, S', H]
         targets = inputs.labels[:, 1:]
         kept = targets != IGNORED_LABEL
         logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]

@@ -124,6 +124,7 @@ def build_model(
 ) -> Qwen3VLWith3DBranch:
     """Return the 3D branch as the settings say, with new projector and adapters."""
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.vl_backbone import compile_layers
 
     model = Qwen3VLWith3DBranch(
         source,
@@ -134,6 +135,8 @@ def build_model(
     )
     if config.use_lora:
         model.add_lora(config.lora_r, config.lora_alpha or 2 * config.lora_r, config.lora_dropout)
+    if config.compile_layers:
+        compile_layers(model.vl_model)
     if config.use_gradient_checkpointing:
         model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

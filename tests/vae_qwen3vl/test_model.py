@@ -12,6 +12,7 @@ from torch import nn
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.vl_backbone import compile_layers
 
 PROMPTS = ["hi", "a longer prompt here"]
 ANSWERS = ["a red robot.", "no"]
@@ -428,3 +429,31 @@ def test_the_loss_alone_is_the_loss_of_all_logits_and_so_are_its_gradients(make_
         torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-6)
     nothing = model(ids, mask, torch.full_like(labels, -100), feats_3d=feats, coords_3d=coords, loss_only=True)
     assert float(nothing["loss"].detach()) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_compiled_layers_do_the_same_at_every_length_and_share_one_graph(make_vl, make_codes, kind):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8, merge=2)
+    model.add_lora(4, dropout=0.0)
+
+    def step(rows: int, length: int) -> list[torch.Tensor]:
+        feats, coords = make_codes([9] * rows)
+        ids = torch.arange(10, 10 + rows * length).view(rows, length)
+        model.zero_grad()
+        loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    sizes = [(2, 12), (3, 17), (4, 9)]
+    plain = [step(*size) for size in sizes]
+    names = list(model.state_dict())
+    compile_layers(model.vl_model, backend="aot_eager")
+    for expected, size in zip(plain, sizes, strict=True):
+        for found, wanted in zip(step(*size), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    assert list(model.state_dict()) == names
+    assert not torch._dynamo.utils.counters["graph_break"]
