@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_and_an_ended_one_does_not(place: Path, vl: str, c
 
 def test_mistakes_are_one_line(place: Path, vl: str, codes: Path, capsys) -> None:
     assert train("--vl_model", vl) == 2
-    assert "no data: give --data_dir, or --dummy_data" in capsys.readouterr().err
+    assert "there is no folder train_sdf_dataset; make one with" in capsys.readouterr().err
     assert train("--vl_model", vl, "--data_dir", "train_sdf_dataset") == 2
     err = capsys.readouterr().err
     assert "make one with: python dataset_toolkits/sdf_voxelize.py" in err
