@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdf_vqvae.archives import read_torch_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from vae_qwen3vl.align_data import held_out
+from vae_qwen3vl.balls import ball_batch
 from vae_qwen3vl.captions import captions_in
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.vae_latent_extractor import extract_3d_latent_and_indices
@@ -142,10 +144,7 @@ def from_batch(path: str | os.PathLike[str], vae: SparseSDFVQVAE) -> EvalData:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"data_path: there is no file {path}")
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the damage happens to hit
-        raise ValueError(f"{path} is no batch that torch.load reads with weights_only: {error}") from error
+    found = read_torch_file(file, "batch")
     batch = found.get("inputs_3d", found) if isinstance(found, dict) else found
     if not isinstance(batch, dict) or not all(isinstance(batch.get(name), Tensor) for name in _BATCH):
         raise ValueError(f"{path} must hold a dictionary of tensors {', '.join(_BATCH)}")
@@ -159,25 +158,10 @@ def random_shape(vae: SparseSDFVQVAE, *, seed: int = 0) -> EvalData:
 
 def random_batch(description: FieldDescription, *, seed: int = 0) -> dict[str, Tensor]:
     """Return the batch dictionary of a few random balls melted together, in the units that `description` names."""
-    side, band = description.resolution, description.band or 3.0
-    random = torch.Generator().manual_seed(seed)
-    radius = (0.05 + 0.05 * torch.rand(_BALLS, generator=random)) * side  # voxels
+    side, random = description.resolution, torch.Generator().manual_seed(seed)
+    radius = (0.05 + 0.05 * torch.rand(_BALLS, generator=random)) * side
     middle = (0.5 + 0.15 * (torch.rand(_BALLS, 3, generator=random) - 0.5)) * side
-    reach = int(0.25 * side + band) + 1
-    axis = torch.arange(max(0, side // 2 - reach), min(side, side // 2 + reach))
-    index = torch.cartesian_prod(axis, axis, axis)  # [N, 3]
-    shift = 0.0 if description.sampling == "corner" else 0.5
-    distance = (torch.cdist(index + shift, middle) - radius).amin(dim=1)
-    near = distance.abs() < band
-    index, distance = index[near], distance[near]
-    if description.kind == "udf":
-        distance = distance.abs()
-    value = distance / band if description.unit == "band" else distance / (side - (description.sampling == "corner"))
-    return {
-        "sparse_sdf": value.float()[:, None],
-        "sparse_index": index,
-        "batch_idx": torch.zeros(len(index), dtype=torch.long),
-    }
+    return ball_batch(description, middle, radius)
 
 
 def _of_split(

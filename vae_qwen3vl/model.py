@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
 from vae_qwen3vl.contrast import title_contrast
-from vae_qwen3vl.inputs import BranchInputs, merge_inputs
+from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
@@ -98,13 +98,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             vl_model.requires_grad_(False)
         self.vl_model: Any = vl_model
         table = embedding_table(self.vl_model)
-        projector = Projector3D(
-            latent_dim,
-            table.shape[1],
-            projector_num_layers,
-            use_3d_pos=use_3d_pos,
-            merge=merge,
-        )
+        projector = Projector3D(latent_dim, table.shape[1], projector_num_layers, use_3d_pos=use_3d_pos, merge=merge)
         projector.output_rms.fill_(embedding_rms(table))
         self.projector = projector.to(table.device)
 
@@ -157,7 +151,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         Returns:
             `embeds [B, L, H]` and `mask [B, L]`. The markers are not among them.
         """
-        tokens = self.tokens_3d(*_sparse(feats, coords, mask_3d))
+        tokens = self.tokens_3d(*unpadded(feats, coords, mask_3d))
         batch = int(tokens.coords[-1, 0]) + 1
         embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, tokens.coords, batch, max_3d_tokens=0)
         return embeds.to(embedding_table(self.vl_model).dtype), mask
@@ -268,7 +262,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
             return self._no_tokens(), None
-        tokens = self.tokens_3d(*_sparse(feats_3d, coords_3d, mask_3d))
+        tokens = self.tokens_3d(*unpadded(feats_3d, coords_3d, mask_3d))
         return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
 
     def _no_tokens(self) -> Tokens3D:
@@ -499,19 +493,3 @@ class Qwen3VLWith3DBranch(nn.Module):
     def load_lora(self, folder: str | os.PathLike[str], trainable: bool = False) -> None:
         """Load LoRA adapters from a peft folder; every tensor must fit."""
         self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)
-
-
-def _sparse(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Bring padded features `[B, L, D]` to the form `[M, D]`, `[M, 4]` by their mask."""
-    if feats.ndim == 2:
-        if len(feats) != len(coords):
-            raise ValueError(f"{len(feats)} rows of feats_3d, but {len(coords)} rows of coords_3d")
-        return feats, coords
-    if feats.ndim != 3 or mask is None:
-        raise ValueError(
-            f"feats_3d have shape {list(feats.shape)}: expected [M, D], or [B, L, D] together with mask_3d [B, L]"
-        )
-    batch = torch.arange(len(feats), device=coords.device)[:, None].expand(mask.shape)
-    coords = torch.cat([batch[..., None], coords[..., -3:]], dim=-1)
-    mask = mask.bool()
-    return feats[mask.to(feats.device)], coords[mask.to(coords.device)]
