@@ -136,7 +136,8 @@ def time_steps(trainer: AlignmentTrainer, batch: dict[str, Any], steps: int) -> 
     seconds = []
     for number in range(steps + 2):
         start = time.perf_counter()
-        trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
+        with trainer.autocasting():
+            trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
         if cuda:
             torch.cuda.synchronize()
         if number >= 2:

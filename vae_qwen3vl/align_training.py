@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdf_vqvae import training_checkpoint as checkpoints
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_log import RunLog
+from vae_qwen3vl import adapters
 from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -150,9 +151,22 @@ class AlignmentTrainer:
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, write the results, and return the log's records of this part."""
+        self.resume()
+        with self.autocasting():
+            self._train()
+        self.save_checkpoint()
+        if self.accelerator.is_main_process:
+            self.write_results()
+        self.accelerator.wait_for_everyone()
+        return self.log.records if self.log is not None else []
+
+    def autocasting(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context that steps run in: adapters leave changes of dtype to autocast, if there is any."""
+        return adapters.casts_left_to_autocast(self.branch.vl_model, self.accelerator.mixed_precision != "no")
+
+    def _train(self) -> None:
         from tqdm import tqdm
 
-        self.resume()
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
         bar = tqdm(total=self.steps, initial=self.step_number, unit="step", disable=None if main else True)
@@ -172,11 +186,6 @@ class AlignmentTrainer:
         bar.close()
         if self.data.val is not None and self.best_step != self.step_number:
             self.validate()
-        self.save_checkpoint()
-        if main:
-            self.write_results()
-        self.accelerator.wait_for_everyone()
-        return self.log.records if self.log is not None else []
 
     def _steps_of_epoch(self) -> Iterator[list[Batch]]:
         """Yield the batches of one step after another, from where the epoch stands."""

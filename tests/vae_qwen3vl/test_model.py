@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vae_qwen3vl import adapters
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
@@ -457,3 +458,31 @@ def test_compiled_layers_do_the_same_at_every_length_and_share_one_graph(make_vl
             torch.testing.assert_close(found, wanted)
     assert list(model.state_dict()) == names
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_adapters_that_leave_casts_to_autocast_compute_the_same(make_vl, make_codes):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
+    model.add_lora(2, dropout=0.0)
+    model.vl_model.get_base_model().to(torch.bfloat16)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value, dtype=torch.float32) * 0.1
+    seen: list[torch.dtype] = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    ids = torch.arange(10, 34).view(2, 12)
+    feats, coords = make_codes([5, 40])
+    found = []
+    for active in (False, True):
+        model.zero_grad()
+        seen.clear()
+        with adapters.casts_left_to_autocast(model.vl_model, active), torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+        found.append((loss.detach(), grads))
+        assert set(seen) == {torch.bfloat16 if active else torch.float32}
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=2e-3)
