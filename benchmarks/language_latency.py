@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alignment_speed import make_batch
 from record import write_result
 from torch import Tensor
 
@@ -64,16 +63,20 @@ def main() -> None:
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     words = 1 if options.tiny else len(processor.encode_text(TWENTY_WORDS))
     repeats = 1 if options.tiny else options.repeats
-    full = make_batch(1, 512, 1000)
+    side = vae.config.latent_resolution
+    blocks = torch.cartesian_prod(*[torch.arange(0, side, model.projector.merge)] * 3)[:512]  # a code in each
+    full = torch.nn.functional.pad(blocks, (1, 0)).int()
+    table = vae.vq.embeddings.weight.detach()
     mug = extract_3d_latent(voxelize_for(vae, load_mesh(ROOT / "examples" / "mug.glb")).to_batch(), vae)
-    objects = {"512": (full["feats_3d"], full["coords_3d"]), "mug": mug}
+    objects = {"512": (table[: len(full)], full, 512), "mug": (*mug, model.max_3d_tokens)}
     prompt = processor([model.prompt] if model.prompt else ["Describe this 3D shape in one sentence:"])
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for merged in (False, True):
             if merged:
                 model.vl_model = model.vl_model.merge_and_unload()
-            for name, (feats, coords) in objects.items():
+            for name, (feats, coords, budget) in objects.items():
+                model.max_3d_tokens = budget
                 inputs = {**prompt, "feats_3d": feats, "coords_3d": coords}
                 count = int(model.count_3d_tokens(feats, coords)[0]) - 2
                 row: dict[str, Any] = {"object": name, "tokens_3d": count, "merged": merged}

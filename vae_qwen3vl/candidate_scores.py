@@ -59,7 +59,7 @@ def answer_scores(
     scores = np.zeros((len(objects), len(answers)))
     bar = tqdm(total=len(objects), desc=describe, unit="object", disable=True if describe is None else None)
     with bar:
-        for numbers in _alike(objects, batch_size):
+        for numbers in batches_alike(objects, batch_size):
             cache, mask, last, first = _read_prompts(
                 model, processor, data, [objects[n] for n in numbers], [prompts[n] for n in numbers]
             )
@@ -77,7 +77,7 @@ def _reply(processor: Processor3D, answer: str) -> list[int]:
     return [int(token) for token in ids[labels != IGNORED_LABEL]]
 
 
-def _alike(objects: Sequence[EvalObject | None], size: int) -> Iterator[list[int]]:
+def batches_alike(objects: Sequence[EvalObject | None], size: int) -> Iterator[list[int]]:
     """Yield numbers of objects in batches of similar length, with and without shapes apart."""
     for there in (True, False):
         numbers = [n for n, one in enumerate(objects) if (one is not None) == there]

@@ -26,7 +26,7 @@ from vae_qwen3vl.blind_controls import (
     other_objects,
     scattered,
 )
-from vae_qwen3vl.candidate_scores import answer_scores
+from vae_qwen3vl.candidate_scores import answer_scores, batches_alike
 from vae_qwen3vl.captions import captions_in
 from vae_qwen3vl.closed_sets import ClosedSet
 from vae_qwen3vl.eval_objects import TRAIN, EvalData, EvalObject, from_codes
@@ -169,12 +169,10 @@ class Interviewer:
         """Return a greedy answer for each object; None asks without a shape."""
         from tqdm import tqdm
 
-        order = sorted(range(len(objects)), key=lambda n: 0 if objects[n] is None else len(objects[n].codes))  # type: ignore[union-attr]
         texts = [""] * len(objects)
         off = True if describe is None or not self.progress else None
         with tqdm(total=len(objects), desc=describe, unit="object", disable=off) as bar:
-            for start in range(0, len(order), self.batch_size):
-                numbers = order[start : start + self.batch_size]
+            for numbers in batches_alike(objects, self.batch_size):
                 shapes = [one for n in numbers if (one := objects[n]) is not None]
                 feats, coords = self.data.batch(shapes) if shapes else (None, None)
                 text = self.processor([prompt] * len(numbers), objects=1 if shapes else 0)
