@@ -148,7 +148,8 @@ def protocol_text(formulas: dict[str, str]) -> str:
 def summary_text(summary: dict[str, Any]) -> str:
     """Return the tables that the program prints."""
     from sdf_vqvae.evaluation import ROWS
-    from sdf_vqvae.evaluation_report import as_text, table
+    from sdf_vqvae.evaluation_report import table
+    from sdf_vqvae.report_page import as_text
 
     parts = []
     for name in ("all", "watertight"):

@@ -5,11 +5,8 @@ The page is a single file without scripts: pictures are in it, and every text fr
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
-import io
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from sdf_vqvae.evaluation import ROWS, Rebuilt, mesh_of, rebuild
@@ -26,6 +22,7 @@ from sdf_vqvae.evaluation_summary import Record
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.report_page import STYLE, as_html, image_tag, picture_bytes
 from sdf_vqvae.runtime import atomic_path
 
 REPORT = "report.html"
@@ -48,15 +45,6 @@ COLUMNS = (
 _MOST_BYTES = 1_000_000
 """Of all pictures; base64 adds a third."""
 _SIDE = 360
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #262c36; max-width: 1120px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: .6em 0 1.4em }
-th, td { padding: .22em .7em; text-align: right; border-bottom: 1px solid #dee2e7; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-.object { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px; margin: .3em 0 1.6em }
-.object img { width: 100% } .object p { margin: 0; font-size: 13px }
-.note { color: #5b6472; font-size: 13px } code { overflow-wrap: anywhere }
-"""
 
 
 def table(
@@ -68,15 +56,6 @@ def table(
         cells = [form.format(statistics[key][value]) if key in statistics else "-" for key, _, form in columns]
         lines.append([name, *cells, str(statistics.get("failed", ""))])
     return lines
-
-
-def as_text(lines: Sequence[Sequence[str]]) -> str:
-    """Return a table with aligned columns."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(line))
-        for line in lines
-    )
 
 
 def chosen_for_pictures(records: Sequence[Record], count: int) -> list[tuple[str, str]]:
@@ -142,25 +121,8 @@ def _draw(made: Rebuilt, *, side: int, most_bytes: int) -> Pictures:
     images = []
     for triangles in (made.truth, *(made.meshes.get(row) for row in ROWS)):
         picture = None if triangles is None else render_mesh(mesh_of(triangles), side, camera=camera)
-        images.append(None if picture is None else _encoded(picture, most_bytes))
+        images.append(None if picture is None else picture_bytes(picture, most_bytes))
     return Pictures(id=made.record["id"], images=tuple(images))
-
-
-def _encoded(picture: np.ndarray, most_bytes: int) -> bytes:
-    """Return a picture as WebP, or PNG where Pillow lacks that, no larger than asked."""
-    from PIL import Image, features
-
-    image = Image.fromarray(picture)
-    while True:
-        file = io.BytesIO()
-        if features.check("webp"):
-            image.save(file, "WEBP", quality=82, method=6)
-        else:
-            image.quantize(48).save(file, "PNG", optimize=True)
-        if file.tell() <= most_bytes or image.width <= 32:
-            return file.getvalue()
-        side = max(32, int(image.width * min(0.9, math.sqrt(most_bytes / file.tell()))))
-        image = image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
@@ -184,7 +146,7 @@ def write_report(
     """
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Reconstruction</title>",
-        f"<style>{_STYLE}</style><h1>Reconstruction</h1>",
+        f"<style>{STYLE}</style><h1>Reconstruction</h1>",
         *_about(summary),
         *_tables(summary),
         *_failures(summary),
@@ -223,28 +185,22 @@ def _tables(summary: dict[str, Any]) -> list[str]:
             found = summary["subsets"][name]
             rows = [(row, found[row]) for row in ROWS]
             parts += [f"<h2>{escape(name)}, {found['objects']:,} objects</h2>", "<p class='note'>Means.</p>"]
-            parts += [_html_table(table(rows))]
-            parts += ["<p class='note'>Medians.</p>", _html_table(table(rows, value="median"))]
+            parts += [as_html(table(rows))]
+            parts += ["<p class='note'>Medians.</p>", as_html(table(rows, value="median"))]
             gaps = [(gap, values) for gap, values in found["gaps"].items()]
-            parts += ["<p class='note'>Means of paired differences.</p>", _html_table(table(gaps))]
+            parts += ["<p class='note'>Means of paired differences.</p>", as_html(table(gaps))]
     rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
-    parts += ["<h2>Subsets, discrete row</h2>", "<p class='note'>Means.</p>", _html_table(table(rows))]
+    parts += ["<h2>Subsets, discrete row</h2>", "<p class='note'>Means.</p>", as_html(table(rows))]
     for title, values in (("Codes an object", summary["codes"]), ("Codebook", summary["codebook"])):
         lines = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in values.items()]
-        parts += [f"<h2>{title}</h2>", _html_table([["", ""], *lines])]
+        parts += [f"<h2>{title}</h2>", as_html([["", ""], *lines])]
     lines = [[stage, *(f"{times[key]:.3f}" for key in ("median", "95 %"))] for stage, times in _times(summary)]
-    parts += ["<h2>Seconds an object</h2>", _html_table([["", "median", "95 %"], *lines])]
+    parts += ["<h2>Seconds an object</h2>", as_html([["", "median", "95 %"], *lines])]
     return parts
 
 
 def _times(summary: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
     return list(summary["seconds"].items())
-
-
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines[1:])
-    return f"<table><tr>{head}</tr>\n{body}</table>"
 
 
 def _failures(summary: dict[str, Any]) -> list[str]:
@@ -254,7 +210,7 @@ def _failures(summary: dict[str, Any]) -> list[str]:
     lines = [["object", "rows", "reason"]]
     lines += [[f["id"], ", ".join(f["rows"]), "; ".join(f["errors"].values())[:160]] for f in failures[:50]]
     more = f"<p class='note'>and {len(failures) - 50:,} more, in summary.json</p>" if len(failures) > 50 else ""
-    return [f"<h2>Failures: {len(failures):,}, scored as the worst case</h2>", _html_table(lines), more]
+    return [f"<h2>Failures: {len(failures):,}, scored as the worst case</h2>", as_html(lines), more]
 
 
 def _objects(
@@ -276,16 +232,9 @@ def _objects(
         )
         images = pictures[name].images if name in pictures else (None,) * len(PANELS)
         for panel, image in zip(PANELS, images, strict=True):
-            parts.append(f"<div>{_image(image, panel)}<p>{_words(panel, record)}</p></div>")
+            parts.append(f"<div>{image_tag(image, panel)}<p>{_words(panel, record)}</p></div>")
         parts.append("</div>")
     return parts
-
-
-def _image(image: bytes | None, panel: str) -> str:
-    if image is None:
-        return "<p class='note'>no surface</p>"
-    kind = "webp" if image[:4] == b"RIFF" else "png"
-    return f"<img alt='{escape(panel)}' src='data:image/{kind};base64,{base64.b64encode(image).decode()}'>"
 
 
 def _words(panel: str, record: Record) -> str:

@@ -1,8 +1,8 @@
 """The commands and code of the user's documentation, byte for byte, from the repository root.
 
 Each runs at a size that a CPU bears: a small Qwen2-VL lies under the documented repository id in a temporary Hub
-cache (`HF_HUB_OFFLINE=1`), and files that the documentation only names (`path/to/vae.pt`) are made. Commands of
-training, evaluation and dataset tools join this file with the issues that build them.
+cache (`HF_HUB_OFFLINE=1`), and files that the documentation only names (`path/to/vae.pt`) are made. Where a line
+of evaluation begins with dots, they stand for the flags of the line with a projector before it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,37 @@ HUB_ID = "Qwen/Qwen2-VL-2B-Instruct"
 QUICK = "python vae_qwen3vl/run_smoke_test.py --vae_config configs/vae/sdf_vqvae_stage1.json --quick"
 FULL = "python vae_qwen3vl/run_smoke_test.py --vae_config configs/vae/sdf_vqvae_stage1.json"
 FULL_WITH_WEIGHTS = FULL + " --vae_ckpt path/to/vae.pt"
+TRAIN = "python vae_qwen3vl/train_finetune.py"
+TRAIN_DUMMY = f"{TRAIN} --dummy_data --dummy_samples 50 --epochs 1 --batch_size 2 --output_dir ./out_3dvl"
+TRAIN_LORA = f"""{TRAIN} \\
+  --vl_model Qwen/Qwen2-VL-2B-Instruct \\
+  --vae_config configs/vae/ct_vqvae_stage1.json \\
+  --vae_ckpt path/to/vae.pt \\
+  --use_lora --max_3d_tokens 2048 --output_dir ./out_3dvl"""
+TRAIN_PROJECTOR = f"""{TRAIN} \\
+  --vl_model Qwen/Qwen2-VL-2B-Instruct \\
+  --vae_config configs/vae/sdf_vqvae_stage1.json \\
+  --vae_ckpt path/to/your_trained_vae.pt \\
+  --output_dir ./outputs_3d_vl \\
+  --max_3d_tokens 2048 \\
+  --use_3d_pos \\
+  --epochs 3 --batch_size 4 --lr 1e-4"""
+TRAIN_SCRIPT = "bash scripts/run_3d_align_train.sh"
+TRAIN_DEBUG = "python scripts/run_3d_align_train.py --config configs/3d_align_train.yaml --debug"
+EVALUATE = "python vae_qwen3vl/eval_3d_vl.py"
+EVALUATE_RUN = f"{EVALUATE} --config configs/3d_align_train.yaml --output_dir ./eval_out"
+EVALUATE_FLAGS = """\\
+  --vae_config configs/vae/sdf_vqvae_stage1.json \\
+  --vae_ckpt path/to/your_trained_vae.pt \\
+  --projector_ckpt path/to/projector_final.pt \\
+  --vl_model Qwen/Qwen2-VL-2B-Instruct \\
+  --output_dir ./eval_out"""
+EVALUATE_LINES = (
+    f"{EVALUATE} ... --lora_dir outputs_3d_align/ep2_lr1e-4_bs2_n500_lora8/lora_final",
+    f"{EVALUATE} ... --data_dir train_sdf_dataset",
+    f'{EVALUATE} ... --data_path path/to/one_batch.pt --prompt "Describe this 3D shape in one sentence:"',
+    f"{EVALUATE} ... --save_mesh --voxel_resolution 256",
+)
 INFERENCE = """\
 from vae_qwen3vl import Qwen3VLWith3DBranch, extract_3d_latent
 import torch
@@ -60,12 +92,12 @@ recon = model.vae_model.Decode(encoding_indices)
 
 def run_command(command: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command line with this interpreter as `python`, the repository importable as after `pip install -e .`."""
-    program, *arguments = shlex.split(command)
-    assert program == "python"
-    variables = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"} | environment
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=variables, capture_output=True, text=True, timeout=300
-    )
+    program, *arguments = shlex.split(command.replace("\\\n", " "))  # a shell joins continued lines
+    assert program in ("python", "bash")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` of a script is this one too
+    variables = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PATH": path} | environment
+    started = [sys.executable, *arguments] if program == "python" else [program, *arguments]
+    return subprocess.run(started, cwd=root, env=variables, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -102,13 +134,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(tmp_path: Path, repository: Path) -> Path:
     """The repository's folders, linked into a new root where files may be made."""
-    for item in ("vae_qwen3vl", "sdf_vqvae", "configs", "examples"):
+    for item in ("vae_qwen3vl", "sdf_vqvae", "dataset_toolkits", "scripts", "configs", "examples"):
         (tmp_path / item).symlink_to(repository / item)
     return tmp_path
 
 
 def test_they_stand_in_the_documentation_as_they_are_here(user_document):
-    for quoted in (QUICK, FULL, FULL_WITH_WEIGHTS, INFERENCE, RECONSTRUCTION, WITHOUT_FORWARD):
+    training = (TRAIN_DUMMY, TRAIN_LORA, TRAIN_PROJECTOR, TRAIN_SCRIPT, TRAIN_DEBUG)
+    evaluation = (EVALUATE_RUN, f"{EVALUATE} {EVALUATE_FLAGS}", *EVALUATE_LINES)
+    code = (INFERENCE, RECONSTRUCTION, WITHOUT_FORWARD)
+    for quoted in (QUICK, FULL, FULL_WITH_WEIGHTS, *training, *evaluation, *code):
         assert quoted.rstrip("\n") in user_document
 
 
@@ -219,6 +254,109 @@ print(json.dumps({"codes": len(encoding_indices.feats), "voxels": len(recon.feat
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["voxels"] == 512 * found["codes"] > 0
     assert found["faces"] > 0
+
+
+def small_fields(checkout: Path, configs: dict[str, Path | None]) -> None:
+    """Write `train_sdf_dataset`: three balls with captions, as the field of every named tokenizer has them."""
+    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.model.checkpoint import shipped_config
+    from sdf_vqvae.sparse_sdf import SparseSDF
+    from vae_qwen3vl.run_smoke_test import sphere_batch
+
+    folder = checkout / "train_sdf_dataset"
+    folder.mkdir()
+    described = [VAEConfig.from_json(path or shipped_config()).field for path in configs.values()]
+    columns = ["sha256", "captions", "sdf_computed", *(f"r{field.resolution}_num_points" for field in described)]
+    lines = [",".join(columns)]
+    for number, words in enumerate(("a red ball", "a planet", "a marble")):
+        counts = []
+        for field in described:
+            batch = sphere_batch(field, 5.0 + number)
+            made = SparseSDF(
+                sdf=batch["sparse_sdf"][:, 0],
+                index=batch["sparse_index"].int(),
+                field=field,
+                center=(0.0, 0.0, 0.0),
+                scale=1.0,
+                watertight=True,
+                sign_method="winding" if field.kind == "sdf" else "none",
+            )
+            made.save(folder / f"ball{number}_r{field.resolution}.npz")
+            counts.append(str(len(made.sdf)))
+        lines.append(",".join([f"ball{number}", words, "True", *counts]))
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def small_default(hub: Path, tmp_path: Path) -> str:
+    """A user cache whose default language model is the small one; sentence models are the machine's own."""
+    from vae_qwen3vl.default_lm import _FOLDER
+    from vae_qwen3vl.pinned_wheel import cache_root
+
+    cache = tmp_path / "cache" / "vae_qwen3vl"
+    cache.mkdir(parents=True)
+    for folder in cache_root().glob("*minilm*"):
+        (cache / folder.name).symlink_to(folder)
+    (small,) = (hub / "hub").glob("models--*/snapshots/*")
+    shutil.copytree(small, cache / _FOLDER)
+    files = {path.name: {"bytes": path.stat().st_size} for path in (cache / _FOLDER).iterdir()}
+    (cache / _FOLDER / "manifest.json").write_text(json.dumps({"files": files}), encoding="utf-8")
+    return str(tmp_path / "cache")
+
+
+@pytest.mark.slow
+@needs_language
+def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch):
+    """Every line of training and evaluation, one after the other, on three balls and a small language model."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("nltk")
+    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+    from vae_qwen3vl.run_smoke_test import sphere_batch
+
+    stage1 = checkout / "configs" / "vae" / "sdf_vqvae_stage1.json"
+    small_fields(checkout, {"documented": stage1, "shipped": None})
+    (checkout / "path" / "to").mkdir(parents=True)
+    vae = SparseSDFVQVAE(VAEConfig.from_json(stage1))
+    state = {name: tensor.bfloat16() for name, tensor in vae.state_dict().items()}
+    for name in ("vae.pt", "your_trained_vae.pt"):
+        torch.save(state, checkout / "path" / "to" / name)
+    torch.save(sphere_batch(vae.config.field), checkout / "path" / "to" / "one_batch.pt")
+
+    def ran(command: str) -> subprocess.CompletedProcess[str]:
+        done = run(command, checkout, HF_HOME=str(hub), XDG_CACHE_HOME=small_default, CUDA_VISIBLE_DEVICES="")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def words(folder: str) -> list[str]:
+        return (checkout / folder / "generated.txt").read_text(encoding="utf-8").splitlines()
+
+    ran(TRAIN_DUMMY)
+    assert (checkout / "out_3dvl/ep1_lr1e-4_bs2_nd50_nolora/projector_final.pt").is_file()
+    ran(TRAIN_LORA)
+    assert (checkout / "out_3dvl/ep3_lr1e-4_bs2_nall_lora8/lora_final").is_dir()
+    ran(TRAIN_PROJECTOR)
+    trained = checkout / "outputs_3d_vl/ep3_lr1e-4_bs4_nall_nolora"
+    shutil.copy(trained / "projector_final.pt", checkout / "path" / "to")
+    ran(TRAIN_SCRIPT)
+    ran(TRAIN_DEBUG)
+    runs = checkout / "outputs_3d_align"
+    assert {path.name for path in runs.iterdir()} == {f"ep2_lr1e-4_bs4_n5000_lora8{end}" for end in ("", "_2")}
+    ran(f"{TRAIN_SCRIPT} --batch_size 2 --max_samples 500")  # the run that the config's output_run names
+    ran(EVALUATE_RUN)
+    assert len(words("eval_out")) == 3
+    summary = json.loads((checkout / "eval_out" / "eval_summary.json").read_text(encoding="utf-8"))
+    assert summary["settings"]["projector"]["num_layers"] == 3
+    assert "no 3D" in summary["captions"]["rows"]
+    ran(f"{EVALUATE} {EVALUATE_FLAGS}")
+    assert len(words("eval_out")) == 1
+    flags = " ".join(EVALUATE_FLAGS.replace("\\", " ").split())
+    for line in EVALUATE_LINES:
+        ran(line.replace("...", flags))
+        assert len(words("eval_out")) == (3 if "--data_dir" in line else 1)
+    (record,) = [json.loads(line) for line in (checkout / "eval_out" / "eval_results.jsonl").open(encoding="utf-8")]
+    assert (record["mesh"] is not None) == (checkout / "eval_out" / "recon_mesh_0.obj").is_file()
 
 
 def test_the_program_runs_as_a_module(repository):

@@ -5,6 +5,7 @@ Knows the settings and the datasets; nothing of the loop.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -15,10 +16,12 @@ from typing import Any
 from torch.utils.data import Dataset, Subset
 
 from vae_qwen3vl.align_training import AlignmentData
+from vae_qwen3vl.captions import read_plain_texts
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+from vae_qwen3vl.plain_text import WithPlainText
 from vae_qwen3vl.processor import Processor3D
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 _MOST_HELD_OUT = 10
 """At most one object in so many is kept for validation."""
 _VAL = "val"
+_USUAL_FOLDER = "train_sdf_dataset"
+"""Where the tools and the documentation put a dataset."""
 
 
 class Tolerant(Dataset[Any]):
@@ -64,12 +69,25 @@ class Tolerant(Dataset[Any]):
         raise ValueError(f"none of {len(self)} objects can be read: {next(iter(self.left_out.values()))}")
 
 
+def with_usual_data(config: AlignmentConfig) -> AlignmentConfig:
+    """Return the settings with `train_sdf_dataset` as data where none is named and the current directory has it."""
+    if config.dummy_data or config.data_dir is not None or not Path(_USUAL_FOLDER).is_dir():
+        return config
+    logger.info("no --data_dir is given: the data is %s", _USUAL_FOLDER)
+    return dataclasses.replace(config, data_dir=_USUAL_FOLDER)
+
+
 def check_data(config: AlignmentConfig) -> None:
     """Raise a ValueError if no data is named, or there is none; the message has the command that makes some."""
     if config.dummy_data:
+        if config.plain_text is not None:
+            raise ValueError("plain_text goes with data_dir: random objects have no words for it to stand among")
         return
     if config.data_dir is None:
-        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
+        raise ValueError(
+            f"no data: give --data_dir, or --dummy_data for a quick test on random objects (there is no folder "
+            f"{_USUAL_FOLDER} here)"
+        )
     if not Path(config.data_dir).is_dir():
         raise ValueError(
             f"data_dir: there is no folder {config.data_dir}; make one with: python dataset_toolkits/sdf_voxelize.py "
@@ -92,7 +110,7 @@ def alignment_data(
 
     `data_dir` is a folder of cached codes or of distance fields. Validated on are the objects of its split `val`;
     where the table has no splits, at most `val_samples` objects and a tenth, chosen by a hash of their ids, so that
-    another run keeps the same apart.
+    another run keeps the same apart. Texts without an object stand among those that are trained on alone.
 
     Raises:
         ValueError: no data is named, or none of it can be used.
@@ -100,24 +118,45 @@ def alignment_data(
     check_data(config)
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
+    texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
     if codes is not None:
-        return _from_codes(config, processor, codes)
-    return _from_fields(config, processor, Path(str(config.data_dir)))
+        data = _from_codes(config, processor, codes)
+    else:
+        data = _from_fields(config, processor, Path(str(config.data_dir)))
+    if not texts:
+        return data
+    train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed)
+    logger.info("%d of %d training items are plain text", train.places, len(train))
+    return dataclasses.replace(data, train=train, lengths=train.lengths)
 
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
     splits = {row.get("split") for row in codes.table()}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     if _VAL in splits:
-        train = CachedCodesDataset(codes, split="train", max_samples=config.max_samples, seed=config.seed)
+        train = CachedCodesDataset(
+            codes,
+            split="train",
+            max_samples=config.max_samples,
+            seed=config.seed,
+            caption_share=config.caption_share,
+            shift_cells=config.shift_cells,
+        )
         val: Dataset[Any] | None = None
         if config.val_samples:
-            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, seed=config.seed)
+            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0)
         return AlignmentData(
             train=Tolerant(train), lengths=_sizes(train), val=None if val is None else Tolerant(val), collate=collate
         )
-    data = CachedCodesDataset(codes, max_samples=config.max_samples, seed=config.seed)
-    return _split(config, data, data.names, _sizes(data), collate)
+    data = CachedCodesDataset(
+        codes,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        caption_share=config.caption_share,
+        shift_cells=config.shift_cells,
+    )
+    val = CachedCodesDataset(codes, max_samples=config.max_samples, caption_share=1.0)
+    return _split(config, data, val, data.names, _sizes(data), collate)
 
 
 def _sizes(data: CachedCodesDataset) -> list[float]:
@@ -130,13 +169,14 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     from sdf_vqvae.model.checkpoint import shipped_config
 
     resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
-    data = SDF3DCaptionDataset(
-        folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples, seed=config.seed
+    make = functools.partial(
+        SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples
     )
+    data = make(seed=config.seed, caption_share=config.caption_share)
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    return _split(config, data, data.names, data.sizes, collate)
+    return _split(config, data, make(caption_share=1.0), data.names, data.sizes, collate)
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
@@ -145,19 +185,29 @@ def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -
     vocabulary = len(processor.tokenizer)
     data = Dummy3DTextDataset(count, most, vocab_size=vocabulary, latent_dim=latent_dim)
     collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
-    return _split(config, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
+    return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
 
 
 def _split(
-    config: AlignmentConfig, data: Dataset[Any], names: Sequence[str], sizes: Sequence[float], collate: Any
+    config: AlignmentConfig,
+    data: Dataset[Any],
+    val: Dataset[Any],
+    names: Sequence[str],
+    sizes: Sequence[float],
+    collate: Any,
 ) -> AlignmentData:
-    """Keep some objects for validation, the same ones whatever the order of the table."""
-    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
-    apart = min(config.val_samples, len(names) // _MOST_HELD_OUT)
-    held, kept = sorted(order[:apart]), sorted(order[apart:])
+    """Keep some objects for validation; `val` are the same objects with what they are validated on."""
+    held = held_out(names, config.val_samples)
+    kept = sorted(set(range(len(names))) - set(held))
     return AlignmentData(
         train=Tolerant(Subset(data, kept)),
         lengths=[sizes[i] for i in kept],
-        val=Tolerant(Subset(data, held)) if held else None,
+        val=Tolerant(Subset(val, held)) if held else None,
         collate=collate,
     )
+
+
+def held_out(names: Sequence[str], val_samples: int) -> list[int]:
+    """Return which objects training keeps for validation: the same ones whatever the order of the table."""
+    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(names[i].encode(), digest_size=8).digest())
+    return sorted(order[: min(val_samples, len(names) // _MOST_HELD_OUT)])

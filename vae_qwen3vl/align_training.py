@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdf_vqvae import training_checkpoint as checkpoints
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_log import RunLog
+from vae_qwen3vl import adapters
 from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -126,6 +128,19 @@ class AlignmentTrainer:
         self.best_loss, self.best_step = math.inf, 0
         self.log: RunLog | None = None
 
+    @cached_property
+    def loader(self) -> DataLoader[Any]:
+        """Batches of one epoch after another; its processes live as long as the run."""
+        workers = self.config.num_workers
+        return DataLoader(
+            self.data.train,
+            batch_sampler=self.sampler,
+            collate_fn=self.data.collate,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+        )
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -144,9 +159,22 @@ class AlignmentTrainer:
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, write the results, and return the log's records of this part."""
+        self.resume()
+        with self.autocasting():
+            self._train()
+        self.save_checkpoint()
+        if self.accelerator.is_main_process:
+            self.write_results()
+        self.accelerator.wait_for_everyone()
+        return self.log.records if self.log is not None else []
+
+    def autocasting(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context that steps run in: adapters leave changes of dtype to autocast, if there is any."""
+        return adapters.casts_left_to_autocast(self.branch.vl_model, self.accelerator.mixed_precision != "no")
+
+    def _train(self) -> None:
         from tqdm import tqdm
 
-        self.resume()
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
         bar = tqdm(total=self.steps, initial=self.step_number, unit="step", disable=None if main else True)
@@ -166,25 +194,13 @@ class AlignmentTrainer:
         bar.close()
         if self.data.val is not None and self.best_step != self.step_number:
             self.validate()
-        self.save_checkpoint()
-        if main:
-            self.write_results()
-        self.accelerator.wait_for_everyone()
-        return self.log.records if self.log is not None else []
 
     def _steps_of_epoch(self) -> Iterator[list[Batch]]:
         """Yield the batches of one step after another, from where the epoch stands."""
         if hasattr(self.data.train, "set_epoch"):
             self.data.train.set_epoch(self.epoch)
         self.sampler.set_epoch(self.epoch, self.batches_done)
-        loader = DataLoader(
-            self.data.train,
-            batch_sampler=self.sampler,
-            collate_fn=self.data.collate,
-            num_workers=self.config.num_workers,
-            multiprocessing_context="spawn" if self.config.num_workers else None,
-        )
-        batches = iter(loader)
+        batches = iter(self.loader)
         while parts := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
             self.batches_done += len(parts)
             yield parts
@@ -198,10 +214,14 @@ class AlignmentTrainer:
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():  # which Accelerate puts round a model of DDP, but not of FSDP
-                    loss = self.model(**_moved(part, self.accelerator.device))["loss"]
+                    losses = self.model(
+                        **_moved(part, self.accelerator.device),
+                        loss_only=True,
+                        contrastive_weight=self.config.contrastive_weight,
+                    )
                 # Gradients are averaged over processes, but the mean is over all their tokens.
-                self.accelerator.backward(loss * (count * self.accelerator.num_processes / total))
-            summed += loss.detach() * count
+                self.accelerator.backward(losses["loss"] * (count * self.accelerator.num_processes / total))
+            summed += losses["answer_loss"] * count
         norm = self._update(progress)
         self.step_number += 1
         self.objects += sum(len(part["labels"]) for part in parts) * self.accelerator.num_processes
@@ -261,8 +281,8 @@ class AlignmentTrainer:
             batch = _moved(batch, self.accelerator.device)
             count = int((batch["labels"] != IGNORED_LABEL).sum()) if own else 0
             with self.accelerator.autocast():
-                sums[0] += float(self.branch(**batch)["loss"]) * count
-                sums[1] += float(self.branch(**with_other_shapes(batch))["loss"]) * count
+                sums[0] += float(self.branch(**batch, loss_only=True)["loss"]) * count
+                sums[1] += float(self.branch(**with_other_shapes(batch), loss_only=True)["loss"]) * count
             sums[2] += count
         self.branch.train()
         matching, other, tokens = (self._sum(value) for value in sums)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdf_vqvae.archives import one_line, parse_json, regular_file
 
@@ -20,6 +20,9 @@ RECORDS = "conversations.jsonl"
 """Name of the records beside a dataset's table that are read without being asked for."""
 _IDS = ("sample_id", "sha256", "id")
 _ROLES = ("system", "user", "assistant")
+CAPTION_SHARE = 0.5
+_RECORD = "record"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Text:
     """What the model learns to say."""
     conversation: tuple[dict[str, str], ...] | None = None
     """The turns before it, `{"role", "content"}` each; None where the trainer's own prompt asks."""
+    kind: str = ""
+    """What sort of record it is of, language included; empty for a caption of the table."""
 
     def __post_init__(self) -> None:
         """Check that there is something to learn."""
@@ -59,25 +64,47 @@ def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
     Raises:
         ValueError: the file is missing, or a line is something else; the message names the line.
     """
-    file = regular_file(path, "records file")
     found: dict[str, list[Text]] = {}
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line)
-                if not isinstance(record, dict):
-                    raise ValueError("a record is a JSON object")
-                found.setdefault(_id_of(record), []).append(_text_of(record))
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
+    for name, text in read_lines(regular_file(path, "records file"), _named_text_of):
+        found.setdefault(name, []).append(text)
     return found
 
 
-def choose(texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int) -> Text:
-    """Return one of an object's texts: the same for the same seed, epoch and object, on every machine."""
-    return texts[pick(seed, epoch, sample_id) % len(texts)]
+def read_plain_texts(path: str | os.PathLike[str]) -> list[Text]:
+    """Read texts about no object from a JSONL file: `question` and `answer`, or `messages`, as in `read_records`.
+
+    Raises:
+        ValueError: the file is missing or empty, or a line is something else or names an object.
+    """
+    file = regular_file(path, "plain text file")
+    texts = list(read_lines(file, _plain_text_of))
+    if not texts:
+        raise ValueError(f"{file} holds no texts")
+    return texts
+
+
+def choose(
+    texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int, caption_share: float = CAPTION_SHARE
+) -> Text:
+    """Return one of an object's texts: the same for the same seed, epoch and object, on every machine.
+
+    Args:
+        texts: of the object.
+        sample_id: its id.
+        seed: of the run.
+        epoch: each draws anew.
+        caption_share: how often a caption of the table is taken where there are records too. Among records, first the
+            kind is drawn, then one of that kind: kinds with many questions don't crowd out the others.
+    """
+    captions = [text for text in texts if not text.kind]
+    records = [text for text in texts if text.kind]
+    drawn = pick(seed, epoch, sample_id)
+    if captions and (not records or pick(seed, epoch, sample_id, "form") < caption_share * 2**64):
+        return captions[drawn % len(captions)]
+    kinds = sorted({text.kind for text in records})
+    kind = kinds[pick(seed, epoch, sample_id, "kind") % len(kinds)]
+    own = [text for text in records if text.kind == kind]
+    return own[drawn % len(own)]
 
 
 def pick(*parts: Any) -> int:
@@ -111,11 +138,44 @@ def texts_of_table(
     return texts
 
 
+def read_lines(file: Path, read: Callable[[dict[str, Any]], _Read]) -> Iterator[_Read]:
+    """Yield what `read` makes of each line's record. Raises a ValueError that names the line."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_json(line)
+                if not isinstance(record, dict):
+                    raise ValueError("a record is a JSON object")
+                yield read(record)
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: {one_line(error)}") from error
+
+
+def _plain_text_of(record: dict[str, Any]) -> Text:
+    named = [key for key in _IDS if key in record]
+    if named:
+        raise ValueError(f"a text without an object has no {named[0]!r}: texts of objects are records of the dataset")
+    text = _text_of(record)
+    if text.conversation is None:
+        raise ValueError("a text without an object holds 'question' and 'answer', or 'messages'")
+    return text
+
+
 def _id_of(record: dict[str, Any]) -> str:
     for key in _IDS:
         if isinstance(record.get(key), str) and record[key]:
             return str(record[key])
     raise ValueError(f"a record needs an id: {', '.join(_IDS)}")
+
+
+def _named_text_of(record: dict[str, Any]) -> tuple[str, Text]:
+    return _id_of(record), replace(_text_of(record), kind=_kind_of(record))
+
+
+def _kind_of(record: dict[str, Any]) -> str:
+    return " ".join(str(record[key]) for key in ("kind", "language") if record.get(key)) or _RECORD
 
 
 def _text_of(record: dict[str, Any]) -> Text:

@@ -1,26 +1,19 @@
 """Codes of many objects in one file: encode once, train many times.
 
-Knows objects by their ids and the tokenizer by its fingerprint; captions and batches are `data.py`'s.
+Knows objects by their ids and the tokenizer by its fingerprint; captions and batches are others'.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import one_line, parse_json, read_safetensors, write_safetensors
-from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.shapes import voxelize_for
-
-logger = logging.getLogger(__name__)
 
 _FORMAT = "sdf-vqvae-code-cache/1"
 
@@ -110,46 +103,3 @@ class CodeCache:
             raise ValueError(f"{path} is not a code cache: it lacks {error}") from error
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{path} is not a code cache: {one_line(error)}") from error
-
-
-def encode_pack(
-    vae: SparseSDFVQVAE, pack: MeshPack, entries: Sequence[PackEntry], max_seconds: float = float("inf")
-) -> CodeCache:
-    """Voxelize and encode meshes of a pack, in the order given.
-
-    Args:
-        vae: the tokenizer.
-        pack: where the meshes are.
-        entries: which of them.
-        max_seconds: stop after this time; the cache then holds the first of the entries, which is logged.
-    """
-    from tqdm import tqdm
-
-    codes, coords, sizes = [], [], [0]
-    ids: list[str] = []
-    failures: dict[str, str] = {}
-    start = time.perf_counter()
-    for entry in tqdm(entries, unit="mesh", mininterval=5):
-        if time.perf_counter() - start > max_seconds:
-            logger.warning("stopped after %.0f s: %d of %d meshes encoded", max_seconds, len(ids), len(entries))
-            break
-        try:
-            encoded = vae.Encode(voxelize_for(vae, pack.mesh(entry)).to_batch())
-        except ValueError as error:
-            failures[entry.id] = str(error)
-            logger.warning("%s not encoded: %s", entry.id, error)
-            continue
-        codes.append(encoded.feats[:, 0].to("cpu", torch.int32))
-        coords.append(encoded.coords[:, 1:].to("cpu", torch.int16))
-        sizes.append(len(encoded))
-        ids.append(entry.id)
-    if not ids:
-        raise ValueError(f"none of {len(entries)} meshes could be encoded: {failures}")
-    return CodeCache(
-        codes=torch.cat(codes),
-        coords=torch.cat(coords),
-        splits=torch.cumsum(torch.tensor(sizes), 0),
-        ids=tuple(ids),
-        failures=failures,
-        vae_hash=vae.fingerprint(),
-    )

@@ -1,7 +1,7 @@
 """Joins items of datasets to batches that `Qwen3VLWith3DBranch.forward_with_3d` takes as they are.
 
 Text is written by `Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
-it never becomes a token.
+it never becomes a token. Items without a shape (plain text) may stand among the others.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ def collate_sdf_caption(
     """Join items of `SDF3DCaptionDataset` (way B: the VAE encodes in the step).
 
     Args:
-        batch: the items.
+        batch: the items; one without `inputs_3d` is plain text and needs a `conversation`.
         tokenizer: a tokenizer with a chat template, or a `Processor3D`.
         prompt: asks for captions that come without a conversation of their own.
         max_length: most text tokens of an item; None for any number.
 
     Returns:
-        `inputs_3d` (`sparse_sdf`, `sparse_index`, `batch_idx`), `input_ids`, `attention_mask` and `labels` `[B, S]`.
+        `inputs_3d` (`sparse_sdf`, `sparse_index`, `batch_idx`, which counts objects), unless all is plain text;
+        `input_ids`, `attention_mask` and `labels` `[B, S]`.
 
     Raises:
-        ValueError: the batch is empty, or an item is too long: an answer is never cut.
+        ValueError: the batch is empty, an item has neither shape nor conversation, or one is too long: an answer is
+            never cut.
     """
-    words = _words(batch, tokenizer, prompt, max_length)
-    fields = [item["inputs_3d"] for item in batch]
+    words = _words(batch, "inputs_3d", tokenizer, prompt, max_length)
+    fields = [item["inputs_3d"] for item in batch if "inputs_3d" in item]
+    if not fields:
+        return dict(words)
     joined = {key: torch.cat([field[key] for field in fields]) for key in ("sparse_sdf", "sparse_index")}
     sizes = torch.tensor([len(field["sparse_index"]) for field in fields])
     return {"inputs_3d": {**joined, "batch_idx": torch.arange(len(fields)).repeat_interleave(sizes)}, **words}
@@ -48,14 +52,23 @@ def collate_codes_caption(
     """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
 
     Returns:
-        `feats_3d [M, D]`, `coords_3d` int32 `[M, 4]` = (item, x, y, z), and the text as in `collate_sdf_caption`.
+        `feats_3d [M, D]` and `coords_3d` int32 `[M, 4]` = (object, x, y, z), unless all is plain text; the text as
+        in `collate_sdf_caption`; and `title_ids` int64 `[O, T]`, the tokens of each object's `title` (-1 is padding),
+        where all have one.
     """
-    words = _words(batch, tokenizer, prompt, max_length)
+    words = _words(batch, "feats_3d", tokenizer, prompt, max_length)
+    shapes = [item for item in batch if "feats_3d" in item]
+    if not shapes:
+        return dict(words)
+    if all(item.get("title") for item in shapes):
+        titles = [_processor(tokenizer).encode_text(item["title"]) for item in shapes]
+        longest = max(map(len, titles))
+        words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in titles])
     coords = [
         torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
-        for number, item in enumerate(batch)
+        for number, item in enumerate(shapes)
     ]
-    return {"feats_3d": torch.cat([item["feats_3d"] for item in batch]), "coords_3d": torch.cat(coords), **words}
+    return {"feats_3d": torch.cat([item["feats_3d"] for item in shapes]), "coords_3d": torch.cat(coords), **words}
 
 
 def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:
@@ -98,6 +111,10 @@ def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 
     return {"feats_3d": feats, "coords_3d": coords, "mask_3d": mask, **text}
 
 
+def _processor(tokenizer: Any) -> Processor3D:
+    return tokenizer if isinstance(tokenizer, Processor3D) else Processor3D(tokenizer)
+
+
 def _named(item: Item | Sequence[Tensor]) -> Item:
     if isinstance(item, Mapping):
         missing = [key for key in _WAY_A if key not in item]
@@ -123,12 +140,18 @@ def _check_way_a(item: Item, number: int, latent_dim: int) -> None:
         )
 
 
-def _words(batch: Sequence[Item], tokenizer: Any, prompt: str, max_length: int | None) -> dict[str, Tensor]:
+def _words(
+    batch: Sequence[Item], shape: str, tokenizer: Any, prompt: str, max_length: int | None
+) -> dict[str, Tensor]:
     if not batch:
         raise ValueError("a batch needs at least one item")
-    processor = tokenizer if isinstance(tokenizer, Processor3D) else Processor3D(tokenizer)
+    processor = _processor(tokenizer)
+    for item in batch:
+        if shape not in item and not item.get("conversation"):
+            raise ValueError(f"{item.get('sample_id', 'an item')} has neither {shape!r} nor a 'conversation'")
     conversations = [item.get("conversation") or [{"role": "user", "content": prompt}] for item in batch]
-    words = processor(conversations, [item["caption"] for item in batch])
+    objects = [int(shape in item) for item in batch]
+    words = processor(conversations, [item["caption"] for item in batch], objects=objects)
     lengths = words["attention_mask"].sum(1).tolist()
     for item, length in zip(batch, lengths, strict=True):
         if max_length is not None and length > max_length:

@@ -28,16 +28,17 @@ from typing import Any
 
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_config import check_keys
+from vae_qwen3vl.captions import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
 from vae_qwen3vl.strict_files import read_mapping
 
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
-    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed"), 0),
+    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
 }
-_SHARES = ("projector_share", "warmup_ratio", "lora_dropout")
-_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip")
+_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "plain_text_share")
+_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
     "truncate_mode": ("pool", "head"),
@@ -45,7 +46,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "merge": (1, 2, 4),
 }
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
-_METAVARS = {"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"}
+_METAVARS = {
+    **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
+    "plain_text": "JSONL",
+}
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
@@ -92,6 +96,10 @@ class AlignmentConfig:
     """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
     max_samples: int = 0
     """Objects taken from it; 0 takes all."""
+    plain_text: str | None = None
+    """Records without an object that are trained on too, so that the language model keeps its other skills."""
+    plain_text_share: float = 0.1
+    """Their share of the training items; each epoch draws anew which ones."""
     dummy_data: bool = False
     """Train on random objects instead, for a quick test."""
     dummy_samples: int = 50
@@ -120,12 +128,20 @@ class AlignmentConfig:
     """Dropout in front of the adapters."""
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
+    caption_share: float = CAPTION_SHARE
+    """How often a caption of the table is learned where an object has questions too."""
+    shift_cells: int = 0
+    """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
+    it differently."""
     positions: str = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4
     """Learning rate of the projector."""
     lora_lr: float | None = None
     """Learning rate of the adapters; a fifth of lr by default."""
+    contrastive_weight: float = 0.0
+    """Weight of a second loss of the projector: the mean of an object's 3D tokens should be nearer to its own name's
+    words than to other names of the batch. Cached codes only."""
     projector_share: float = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
     weight_decay: float = 0.01
@@ -136,6 +152,9 @@ class AlignmentConfig:
     """Largest norm of the gradients; 0 for any."""
     gradient_accumulation_steps: int = 1
     """Batches a step."""
+    compile_layers: bool = False
+    """Compile the language model's layers (torch.compile): on CUDA, steps of small models are several times faster
+    after a minute."""
     use_gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     epochs: int = 3
@@ -252,8 +271,12 @@ class AlignmentConfig:
         raise ValueError(f"output_run: {self.output_run!r} is no run in {self.output_dir} ({there})")
 
 
-def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[str] = ()) -> None:
+def add_alignment_options(
+    parser: argparse.ArgumentParser, leave_out: Iterable[str] = (), *, only: Iterable[str] | None = None
+) -> None:
     """Add `--config` and a flag for every setting but those in `leave_out`; `read_alignment_config` reads them.
+
+    With `only`, no other settings have flags.
 
     The flags and their help are the fields of `AlignmentConfig`.
     """
@@ -264,6 +287,8 @@ def add_alignment_options(parser: argparse.ArgumentParser, leave_out: Iterable[s
     about_paths = "relative paths in it start at the current directory"
     parser.add_argument("--config", metavar="YAML", help=f"file of settings; flags win over it, {about_paths}")
     meanings, left_out = _meanings(), set(leave_out)
+    if only is not None:
+        left_out |= set(_option_names()) - set(only)
     for setting in dataclasses.fields(AlignmentConfig):
         name, kind = setting.name, str(setting.type).removesuffix(" | None")
         if name in left_out or name == "accelerate":
@@ -288,6 +313,14 @@ def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
         ValueError: a flag or a key is wrong, or the VAE's files are named but absent. One line, for `run_program`.
     """
     values = {} if options.config is None else _read_values(options.config)
+    config = AlignmentConfig(**values | given_settings(options))
+    config.check_files()
+    return config
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line gives itself. Raises a ValueError for a wrong one."""
+    values = {}
     for dest, given in vars(options).items():
         if dest.startswith(_GIVEN):
             key = dest.removeprefix(_GIVEN)
@@ -295,9 +328,7 @@ def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
                 values[key] = _checked(key, _number(given) if _kind(key)[0] == "int" else given)
             except ValueError as error:
                 raise ValueError(f"--{error}") from error
-    config = AlignmentConfig(**values)
-    config.check_files()
-    return config
+    return values
 
 
 # -- one value -------------------------------------------------------------------------------------------------

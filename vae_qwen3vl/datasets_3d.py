@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-from vae_qwen3vl.captions import Text, choose, texts_of_table
+from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
 
 _LATENT_SIDE = 64
@@ -23,10 +23,12 @@ _FEWEST_TOKENS = 100
 class _WithTexts(Dataset[dict[str, Any]]):
     """What datasets with words share: which text of an object is said in which epoch."""
 
-    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int) -> None:
+    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int, caption_share: float) -> None:
         self._texts = texts
+        self._caption_share = caption_share
         self._seed = seed
-        self._epoch = 0
+        # Shared, so that worker processes that live through a run hear of the next epoch.
+        self._shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.names = names
         """Ids of the objects, in the order of the items."""
 
@@ -35,10 +37,14 @@ class _WithTexts(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose among the texts of each object anew."""
-        self._epoch = epoch
+        self._shared_epoch.fill_(epoch)
+
+    @property
+    def _epoch(self) -> int:
+        return int(self._shared_epoch)
 
     def _words(self, name: str) -> dict[str, Any]:
-        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch)
+        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch, caption_share=self._caption_share)
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -60,6 +66,7 @@ class SDF3DCaptionDataset(_WithTexts):
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
+        caption_share: how often a caption of the table is taken where there are records too.
 
     Raises:
         ValueError: the folder has no usable object with words.
@@ -75,6 +82,7 @@ class SDF3DCaptionDataset(_WithTexts):
         *,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        caption_share: float = CAPTION_SHARE,
     ) -> None:
         self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
         texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN)
@@ -90,7 +98,7 @@ class SDF3DCaptionDataset(_WithTexts):
         column = f"r{resolution}_num_points"
         self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
         """Voxels of each object, 0 where the table does not say."""
-        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed)
+        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed, caption_share)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""
@@ -102,14 +110,17 @@ class CachedCodesDataset(_WithTexts):
     """Objects of a folder of cached codes that have captions (see `code_folder`).
 
     Items have `codes` int64 `[M]`, `coords` int32 `[M, 3]`, `feats_3d` float32 `[M, D]` (the codes' vectors in the
-    codebook), `caption`, `sample_id`, and `conversation` as in `SDF3DCaptionDataset`.
+    codebook), `caption`, `sample_id`, `conversation` as in `SDF3DCaptionDataset`, and `title`, the shortest caption.
 
     Args:
         folder: the codes, or their folder.
         split: only objects whose table row says so in its column `split`.
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
-        seed: of the choice among an object's texts.
+        seed: of the choice among an object's texts, and of the shifts.
+        caption_share: how often a caption of the table is taken where there are records too.
+        shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
+            other blocks; the coordinates then reach beyond the latent grid by as much.
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words.
@@ -123,7 +134,10 @@ class CachedCodesDataset(_WithTexts):
         max_samples: int | None = None,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        caption_share: float = CAPTION_SHARE,
+        shift_cells: int = 0,
     ) -> None:
+        self.shift_cells = shift_cells
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
         texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
@@ -131,13 +145,20 @@ class CachedCodesDataset(_WithTexts):
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
-        super().__init__(texts, names, seed)
+        super().__init__(texts, names, seed, caption_share)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
         codes, coords = self.codes[self.names[number]]
         feats = self.codes.codebook[codes.long()]
+        if self.shift_cells:
+            drawn = pick(self._seed, self._epoch, self.names[number], "shift")
+            steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
+            coords = coords + torch.tensor(steps, dtype=coords.dtype)
         words = self._words(self.names[number])
+        titles = [text.answer for text in self._texts[self.names[number]] if not text.kind]
+        if titles:
+            words["title"] = min(titles, key=len)
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
 
 

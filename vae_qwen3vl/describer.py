@@ -48,23 +48,25 @@ def shipped_weights() -> tuple[Path | None, Path | None]:
 
 
 def load_describer(
-    vae: SparseSDFVQVAE,
+    vae: SparseSDFVQVAE | None,
     vl_model: str | os.PathLike[str] | None = None,
     projector: str | os.PathLike[str] | None = None,
     lora: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    vae_hash: str | None = None,
 ) -> Qwen3VLWith3DBranch:
     """Load a language model with its 3D branch, in evaluation mode.
 
     Args:
-        vae: the tokenizer whose codes it will read.
+        vae: the tokenizer whose codes it will read; None where codes are cached.
         vl_model: see `resolve_vl_model`; None is the default language model.
         projector: trained projector; None takes the shipped one, which belongs to the default language model.
         lora: adapter folder trained with that projector; None takes the shipped one with the shipped projector.
         device: where to; CUDA where present by default.
         dtype: of the language model; float32 by default.
+        vae_hash: fingerprint of the tokenizer behind cached codes.
 
     Raises:
         ValueError: no projector is known for this language model, or the parts do not fit each other.
@@ -85,7 +87,7 @@ def load_describer(
         projector, lora = shipped_weights()
     model = Qwen3VLWith3DBranch(str(source), vae_model=vae, torch_dtype=dtype, max_3d_tokens=512)
     if projector is not None:
-        model.load_projector(projector)
+        model.load_projector(projector, vae_hash=vae_hash)
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None:

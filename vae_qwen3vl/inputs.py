@@ -92,6 +92,22 @@ def merge_inputs(
     )
 
 
+def unpadded(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bring padded features `[B, L, D]` to the form `[M, D]`, `[M, 4]` by their mask."""
+    if feats.ndim == 2:
+        if len(feats) != len(coords):
+            raise ValueError(f"{len(feats)} rows of feats_3d, but {len(coords)} rows of coords_3d")
+        return feats, coords
+    if feats.ndim != 3 or mask is None:
+        raise ValueError(
+            f"feats_3d have shape {list(feats.shape)}: expected [M, D], or [B, L, D] together with mask_3d [B, L]"
+        )
+    batch = torch.arange(len(feats), device=coords.device)[:, None].expand(mask.shape)
+    coords = torch.cat([batch[..., None], coords[..., -3:]], dim=-1)
+    mask = mask.bool()
+    return feats[mask.to(feats.device)], coords[mask.to(coords.device)]
+
+
 def _check_ids(ids: Tensor, vocabulary: int) -> None:
     """Raise a ValueError that names the first id which is neither text nor a placeholder."""
     unknown = ids[((ids < 0) & (ids != PLACEHOLDER_3D)) | (ids >= vocabulary)]

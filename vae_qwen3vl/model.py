@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
-from vae_qwen3vl.inputs import BranchInputs, merge_inputs
+from vae_qwen3vl.contrast import title_contrast
+from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
 from vae_qwen3vl.layout import Positions
-from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
@@ -28,7 +29,13 @@ from vae_qwen3vl.vae_latent_extractor import (
     extract_3d_latent_and_indices,
     vae_fingerprint,
 )
-from vae_qwen3vl.vl_backbone import check_model_type, embedding_rms, embedding_table, load_vl_model
+from vae_qwen3vl.vl_backbone import (
+    check_model_type,
+    embedding_rms,
+    embedding_table,
+    load_vl_model,
+    without_wrapper,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +98,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             vl_model.requires_grad_(False)
         self.vl_model: Any = vl_model
         table = embedding_table(self.vl_model)
-        projector = Projector3D(
-            latent_dim,
-            table.shape[1],
-            projector_num_layers,
-            use_3d_pos=use_3d_pos,
-            merge=merge,
-        )
+        projector = Projector3D(latent_dim, table.shape[1], projector_num_layers, use_3d_pos=use_3d_pos, merge=merge)
         projector.output_rms.fill_(embedding_rms(table))
         self.projector = projector.to(table.device)
 
@@ -155,7 +156,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         Returns:
             `embeds [B, L, H]` and `mask [B, L]`. The markers are not among them.
         """
-        tokens = self.tokens_3d(*_sparse(feats, coords, mask_3d))
+        tokens = self.tokens_3d(*unpadded(feats, coords, mask_3d))
         batch = int(tokens.coords[-1, 0]) + 1
         embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, tokens.coords, batch, max_3d_tokens=0)
         return embeds.to(embedding_table(self.vl_model).dtype), mask
@@ -214,23 +215,44 @@ class Qwen3VLWith3DBranch(nn.Module):
             video_grid_thw: likewise for videos.
             mm_token_type_ids: `[B, S]` as for the language model; found from the ids if None.
         """
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
+        return self._merge(
+            tokens,
+            input_ids,
+            attention_mask,
+            labels,
+            padding_side=padding_side,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            encoding_indices_3d=encoding_indices,
+        )
+
+    def _merge(
+        self,
+        tokens: Tokens3D,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        mm_token_type_ids: Tensor | None = None,
+        **merging: Any,
+    ) -> BranchInputs:
+        """Merge text and 3D tokens on the language model's device."""
         device = self.device
         input_ids = input_ids.to(device)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device)
-        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
         return merge_inputs(
             self.vl_model,
             input_ids,
-            mask,
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device),
             None if labels is None else labels.to(device),
             tokens,
             self.projector.markers(),
             positions=self.positions,
             padding_side=padding_side,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
             mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids.to(device),
-            encoding_indices_3d=encoding_indices,
+            **merging,
         )
 
     def _tokens_of(
@@ -245,7 +267,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
             return self._no_tokens(), None
-        tokens = self.tokens_3d(*_sparse(feats_3d, coords_3d, mask_3d))
+        tokens = self.tokens_3d(*unpadded(feats_3d, coords_3d, mask_3d))
         return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
 
     def _no_tokens(self) -> Tokens3D:
@@ -264,30 +286,57 @@ class Qwen3VLWith3DBranch(nn.Module):
         feats_3d: Tensor | None = None,
         coords_3d: Tensor | None = None,
         mask_3d: Tensor | None = None,
+        *,
+        loss_only: bool = False,
+        title_ids: Tensor | None = None,
+        contrastive_weight: float = 0.0,
         **kwargs: Any,
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
 
+        With `loss_only`, as in training, the vocabulary's logits are computed where an answer's token is predicted
+        and nowhere else. Then `title_ids [O, T]`, the tokens of each object's name (-1 is padding), add
+        `contrastive_weight` times the contrastive loss of `title_contrast`.
+
         Returns:
+            With `loss_only`: `loss`, and `answer_loss`, the part of it that the answers make. Else:
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
             with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
         """
-        inputs = self.build_inputs(
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
+        inputs = self._merge(
+            tokens,
             input_ids,
             attention_mask,
             labels,
-            inputs_3d,
-            feats_3d,
-            coords_3d,
-            mask_3d,
             mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
             image_grid_thw=kwargs.get("image_grid_thw"),
             video_grid_thw=kwargs.get("video_grid_thw"),
+            encoding_indices_3d=encoding_indices,
         )
+        if loss_only:
+            answers = total = self._answer_loss(inputs, kwargs)
+            if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
+                table = embedding_table(self.vl_model)
+                total = answers + contrastive_weight * title_contrast(tokens, title_ids.to(self.device), table)
+            return {"loss": total, "answer_loss": answers.detach()}
         outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
         return outputs
+
+    def _answer_loss(self, inputs: BranchInputs, kwargs: dict[str, Any]) -> Tensor:  # []
+        """Return the mean cross entropy of the answers' tokens; 0 where there are none."""
+        assert inputs.labels is not None, "a loss needs labels"
+        base = without_wrapper(self.vl_model)
+        # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
+        arguments = {**inputs.model_kwargs(), "attention_mask": None, "use_cache": False, **kwargs}
+        hidden = base.model(**arguments).last_hidden_state  # [B, S', H]
+        targets = inputs.labels[:, 1:]
+        kept = targets != IGNORED_LABEL
+        logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]
+        total = torch.nn.functional.cross_entropy(logits, targets[kept], reduction="sum")
+        return total / kept.sum().clamp(min=1)
 
     def forward_with_3d(self, *args: Any, **kwargs: Any) -> Any:
         """Do what `forward` does. Under DDP call the wrapper itself, so that gradients are synchronised."""
@@ -401,10 +450,17 @@ class Qwen3VLWith3DBranch(nn.Module):
         """
         save_projector(path, self.projector, self.description(prompt, vae_hash))
 
-    def load_projector(self, path: str | os.PathLike[str], verify_vae: bool = True) -> ProjectorDescription:
+    def load_projector(
+        self, path: str | os.PathLike[str], verify_vae: bool = True, *, vae_hash: str | None = None
+    ) -> ProjectorDescription:
         """Replace the projector by the one in a file, whatever its shape, and take over its settings.
 
         Layers, merge, positions, budget and prompt come from the file.
+
+        Args:
+            path: of `save_projector`.
+            verify_vae: compare the VAE that it was trained with and the one whose codes it will read.
+            vae_hash: fingerprint of the VAE behind cached codes, where the model holds no VAE itself.
 
         Raises:
             ValueError: it was made for another language-model width or (unless `verify_vae=False`) other codes.
@@ -416,8 +472,10 @@ class Qwen3VLWith3DBranch(nn.Module):
                 f"{path} was trained for a language model of width {description.hidden_size} "
                 f"({description.vl_model}), but {self.model_name_or_path} has width {table.shape[1]}"
             )
-        if self.vae_model is not None and verify_vae:
-            known, here = description.vae_hash, vae_fingerprint(self.vae_model)
+        if self.vae_model is not None:
+            vae_hash = vae_fingerprint(self.vae_model)
+        if vae_hash is not None and verify_vae:
+            known, here = description.vae_hash, vae_hash
             if known is not None and known != here:
                 raise ValueError(
                     f"{path} was trained on codes of the VAE {known[:12]}, but this VAE is {here[:12]}: load the VAE "
@@ -440,19 +498,3 @@ class Qwen3VLWith3DBranch(nn.Module):
     def load_lora(self, folder: str | os.PathLike[str], trainable: bool = False) -> None:
         """Load LoRA adapters from a peft folder; every tensor must fit."""
         self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)
-
-
-def _sparse(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Bring padded features `[B, L, D]` to the form `[M, D]`, `[M, 4]` by their mask."""
-    if feats.ndim == 2:
-        if len(feats) != len(coords):
-            raise ValueError(f"{len(feats)} rows of feats_3d, but {len(coords)} rows of coords_3d")
-        return feats, coords
-    if feats.ndim != 3 or mask is None:
-        raise ValueError(
-            f"feats_3d have shape {list(feats.shape)}: expected [M, D], or [B, L, D] together with mask_3d [B, L]"
-        )
-    batch = torch.arange(len(feats), device=coords.device)[:, None].expand(mask.shape)
-    coords = torch.cat([batch[..., None], coords[..., -3:]], dim=-1)
-    mask = mask.bool()
-    return feats[mask.to(feats.device)], coords[mask.to(coords.device)]

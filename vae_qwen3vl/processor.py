@@ -31,6 +31,7 @@ Piece = str | list[int] | None
 
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 END_OF_THOUGHT = "</think>"
+_MOST_CACHED = 65_536
 
 # Private-use characters mark where content goes in the rendered template; only the template's text is searched.
 _MARK = "\ue0f0{}\ue0f1"
@@ -60,6 +61,8 @@ class Processor3D:
         self._end_of_thought = vocabulary.get(END_OF_THOUGHT)
         longest_first = sorted(added, key=len, reverse=True)
         self._added = re.compile("|".join(re.escape(token) for token in longest_first)) if added else None
+        self._rendered: dict[tuple[Any, ...], str] = {}
+        self._encoded: dict[str, list[int]] = {}
 
     @classmethod
     def from_pretrained(
@@ -77,7 +80,7 @@ class Processor3D:
         conversations: Conversation | Sequence[Conversation] = DEFAULT_PROMPT,
         answers: str | Sequence[str] | None = None,
         *,
-        objects: int = 1,
+        objects: int | Sequence[int] = 1,
         padding_side: Literal["left", "right"] | None = None,
     ) -> dict[str, Tensor]:
         """Encode a batch.
@@ -90,7 +93,7 @@ class Processor3D:
                 with its end-of-turn token; so are earlier assistant turns. It is never cut. None prepares for
                 generation.
             objects: placeholders before the first user text of conversations that name no "3d" part themselves
-                (0 for a control without 3D).
+                (0 for a control without 3D); one number, or one a conversation.
             padding_side: None means "right" with answers and "left" without.
 
         Returns:
@@ -104,7 +107,13 @@ class Processor3D:
             if len(replies) != len(batch):
                 raise ValueError(f"{len(batch)} conversations, but {len(replies)} answers")
         pictures: list[Mapping[str, Tensor]] = []
-        rows = [self._encode(chat, reply, objects, pictures) for chat, reply in zip(batch, replies, strict=True)]
+        counts = [objects] * len(batch) if isinstance(objects, int) else list(objects)
+        if len(counts) != len(batch):
+            raise ValueError(f"{len(batch)} conversations, but {len(counts)} numbers of objects")
+        rows = [
+            self._encode(chat, reply, count, pictures)
+            for chat, reply, count in zip(batch, replies, counts, strict=True)
+        ]
         side = padding_side or ("left" if answers is None else "right")
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
@@ -152,7 +161,11 @@ class Processor3D:
     def _plain(self, text: str) -> list[int]:
         if not text:
             return []
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # The template's pieces and a dataset's questions come again and again.
+        if text not in self._encoded:
+            _make_room(self._encoded)
+            self._encoded[text] = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._encoded[text]
 
     def _encode(
         self, chat: Conversation, answer: str | None, objects: int, pictures: list[Mapping[str, Tensor]]
@@ -181,12 +194,17 @@ class Processor3D:
         return ids + tail, labels + [IGNORED_LABEL] * len(tail)
 
     def _render(self, marked: list[dict[str, str]], prompt: bool) -> str:
-        # A template of a thinking model that can do without is asked to; others ignore the argument.
-        text = self.tokenizer.apply_chat_template(
-            marked, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
-        )
-        assert isinstance(text, str)
-        return text
+        # Only marks are rendered, so chats with the same turns look the same to the template.
+        key = (prompt, *((turn["role"], turn["content"]) for turn in marked))
+        if key not in self._rendered:
+            _make_room(self._rendered)
+            # A template of a thinking model that can do without is asked to; others ignore the argument.
+            self._rendered[key] = str(
+                self.tokenizer.apply_chat_template(
+                    marked, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+                )
+            )
+        return self._rendered[key]
 
     def _begin_of_reply(self, full: str, marked: list[dict[str, str]]) -> int:
         """Return where the reply to `marked` begins: behind what `full` has in common with its generation prompt.
@@ -284,6 +302,12 @@ class Processor3D:
         pictures.append(picture)
         patches = int(picture["image_grid_thw"].prod())
         return [start, *[pad] * (patches // self.image_processor.merge_size**2), end]
+
+
+def _make_room(cache: dict[Any, Any]) -> None:
+    """Keep a cache bounded."""
+    if len(cache) >= _MOST_CACHED:
+        cache.clear()
 
 
 def _as_batch(conversations: Conversation | Sequence[Conversation]) -> list[Conversation]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.sparse.tensor import SparseTensor
+from vae_qwen3vl.balls import ball_batch
 from vae_qwen3vl.programs import add_run_options, add_vae_options, quiet_transformers, run_program
 
 DEFAULT_CONFIG = "configs/vae/sdf_vqvae_stage1.json"
@@ -75,22 +76,8 @@ def sphere_batch(field: FieldDescription, radius: float = 6.0) -> dict[str, Tens
         field: kind, unit, band, sampling and resolution of the values.
         radius: of the sphere in voxels; 6 gives about 2,900 voxels at any resolution.
     """
-    side, band = field.resolution, field.band or 3.0
-    reach = int(radius + band) + 2
-    axis = torch.arange(max(0, side // 2 - reach), min(side, side // 2 + reach))
-    index = torch.cartesian_prod(axis, axis, axis)  # [N, 3]
-    middle = side / 2 - 0.5 if field.sampling == "center" else (side - 1) / 2
-    distance = (index - middle).norm(dim=1) - radius  # voxels
-    near = distance.abs() < band
-    index, distance = index[near], distance[near]
-    if field.kind == "udf":
-        distance = distance.abs()
-    value = distance / band if field.unit == "band" else distance / (side - (field.sampling == "corner"))
-    return {
-        "sparse_sdf": value.float()[:, None],
-        "sparse_index": index,
-        "batch_idx": torch.zeros(len(index), dtype=torch.long),
-    }
+    middle = torch.full((1, 3), (field.resolution - 1) / 2)
+    return ball_batch(field, middle, torch.tensor([radius]))
 
 
 def tiny_vl_model() -> Any:

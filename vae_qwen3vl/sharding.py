@@ -66,7 +66,7 @@ def shard_frozen(model: Model, optimizer: torch.optim.Optimizer, accelerator: Ac
     # Reading weights in one process alone fails at the projector's buffer (Accelerate 1.15).
     plugin.cpu_ram_efficient_loading = False
     prepared, _ = accelerator.prepare(model, optimizer)
-    return prepared  # type: ignore[no-any-return]
+    return prepared
 
 
 @torch.no_grad()

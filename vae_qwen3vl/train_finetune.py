@@ -5,7 +5,8 @@
     accelerate launch --num_processes 2 vae_qwen3vl/train_finetune.py --config configs/3d_align_train.yaml
 
 Data is a folder of cached codes (`vae-qwen3vl encode DATASET -o codes`: by far the fastest) or of distance fields,
-which the tokenizer then encodes in every step. Settings come from --config and from flags, which win.
+which the tokenizer then encodes in every step; train_sdf_dataset where none is named. Settings come from --config
+and from flags, which win.
 
 Every run gets its own folder in --output_dir, named after its settings: projector_final.pt and lora_final/ (the
 weights with the lowest validation loss), train_args.json, log.jsonl, tensorboard/, checkpoints/. `--resume` with the
@@ -15,6 +16,7 @@ same settings goes on with a run that was stopped. What the console says, and mo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOGS = Path("logs")
+DATA = "train_sdf_dataset"
+"""What is trained on where nothing is named: the folder of the documentation."""
 _DUMMY_WIDTH = 16
 
 
@@ -63,6 +67,8 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.run_files import log_to_files, open_run_folder
 
     config = read_alignment_config(options)
+    if config.data_dir is None and not config.dummy_data:
+        config = dataclasses.replace(config, data_dir=DATA)
     check_data(config)
     accelerator = make_accelerator(cpu=resolve_device(options.device).type == "cpu")
     log_to_files(LOGS, accelerator, verbose=options.verbose)
@@ -126,6 +132,7 @@ def build_model(
 ) -> Qwen3VLWith3DBranch:
     """Return the 3D branch as the settings say, with new projector and adapters."""
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.vl_backbone import compile_layers
 
     model = Qwen3VLWith3DBranch(
         source,
@@ -136,6 +143,8 @@ def build_model(
     )
     if config.use_lora:
         model.add_lora(config.lora_r, config.lora_alpha or 2 * config.lora_r, config.lora_dropout)
+    if config.compile_layers:
+        compile_layers(model.vl_model)
     if config.use_gradient_checkpointing:
         model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -5,10 +5,11 @@ Knows transformers' public interface; knows nothing of 3D.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 VL_CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -46,6 +47,22 @@ def check_model_type(model_type: str, name: str) -> None:
         raise ValueError(f"{name} is a {model_type!r} model; the 3D branch works on {supported} checkpoints")
 
 
+def without_wrapper(vl_model: Any) -> Any:
+    """Return the language model itself, in which adapters stay at work, where peft wraps it."""
+    return vl_model.get_base_model() if hasattr(vl_model, "get_base_model") else vl_model
+
+
+def text_layers(vl_model: Any) -> Iterable[nn.Module]:
+    """Return the decoder layers of the text model, first to last."""
+    return without_wrapper(vl_model).model.language_model.layers
+
+
+def compile_layers(vl_model: Any, backend: str = "inductor") -> None:
+    """Compile every text layer in place, for any batch and length; names and weights stay what they are."""
+    for layer in text_layers(vl_model):
+        layer.compile(dynamic=True, backend=backend)
+
+
 def embedding_table(vl_model: Any) -> Tensor:
     """Return the text embeddings `[V, H]`."""
     return vl_model.get_input_embeddings().weight
@@ -71,7 +88,7 @@ def image_text_positions(
     Any id that is no image or video token counts as text. Without `mm_token_type_ids` they are found from the
     model's image and video token ids.
     """
-    base = vl_model.get_base_model() if hasattr(vl_model, "get_base_model") else vl_model
+    base = without_wrapper(vl_model)
     if mm_token_type_ids is None:
         image, video = input_ids == base.config.image_token_id, input_ids == base.config.video_token_id
         mm_token_type_ids = image.int() + 2 * video.int()

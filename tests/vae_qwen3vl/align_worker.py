@@ -1,11 +1,12 @@
 """One process of an alignment run on a tiny model; `test_align_training.py` compares one with two.
 
-python align_worker.py OUTPUT_FOLDER BATCH_SIZE ddp|fsdp      (under torch.distributed.run)
+python align_worker.py OUTPUT_FOLDER BATCH_SIZE ddp|fsdp PLAIN_TEXT_SHARE      (under torch.distributed.run)
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -18,9 +19,11 @@ from safetensors.torch import save_file
 
 from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
+from vae_qwen3vl.captions import Text
 from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.plain_text import WithPlainText
 from vae_qwen3vl.processor import Processor3D
 
 CAPTIONS = ["A red robot.", "A chair.", "A chair with four legs in one sentence.", "Robot."]
@@ -59,6 +62,16 @@ def make_data(train: Any, val: Any = None) -> AlignmentData:
     )
 
 
+def with_plain_text(data: AlignmentData, share: float) -> AlignmentData:
+    """Put three texts without an object among the training items."""
+    texts = [
+        Text(answer=answer, conversation=({"role": "user", "content": question},))
+        for question, answer in [("hi", "a user."), ("What is one?", "A sentence."), ("Describe", "a system in one.")]
+    ]
+    train = WithPlainText(Tolerant(data.train), data.lengths, texts, share)
+    return dataclasses.replace(data, train=train, lengths=train.lengths)
+
+
 def make_trainer(
     folder: Path, accelerator: Any, data: AlignmentData, *, lora: bool = True, **settings: Any
 ) -> AlignmentTrainer:
@@ -90,13 +103,15 @@ class Damaged(torch.utils.data.Dataset):
         return self.items[number]
 
 
-def make_compared_trainer(folder: Path, accelerator: Any, batch_size: int, **settings: Any) -> AlignmentTrainer:
+def make_compared_trainer(
+    folder: Path, accelerator: Any, batch_size: int, share: float = 0.0, **settings: Any
+) -> AlignmentTrainer:
     """The run that is the same on one process and on two: of two batches a step, with an object that can't be read.
 
     With batches of two, the second of two processes has no validation objects left for the last batch.
     """
     train = Tolerant(Damaged(objects(24), {3}))
-    data = make_data(train, objects(5))
+    data = with_plain_text(make_data(train, objects(5)), share)  # some batches are text alone
     defaults = {"batch_size": batch_size, "gradient_accumulation_steps": 2, "val_every": 2}
     return make_trainer(folder, accelerator, data, **{**defaults, **settings})
 
@@ -147,23 +162,24 @@ def share_of_frozen(model: torch.nn.Module) -> float:
     return held / sum(p.numel() for p in frozen)
 
 
-def main(folder: Path, batch_size: int, kind: str) -> None:
+def main(folder: Path, batch_size: int, kind: str, share: float) -> None:
     """Run whole, and then in two parts."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
     if kind == "fsdp":
         shard_on_the_cpu(accelerator)
-    trainer = make_compared_trainer(folder / "whole", accelerator, batch_size)
-    share = share_of_frozen(trainer.branch)
+    trainer = make_compared_trainer(folder / "whole", accelerator, batch_size, share=share)
+    held = share_of_frozen(trainer.branch)
     gradients = run_and_keep_first_gradients(trainer)
     if accelerator.is_main_process:
-        (folder / "share.json").write_text(json.dumps(share))
+        (folder / "share.json").write_text(json.dumps(held))
         save_file(gradients, folder / "gradients.safetensors")
-    run_until(make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3), 4)
-    make_compared_trainer(folder / "parts", accelerator, batch_size, save_every=3).run()
+    parts = folder / "parts"
+    run_until(make_compared_trainer(parts, accelerator, batch_size, share=share, save_every=3), 4)
+    make_compared_trainer(parts, accelerator, batch_size, share=share, save_every=3).run()
     accelerator.end_training()  # threads of gloo that outlive the process's end abort it
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

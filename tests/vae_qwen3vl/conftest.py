@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from torch import nn
 
+from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.code_folder import CodeFolderWriter
+
 KINDS = ["qwen2_vl", "qwen3_vl"]
+SMALL = {
+    "architecture": "original",
+    "resolution": 8,
+    "model_channels": 16,
+    "level_channels": [4, 8],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 8,
+    "num_embeddings": 32,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+ROWS = [("train", "A red robot."), ("train", "A chair."), ("train", "Robot."), ("val", "A chair."), ("test", "One.")]
+"""Split and caption of each object of `codes`."""
 
 
 def beside(name: str) -> ModuleType:
@@ -93,3 +113,46 @@ def make_codes():
 @pytest.fixture(scope="session")
 def make_vl():
     return tiny.build_vl
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty directory to work in, and the log's handlers as they were."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers = before
+
+
+@pytest.fixture
+def vl(tmp_path: Path, tokenizer, make_vl) -> str:
+    folder = tmp_path / "vl"
+    make_vl("qwen2_vl").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def small_vae() -> SparseSDFVQVAE:
+    """A tokenizer with random weights, the same each time."""
+    torch.manual_seed(0)
+    return SparseSDFVQVAE(VAEConfig.from_args(SMALL))
+
+
+@pytest.fixture
+def codes(tmp_path: Path, small_vae) -> Path:
+    """A folder of cached codes with captions and splits."""
+    writer = CodeFolderWriter(tmp_path / "codes", small_vae)
+    for number in range(len(ROWS)):
+        cells = torch.randperm(8**3)[: 10 + number].sort().values
+        coords = torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).short()
+        writer.add(f"object{number}", torch.randint(0, 32, (len(cells),), dtype=torch.int32), coords)
+    writer.flush()
+    with (tmp_path / "codes" / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["sha256", "captions", "split"])
+        table.writerows([f"object{i}", caption, split] for i, (split, caption) in enumerate(ROWS))
+    return tmp_path / "codes"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,18 +94,22 @@ def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> 
     assert all(torch.equal(trainer.trained.state_dict()[name], value) for name, value in best.items())
 
 
-@pytest.fixture(scope="module")
-def one_process(align, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """The folder of the compared run on one process, and the gradients of its first step."""
-    accelerate = pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("one")
-    trainer = align.make_compared_trainer(folder, accelerate.Accelerator(cpu=True), 4)
-    return folder, align.run_and_keep_first_gradients(trainer)
+@pytest.fixture
+def one_process(align, accelerator, tmp_path: Path) -> Callable[[float], tuple[Path, dict[str, torch.Tensor]]]:
+    """Make the compared run on one process: its folder, and the gradients of its first step."""
+
+    def run(share: float) -> tuple[Path, dict[str, torch.Tensor]]:
+        trainer = align.make_compared_trainer(tmp_path / "one", accelerator, 4, share=share)
+        return tmp_path / "one", align.run_and_keep_first_gradients(trainer)
+
+    return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_do_what_one_does(kind: str, one_process, tmp_path: Path, repository: Path) -> None:
+@pytest.mark.parametrize(("kind", "share"), [("ddp", 0.0), ("ddp", 0.4), ("fsdp", 0.0)])
+def test_two_processes_do_what_one_does(
+    kind: str, share: float, one_process, tmp_path: Path, repository: Path
+) -> None:
     """In every gradient of a step, in the run, and where it was stopped; also with an object that can't be read."""
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
@@ -112,18 +117,18 @@ def test_two_processes_do_what_one_does(kind: str, one_process, tmp_path: Path, 
     script = str(Path(__file__).with_name("align_worker.py"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(
-        [*command, str(tmp_path), "2", kind], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(tmp_path), "2", kind, str(share)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "object 3 is damaged" in done.stderr
-    one, gradients = one_process
+    one, gradients = one_process(share)
     two, parts = tmp_path / "whole", tmp_path / "parts"
     again = read_safetensors(tmp_path / "gradients.safetensors", "gradients")[0]
     assert again.keys() == gradients.keys()
     for name, value in gradients.items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
-    share = json.loads((tmp_path / "share.json").read_text())
-    assert share == pytest.approx(0.5 if kind == "fsdp" else 1.0, abs=0.01)
+    held = json.loads((tmp_path / "share.json").read_text())
+    assert held == pytest.approx(0.5 if kind == "fsdp" else 1.0, abs=0.01)
     for name, value in last_weights(one).items():
         torch.testing.assert_close(last_weights(two)[name], value, atol=2e-5, rtol=1e-4)
         assert torch.equal(last_weights(parts)[name], last_weights(two)[name])

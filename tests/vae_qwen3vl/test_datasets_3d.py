@@ -19,6 +19,7 @@ from vae_qwen3vl import (
     collate_sdf_caption,
 )
 from vae_qwen3vl.captions import captions_in, read_records
+from vae_qwen3vl.datasets_3d import CachedCodesDataset
 
 R = 32
 SHAPES = {
@@ -108,6 +109,29 @@ def test_questions_and_chats_come_from_records(dataset):
         seen |= {item["caption"]: item.get("conversation") for item in items}
     assert seen["Eight."] == [{"role": "user", "content": "How many corners?"}]
     assert seen["One cannot tell."] == chat[:-1] and seen["A fourth caption."] is None and "Nobody's." not in seen
+
+
+def test_captions_keep_their_share_beside_many_questions_and_kinds_share_the_rest(dataset):
+    kinds = ["is_red"] * 40 + ["name"]
+    lines = [{"sample_id": "a", "kind": kind, "question": f"{n}?", "answer": kind} for n, kind in enumerate(kinds)]
+    (dataset / "conversations.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def counts(share: float) -> dict[str, int]:
+        items = SDF3DCaptionDataset(dataset, R, caption_share=share)
+        (place,) = [n for n, name in enumerate(items.names) if name == "a"]
+        found = {"is_red": 0, "name": 0, "caption": 0}
+        for epoch in range(400):
+            items.set_epoch(epoch)
+            said = items[place]["caption"]
+            found[said if said in found else "caption"] += 1
+        return found
+
+    some = counts(0.25)
+    assert 60 < some["caption"] < 140
+    assert 110 < some["is_red"] < 190
+    assert 110 < some["name"] < 190
+    assert counts(1.0)["caption"] == 400
+    assert counts(0.0)["caption"] == 0
 
 
 @pytest.mark.parametrize(
@@ -219,3 +243,17 @@ def test_dummies_are_the_same_every_time():
     assert (one["labels"][:-1] == -100).all() and one["labels"][-1] == one["input_ids"][-1]
     with pytest.raises(IndexError):
         items[3]
+
+
+def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
+    plain = CachedCodesDataset(codes, split="train")
+    moved = CachedCodesDataset(codes, split="train", shift_cells=3)
+    seen = set()
+    for epoch in range(6):
+        moved.set_epoch(epoch)
+        step = moved[0]["coords"] - plain[0]["coords"]
+        assert (step == step[0]).all()
+        assert 0 <= int(step.min()) <= int(step.max()) <= 3
+        seen.add(tuple(step[0].tolist()))
+        assert torch.equal(moved[0]["coords"], moved[0]["coords"])
+    assert len(seen) > 2

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from vae_qwen3vl import adapters
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.vl_backbone import compile_layers
 
 PROMPTS = ["hi", "a longer prompt here"]
 ANSWERS = ["a red robot.", "no"]
@@ -401,3 +403,86 @@ def test_images_keep_their_own_positions_beside_3d(build, make_codes):
     mine = model.tokens_3d(feats, coords).coords
     assert torch.equal(block, base + 1 + mine[mine[:, 0] == 0][:, [3, 2, 1]].T)
     assert inputs.position_ids[0, 0, ids.shape[1] + 8] == block.max() + 2
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_the_loss_alone_is_the_loss_of_all_logits_and_so_are_its_gradients(make_vl, make_codes, kind, adapters):
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8, merge=2)
+    if adapters:
+        pytest.importorskip("peft")
+        model.add_lora(4, dropout=0.0)
+    feats, coords = make_codes([9, 30])
+    ids = torch.randint(10, 300, (2, 12))
+    labels = torch.where(torch.rand(2, 12) < 0.4, ids, -100)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    labels[1, 9:] = -100
+    found = []
+    for alone in (False, True):
+        model.zero_grad()
+        loss = model(ids, mask, labels, feats_3d=feats, coords_3d=coords, loss_only=alone)["loss"]
+        loss.backward()
+        found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 4
+    for full, short in zip(*found, strict=True):
+        torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-6)
+    nothing = model(ids, mask, torch.full_like(labels, -100), feats_3d=feats, coords_3d=coords, loss_only=True)
+    assert float(nothing["loss"].detach()) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_compiled_layers_do_the_same_at_every_length_and_share_one_graph(make_vl, make_codes, kind):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8, merge=2)
+    model.add_lora(4, dropout=0.0)
+
+    def step(rows: int, length: int) -> list[torch.Tensor]:
+        feats, coords = make_codes([9] * rows)
+        ids = torch.arange(10, 10 + rows * length).view(rows, length)
+        model.zero_grad()
+        loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    sizes = [(2, 12), (3, 17), (4, 9)]
+    plain = [step(*size) for size in sizes]
+    names = list(model.state_dict())
+    compile_layers(model.vl_model, backend="aot_eager")
+    for expected, size in zip(plain, sizes, strict=True):
+        for found, wanted in zip(step(*size), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    assert list(model.state_dict()) == names
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_adapters_that_leave_casts_to_autocast_compute_the_same(make_vl, make_codes):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
+    model.add_lora(2, dropout=0.0)
+    model.vl_model.get_base_model().to(torch.bfloat16)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value, dtype=torch.float32) * 0.1
+    seen: list[torch.dtype] = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    ids = torch.arange(10, 34).view(2, 12)
+    feats, coords = make_codes([5, 40])
+    found = []
+    for active in (False, True):
+        model.zero_grad()
+        seen.clear()
+        with adapters.casts_left_to_autocast(model.vl_model, active), torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+        found.append((loss.detach(), grads))
+        assert set(seen) == {torch.bfloat16 if active else torch.float32}
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=2e-3)

@@ -2,70 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
 
 import pytest
-import torch
 
-from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from vae_qwen3vl.code_folder import CodeFolderWriter
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.train_finetune import main
 
 pytest.importorskip("accelerate")
-SMALL = {
-    "architecture": "original",
-    "resolution": 8,
-    "model_channels": 16,
-    "level_channels": [4, 8],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 8,
-    "num_embeddings": 32,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
-ROWS = [("train", "A red robot."), ("train", "A chair."), ("train", "Robot."), ("val", "A chair."), ("test", "One.")]
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An empty directory to work in, and the log's handlers as they were."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for handler in set(root.handlers) - set(before):
-        handler.close()
-    root.handlers = before
-
-
-@pytest.fixture
-def vl(tmp_path: Path, tokenizer, make_vl) -> str:
-    folder = tmp_path / "vl"
-    make_vl("qwen2_vl").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def codes(tmp_path: Path) -> Path:
-    """A folder of cached codes with captions and splits."""
-    torch.manual_seed(0)
-    writer = CodeFolderWriter(tmp_path / "codes", SparseSDFVQVAE(VAEConfig.from_args(SMALL)))
-    for number in range(len(ROWS)):
-        cells = torch.randperm(8**3)[: 10 + number].sort().values
-        coords = torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).short()
-        writer.add(f"object{number}", torch.randint(0, 32, (len(cells),), dtype=torch.int32), coords)
-    writer.flush()
-    with (tmp_path / "codes" / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["sha256", "captions", "split"])
-        table.writerows([f"object{i}", caption, split] for i, (split, caption) in enumerate(ROWS))
-    return tmp_path / "codes"
 
 
 def train(*arguments: str) -> int:
@@ -132,7 +78,7 @@ def test_a_stopped_run_goes_on_and_an_ended_one_does_not(place: Path, vl: str, c
 
 def test_mistakes_are_one_line(place: Path, vl: str, codes: Path, capsys) -> None:
     assert train("--vl_model", vl) == 2
-    assert "no data: give --data_dir, or --dummy_data" in capsys.readouterr().err
+    assert "there is no folder train_sdf_dataset; make one with" in capsys.readouterr().err
     assert train("--vl_model", vl, "--data_dir", "train_sdf_dataset") == 2
     err = capsys.readouterr().err
     assert "make one with: python dataset_toolkits/sdf_voxelize.py" in err

@@ -1,0 +1,291 @@
+"""How fast alignment trains: at 2B shapes, and for the embedded default from cached codes and from fields.
+
+    python benchmarks/alignment_speed.py
+    accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts default
+
+Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, backward, clipping, AdamW; bfloat16 on
+CUDA), on batches that lie ready. Large models have the published shapes of the text part and random weights; their
+vision towers are tiny, for no image is read. An object has 512 codes and as many 3D tokens, and 40 to 60 text tokens,
+20 of them supervised, so that rows are padded as in training.
+
+The rate in TFLOP/s counts what is multiplied with frozen weights, 2 operations a weight forward and 2 backward for
+the gradient of the activations (nothing for the weights' own): 4 N tokens, N being the weights of the text layers for
+every real token and those of the head for supervised ones. Attention's own products, adapters, projector, padding and
+recomputation count nothing. The peak is that of an 8192^3 product of bfloat16 matrices measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_result
+from torch import Tensor
+
+from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.layout import PLACEHOLDER_3D
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.train_finetune import make_accelerator
+from vae_qwen3vl.vl_backbone import compile_layers
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 16
+CODES, SUPERVISED, TEXT = 512, 20, (40, 60)
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen2-VL-2B": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    },
+    "Qwen3-VL-2B": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151_936,
+    },
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 640}
+
+
+def build(name: str, device: torch.device, *, tiny: bool) -> Any:
+    """Return a language model of the published text shape with random weights."""
+    import transformers
+
+    text = SHAPES[name] | (
+        {**TINY, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16} if tiny else {}
+    )
+    head = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    section = [head // 8, head * 3 // 16, head * 3 // 16]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": section}
+    text |= {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+    markers = {"vision_start_token_id": 1, "vision_end_token_id": 2, "image_token_id": 3, "video_token_id": 4}
+    if name.startswith("Qwen2"):
+        vision: dict[str, Any] = {"depth": 1, "embed_dim": 32, "hidden_size": text["hidden_size"], "num_heads": 2}
+        config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **markers)
+        kind = transformers.Qwen2VLForConditionalGeneration
+    else:
+        vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": text["hidden_size"]}
+        vision |= {"intermediate_size": 32, "deepstack_visual_indexes": [], "num_position_embeddings": 16}
+        config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **markers)
+        kind = transformers.Qwen3VLForConditionalGeneration
+    config.tie_word_embeddings = True
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        with device:
+            return kind(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def text_batch(count: int, vocabulary: int, seed: int) -> dict[str, Tensor]:
+    """Return chats of random words with a placeholder each, padded, the last words supervised."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(TEXT[0], TEXT[1] + 1, (count,), generator=random)
+    ids = torch.randint(5, vocabulary, (count, int(lengths.max())), generator=random)
+    ids[:, 3] = PLACEHOLDER_3D
+    place = torch.arange(ids.shape[1])
+    real = place < lengths[:, None]
+    answer = real & (place >= lengths[:, None] - SUPERVISED)
+    return {
+        "input_ids": torch.where(real, ids, 0),
+        "attention_mask": real.long(),
+        "labels": torch.where(answer, ids, IGNORED_LABEL),
+    }
+
+
+def code_batch(count: int, vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return objects of `CODES` codes at random cells, with their chats."""
+    random = torch.Generator().manual_seed(seed)
+    cells = torch.stack([torch.randperm(32**3, generator=random)[:CODES] for _ in range(count)])
+    objects = torch.arange(count)[:, None].expand(count, CODES)
+    coords = torch.stack([objects, cells // 1024, cells // 32 % 32, cells % 32], dim=-1).flatten(0, 1).int()
+    feats = torch.randn(count * CODES, WIDTH, generator=random)
+    return {"feats_3d": feats, "coords_3d": coords, **text_batch(count, vocabulary, seed)}
+
+
+def trainer_of(branch: Qwen3VLWith3DBranch, accelerator: Any, folder: Path, size: int) -> AlignmentTrainer:
+    """Return the project's trainer, to be stepped by hand."""
+    config = AlignmentConfig(dummy_data=True, epochs=1, batch_size=size, projector_share=0.0)
+    data = AlignmentData(train=[], lengths=[1.0] * size, val=None, collate=list)  # type: ignore[arg-type]
+    trainer = AlignmentTrainer(branch, config, data, folder, accelerator)
+    branch.train()
+    return trainer
+
+
+def time_steps(trainer: AlignmentTrainer, batch: dict[str, Any], steps: int) -> tuple[float, float]:
+    """Return the median seconds of a step, and the largest memory in GB."""
+    cuda = trainer.accelerator.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for number in range(steps + 2):
+        start = time.perf_counter()
+        with trainer.autocasting():
+            trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
+        if cuda:
+            torch.cuda.synchronize()
+        if number >= 2:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+
+
+def peak(device: torch.device, side: int) -> float:
+    """Return the measured TFLOP/s of a product of bfloat16 matrices."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best / 1e12
+
+
+def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) -> list[dict[str, Any]]:
+    """Train projector, and projector with LoRA, at 2B shapes."""
+    rows = []
+    for name in SHAPES:
+        for lora in (False, True):
+            vl_model = build(name, accelerator.device, tiny=options.tiny)
+            branch = Qwen3VLWith3DBranch(name, use_vl_model=vl_model, latent_dim=WIDTH, max_3d_tokens=0)
+            layers = sum(p.numel() for n, p in vl_model.named_parameters() if ".layers." in n and "visual" not in n)
+            vocabulary, hidden = vl_model.get_input_embeddings().weight.shape
+            if lora:
+                branch.add_lora(16, 32, 0.0)
+            if options.compile:
+                compile_layers(branch.vl_model)
+            for size in options.batch_sizes:
+                for checkpointing in (False, True) if size == max(options.batch_sizes) and lora else (False,):
+                    if checkpointing:
+                        branch.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
+                    batch = code_batch(size, vocabulary)
+                    with tempfile.TemporaryDirectory() as folder:
+                        trainer = trainer_of(branch, accelerator, Path(folder), size)
+                        seconds, memory = time_steps(trainer, batch, options.steps)
+                    tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
+                    work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
+                    row = {
+                        "model": name,
+                        "text_layers_parameters": layers,
+                        "trained": "projector and LoRA" if lora else "projector",
+                        "batch_size": size,
+                        "checkpointing": checkpointing,
+                        "milliseconds": round(1e3 * seconds, 1),
+                        "tokens_per_second": round(tokens / seconds),
+                        "objects_per_second": round(size / seconds, 1),
+                        "tflops": round(work / seconds / 1e12, 1),
+                        "share_of_peak": round(work / seconds / 1e12 / rate, 3),
+                        "peak_memory_gb": round(memory, 1),
+                    }
+                    rows.append(row)
+                    print(row, flush=True)
+                    del trainer
+            del branch, vl_model
+            _free()
+    return rows
+
+
+def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:
+    """Train the embedded default's projector from cached codes, and from fields that are encoded in the step."""
+    from sdf_vqvae.geometry.mesh import load_mesh
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.shapes import voxelize_for
+    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+    from vae_qwen3vl.default_lm import resolve_vl_model
+    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
+
+    device, size = accelerator.device, options.default_batch
+    vae = load_vae_from_config(None, None, device)
+    fields = [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
+    raw = collate_sparse_sdf([fields[number % len(fields)] for number in range(size)])
+    feats, coords = extract_3d_latent(raw, vae)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows = []
+    for source in ("cached codes", "fields, encoded in the step"):
+        branch = Qwen3VLWith3DBranch(
+            str(resolve_vl_model(options.vl_model)),
+            vae_model=vae,
+            torch_dtype=dtype,
+            merge=4,
+            max_3d_tokens=512,
+            projector_num_layers=2,
+        )
+        if options.compile:
+            compile_layers(branch.vl_model)
+        words = text_batch(size, branch.vl_model.config.get_text_config().vocab_size, 0)
+        batch: dict[str, Any] = (
+            {"feats_3d": feats, "coords_3d": coords} if source == "cached codes" else {"inputs_3d": raw}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(branch, accelerator, Path(folder), size)
+            seconds, memory = time_steps(trainer, {**batch, **words}, options.steps)
+        row = {
+            "trained": "projector of the embedded default",
+            "from": source,
+            "processes": accelerator.num_processes,
+            "batch_size": size,
+            "milliseconds": round(1e3 * seconds, 1),
+            "objects_per_second": round(size * accelerator.num_processes / seconds, 1),
+            "peak_memory_gb": round(memory, 1),
+        }
+        rows.append(row)
+        if accelerator.is_main_process:
+            print(row, flush=True)
+        del branch, trainer
+        _free()
+    return rows
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Measure, print the rows and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("large", "default"), default=("large", "default"))
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
+    parser.add_argument("--default_batch", type=int, default=32, help="of the embedded default")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
+    parser.add_argument("--vl_model", help="instead of the embedded default")
+    parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to try the program")
+    parser.add_argument("--compile", action="store_true", help="compile the text layers (torch.compile)")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    options = parser.parse_args()
+    accelerator = make_accelerator(cpu=options.cpu or not torch.cuda.is_available())
+    rate = peak(accelerator.device, 512 if options.tiny else 8192)
+    found: dict[str, Any] = {"peak_tflops": round(rate, 1), "processes": accelerator.num_processes}
+    found["compiled"] = options.compile
+    if "large" in options.parts:
+        found["large"] = measure_large(options, accelerator, rate)
+    if "default" in options.parts:
+        found["default"] = measure_default(options, accelerator)
+    if accelerator.is_main_process:
+        name = "alignment_speed" + ("_compiled" if options.compile else "")
+        many = f"_{accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+        write_result(name + many, found, options.out)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

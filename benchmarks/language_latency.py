@@ -1,0 +1,91 @@
+"""How soon words come on a CPU: time to the first token and to 20 words, from cached codes.
+
+python benchmarks/language_latency.py --threads 2
+
+The embedded default language model with the shipped projector and adapter, through the model's own `generate`, greedy
+and without an early end. One object fills 512 3D tokens, the other is an example mesh with the tokens it has by
+default. 20 words are the tokens that 20 English words of captions take. Times are medians of warm runs, and hold
+everything from codebook vectors to token ids; `merged` has the adapter added into the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_result
+from torch import Tensor
+
+from sdf_vqvae.geometry.mesh import load_mesh
+from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.shapes import voxelize_for
+from vae_qwen3vl.describer import load_describer
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
+
+ROOT = Path(__file__).resolve().parents[1]
+TWENTY_WORDS = (
+    "A small round wooden table with four turned legs, a wide flat top and one narrow drawer below the top."
+)
+
+
+def seconds_to(model: Qwen3VLWith3DBranch, inputs: dict[str, Tensor], tokens: int, repeats: int) -> float:
+    """Return the median seconds until so many tokens are there, after a run that is not timed."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        answer = model.generate(**inputs, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
+        times.append(time.perf_counter() - start)
+        assert answer.shape[1] == tokens
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    """Measure both objects, with the adapter beside the weights and merged into them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vl_model", help="folder of the embedded default, where it is not in the cache")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
+    parser.add_argument("--tiny", action="store_true", help="one run of one token: a proof")
+    parser.add_argument("--name", default="language_latency", help="name of the result's file")
+    parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    vae = load_vae_from_config(None, None, "cpu")
+    model = load_describer(vae, options.vl_model, device="cpu")
+    processor = Processor3D.from_pretrained(model.model_name_or_path)
+    words = 1 if options.tiny else len(processor.encode_text(TWENTY_WORDS))
+    repeats = 1 if options.tiny else options.repeats
+    side = vae.config.latent_resolution
+    blocks = torch.cartesian_prod(*[torch.arange(0, side, model.projector.merge)] * 3)[:512]  # a code in each
+    full = torch.nn.functional.pad(blocks, (1, 0)).int()
+    table = vae.vq.embeddings.weight.detach()
+    mug = extract_3d_latent(voxelize_for(vae, load_mesh(ROOT / "examples" / "mug.glb")).to_batch(), vae)
+    objects = {"512": (table[: len(full)], full, 512), "mug": (*mug, model.max_3d_tokens)}
+    prompt = processor([model.prompt] if model.prompt else ["Describe this 3D shape in one sentence:"])
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for merged in (False, True):
+            if merged:
+                model.vl_model = model.vl_model.merge_and_unload()
+            for name, (feats, coords, budget) in objects.items():
+                model.max_3d_tokens = budget
+                inputs = {**prompt, "feats_3d": feats, "coords_3d": coords}
+                count = int(model.count_3d_tokens(feats, coords)[0]) - 2
+                row: dict[str, Any] = {"object": name, "tokens_3d": count, "merged": merged}
+                row["seconds_to_first_token"] = round(seconds_to(model, inputs, 1, repeats), 3)
+                row["seconds_to_20_words"] = round(seconds_to(model, inputs, words, repeats), 3)
+                rows.append({**row, "new_tokens": words, "load_before": round(os.getloadavg()[0], 2)})
+                print(json.dumps(rows[-1]), flush=True)
+    print(write_result(options.name, {"threads": options.threads, "rows": rows}, options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Make the shipped projector and adapter of a finished run of train_finetune.py, in half the size.
+
+python scripts/ship_alignment.py outputs_3d_align/ep2_lr1e-4_bs2_n500_lora8 -o vae_qwen3vl/weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
+from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
+from vae_qwen3vl.projector_file import load_projector, save_projector
+
+
+def main() -> None:
+    """Write projector.safetensors in bfloat16 and lora/, and print their size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for both")
+    options = parser.parse_args()
+    projector, description = load_projector(options.run / PROJECTOR_FINAL)
+    options.output.mkdir(parents=True, exist_ok=True)
+    save_projector(options.output / PROJECTOR_NAME, projector.to(torch.bfloat16), description)
+    shutil.rmtree(options.output / LORA_NAME, ignore_errors=True)
+    if (options.run / LORA_FINAL).is_dir():
+        shutil.copytree(options.run / LORA_FINAL, options.output / LORA_NAME)
+    files = [path for path in options.output.rglob("*") if path.suffix in (".safetensors", ".json")]
+    print(f"{sum(path.stat().st_size for path in files) / 2**20:.2f} MiB in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

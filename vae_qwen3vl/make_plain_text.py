@@ -1,0 +1,192 @@
+"""The program `python -m vae_qwen3vl.make_plain_text`: a language model's own answers, for training to keep them.
+
+Knows prompts, generation and the file; what training does with it is in `plain_text`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdf_vqvae.runtime import atomic_path, resolve_device
+from vae_qwen3vl.plain_prompts import SPLITS, plain_prompts
+from vae_qwen3vl.programs import USER_ERROR, add_run_options, positive_int, quiet_transformers, run_program
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.processor import Processor3D
+
+PROGRAM = "python -m vae_qwen3vl.make_plain_text"
+ABOUT = """\
+Ask the untouched language model everyday questions and write down its own answers: the file that training takes as
+plain_text. Trained on beside the objects, they hold adapters to what the model said before; so they need no outside
+text and fit any language model, but only the one that said them.
+
+Answers are sampled at temperature 1, for on such samples the untouched model is itself the best one. One that has not
+ended after 96 tokens is left out rather than cut, which would teach to end early."""
+EXAMPLES = f"""\
+examples:
+  {PROGRAM} -o plain_text.jsonl
+  {PROGRAM} -o held_out.jsonl --count 200 --split held_out        other prompts, to measure with"""
+MAX_NEW_TOKENS = 96
+_AS_IT_IS: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+"""For `generate`: samples of the model's own distribution, whatever its checkpoint recommends."""
+_MOST_TRIES = 8
+"""Prompts asked for an answer wanted, before the program gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTextReport:
+    """What became of the questions."""
+
+    texts: int
+    asked: int
+    unfinished: int
+    """Answers left out because they had not ended."""
+
+
+def write_plain_text(
+    model: Qwen3VLWith3DBranch,
+    processor: Processor3D,
+    path: Path,
+    count: int,
+    *,
+    split: str = "train",
+    seed: int = 0,
+    batch_size: int = 32,
+) -> PlainTextReport:
+    """Write `count` questions with the model's own answers as JSON lines; fewer if it hardly ends any.
+
+    The same model, device, seed and batch size write the same file. Prompts come in random order, and again with
+    other answers after all were asked. Empty and repeated answers are left out too.
+
+    Args:
+        model: without adapters, in evaluation mode.
+        processor: of its tokenizer.
+        path: file to write; it appears when all is done.
+        count: texts wanted.
+        split: of the prompts: `train`, or `held_out` to measure with.
+        seed: of prompts and answers.
+        batch_size: prompts that are answered together.
+    """
+    from tqdm import tqdm
+
+    torch.manual_seed(seed)
+    found: dict[tuple[str, str], None] = {}
+    asked = unfinished = 0
+    batches = _prompt_batches(plain_prompts(split), seed, batch_size)
+    with tqdm(total=count, desc="answers", unit="answer", disable=None) as bar:
+        while len(found) < count and asked < _MOST_TRIES * count:
+            prompts = next(batches)
+            asked += len(prompts)
+            for prompt, answer in zip(prompts, own_answers(model, processor, prompts), strict=True):
+                unfinished += answer is None
+                if answer and len(found) < count:
+                    found[prompt, answer] = None
+            bar.update(len(found) - bar.n)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for prompt, answer in found:
+            file.write(json.dumps({"question": prompt, "answer": answer}, ensure_ascii=False) + "\n")
+    return PlainTextReport(texts=len(found), asked=asked, unfinished=unfinished)
+
+
+def own_answers(
+    model: Qwen3VLWith3DBranch,
+    processor: Processor3D,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str | None]:
+    """Sample an answer to each prompt; None for one that has not ended. Draws from torch's random numbers."""
+    inputs = processor(list(prompts), objects=0, padding_side="left")
+    made = model.generate(**inputs, max_new_tokens=max_new_tokens, **_AS_IT_IS)
+    ends = model.vl_model.generation_config.eos_token_id
+    ended = torch.isin(made, torch.tensor(ends, device=made.device)).any(1).tolist()
+    return [answer if over else None for answer, over in zip(processor.decode(made), ended, strict=True)]
+
+
+def _prompt_batches(prompts: list[str], seed: int, size: int) -> Iterator[list[str]]:
+    """Yield batches for ever, in a new random order after all prompts were asked."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(prompts), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [prompts[i] for i in order[start : start + size]]
+
+
+# -- the program -----------------------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the program's parser."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="JSON Lines file, .jsonl")
+    parser.add_argument("--count", type=positive_int, default=2000, metavar="N", help="texts (default %(default)s)")
+    parser.add_argument(
+        "--vl_model",
+        metavar="NAME",
+        help="the model that will be trained: a folder, a Hub id, or smollm2-135m (the default, which needs no hub)",
+    )
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of the prompts (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and answers (default %(default)s)")
+    parser.add_argument(
+        "--batch_size", type=positive_int, default=32, metavar="N", help="answered together (default %(default)s)"
+    )
+    add_run_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    return run_program(PROGRAM, work, make_parser().parse_args(argv))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Write the texts and report them."""
+    from vae_qwen3vl.default_lm import resolve_vl_model
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.processor import Processor3D
+
+    if options.output.suffix != ".jsonl":
+        raise ValueError(f"--output {options.output}: a file of records ends in .jsonl")
+    quiet_transformers(options.verbose)
+    device = resolve_device(options.device)
+    source = str(resolve_vl_model(options.vl_model))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = Qwen3VLWith3DBranch(source, torch_dtype=dtype).to(device).eval()
+    report = write_plain_text(
+        model,
+        Processor3D.from_pretrained(source),
+        options.output,
+        options.count,
+        split=options.split,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    if options.json:
+        print(json.dumps(asdict(report)))
+    else:
+        print(
+            f"{report.texts:,} texts in {options.output}; of {report.asked:,} answers {report.unfinished:,} had not "
+            f"ended after {MAX_NEW_TOKENS} tokens and were left out"
+        )
+    return 0 if report.texts else USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
