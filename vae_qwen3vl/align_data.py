@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 _MOST_HELD_OUT = 10
 """At most one object in so many is kept for validation."""
 _VAL = "val"
-_USUAL_FOLDER = "train_sdf_dataset"
-"""Where the tools and the documentation put a dataset."""
 
 
 class Tolerant(Dataset[Any]):
@@ -69,14 +67,6 @@ class Tolerant(Dataset[Any]):
         raise ValueError(f"none of {len(self)} objects can be read: {next(iter(self.left_out.values()))}")
 
 
-def with_usual_data(config: AlignmentConfig) -> AlignmentConfig:
-    """Return the settings with `train_sdf_dataset` as data where none is named and the current directory has it."""
-    if config.dummy_data or config.data_dir is not None or not Path(_USUAL_FOLDER).is_dir():
-        return config
-    logger.info("no --data_dir is given: the data is %s", _USUAL_FOLDER)
-    return dataclasses.replace(config, data_dir=_USUAL_FOLDER)
-
-
 def check_data(config: AlignmentConfig) -> None:
     """Raise a ValueError if no data is named, or there is none; the message has the command that makes some."""
     if config.dummy_data:
@@ -84,10 +74,7 @@ def check_data(config: AlignmentConfig) -> None:
             raise ValueError("plain_text goes with data_dir: random objects have no words for it to stand among")
         return
     if config.data_dir is None:
-        raise ValueError(
-            f"no data: give --data_dir, or --dummy_data for a quick test on random objects (there is no folder "
-            f"{_USUAL_FOLDER} here)"
-        )
+        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
     if not Path(config.data_dir).is_dir():
         raise ValueError(
             f"data_dir: there is no folder {config.data_dir}; make one with: python dataset_toolkits/sdf_voxelize.py "

@@ -27,9 +27,9 @@ def is_sharding(accelerator: Accelerator) -> bool:
     """Return whether the processes were started with FSDP.
 
     Raises:
-        ValueError: with its first version, which cannot leave out single parameters.
+        ValueError: with its first version, or with a PyTorch whose FSDP2 cannot leave out single parameters.
     """
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedType, is_torch_version
 
     if accelerator.distributed_type != DistributedType.FSDP:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -40,6 +40,8 @@ def is_sharding(accelerator: Accelerator) -> bool:
     version = accelerator.state.fsdp_plugin.fsdp_version
     if version != 2:
         raise ValueError(f"fsdp_version must be 2, got {version}: set it in fsdp_config, or give --fsdp_version 2")
+    if is_torch_version("<", "2.7.0"):  # Accelerate would shard what is trained as well, and say nothing
+        raise ValueError(f"FSDP needs PyTorch 2.7 or later, this is {torch.__version__}")
     return True
 
 
