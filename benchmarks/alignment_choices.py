@@ -21,6 +21,10 @@ from typing import Any
 
 from record import write_result
 
+from sdf_vqvae.training_log import read_log
+from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
+from vae_qwen3vl.blind_controls import OWN
+
 ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
     "merge": 4,
@@ -87,8 +91,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-8:]}
     folder = Path(done.stdout.strip().splitlines()[-1])
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    val = [record for record in log if record["kind"] == "val"][-1]
+    val = [record for record in read_log(folder / "log.jsonl") if record["kind"] == "val"][-1]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     numbers = {
         "settings": VARIANTS[name],
@@ -98,16 +101,10 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "objects": result["objects"],
         "seconds": round(seconds, 1),
     }
-    parts = ["--projector_ckpt", str(folder / "projector_final.pt")]
-    parts += ["--lora_dir", str(folder / "lora_final")] if (folder / "lora_final").is_dir() else []
-    ask = [sys.executable, "-m", "vae_qwen3vl.eval_3d_vl", *common, *parts, "--split", "val", "--max_eval_samples"]
-    ask += [
-        str(options.max_eval_samples),
-        "--measures",
-        "closed_sets",
-        "--batch_size",
-        "64",
-    ]
+    parts = ["--projector_ckpt", str(folder / PROJECTOR_FINAL)]
+    parts += ["--lora_dir", str(folder / LORA_FINAL)] if (folder / LORA_FINAL).is_dir() else []
+    ask = [sys.executable, "-m", "vae_qwen3vl.eval_3d_vl", *common, *parts, "--split", "val", "--batch_size", "64"]
+    ask += ["--max_eval_samples", str(options.max_eval_samples), "--measures", "closed_sets"]
     done = subprocess.run([*ask, "--output_dir", str(folder / "val")], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         return numbers | {"error": done.stderr.decode().strip().splitlines()[-8:]}
@@ -115,7 +112,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     records = [json.loads(line) for line in (folder / "val" / "eval_results.jsonl").open(encoding="utf-8")]
     numbers["tokens_3d"] = sorted(record["tokens_3d"] for record in records)[len(records) // 2]
     closed = {kind: summary["closed"][kind] for kind in KINDS if "rows" in summary["closed"].get(kind, {})}
-    numbers["top_1"] = {kind: found["rows"]["own shape"]["top_1"]["mean"] for kind, found in closed.items()}
+    numbers["top_1"] = {kind: found["rows"][OWN]["top_1"]["mean"] for kind, found in closed.items()}
     numbers["top_1_blind"] = {kind: _best_blind(found) for kind, found in closed.items()}
     return numbers
 

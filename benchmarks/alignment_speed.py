@@ -34,6 +34,7 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.sequence_3d import coords_of_cells
 from vae_qwen3vl.train_finetune import make_accelerator
 from vae_qwen3vl.vl_backbone import compile_layers
 
@@ -114,7 +115,7 @@ def code_batch(count: int, vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
     cells = torch.stack([torch.randperm(32**3, generator=random)[:CODES] for _ in range(count)])
     objects = torch.arange(count)[:, None].expand(count, CODES)
-    coords = torch.stack([objects, cells // 1024, cells // 32 % 32, cells % 32], dim=-1).flatten(0, 1).int()
+    coords = torch.cat([objects.reshape(-1, 1), coords_of_cells(cells.flatten(), 32)], dim=1).int()
     feats = torch.randn(count * CODES, WIDTH, generator=random)
     return {"feats_3d": feats, "coords_3d": coords, **text_batch(count, vocabulary, seed)}
 

@@ -142,8 +142,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         caption_share=config.caption_share,
         shift_cells=config.shift_cells,
     )
-    val = CachedCodesDataset(codes, max_samples=config.max_samples, caption_share=1.0)
-    return _split(config, data, val, data.names, _sizes(data), collate)
+    return _split(config, data, data.for_validation(), data.names, _sizes(data), collate)
 
 
 def _sizes(data: CachedCodesDataset) -> list[float]:
@@ -156,14 +155,19 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     from sdf_vqvae.model.checkpoint import shipped_config
 
     resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
-    make = functools.partial(
-        SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None, max_samples=config.max_samples
+    data = SDF3DCaptionDataset(
+        folder,
+        resolution,
+        min_points=1,
+        max_points=None,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        caption_share=config.caption_share,
     )
-    data = make(seed=config.seed, caption_share=config.caption_share)
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    return _split(config, data, make(caption_share=1.0), data.names, data.sizes, collate)
+    return _split(config, data, data.for_validation(), data.names, data.sizes, collate)
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vae_qwen3vl.eval_objects import EvalObject
+from vae_qwen3vl.sequence_3d import coords_of_cells
 
 OWN = "own shape"
 NO_SHAPE = "no 3D"
@@ -46,8 +47,7 @@ def scattered(objects: Sequence[EvalObject], side: int, seed: int = 0) -> list[E
     for number, one in enumerate(objects):
         random = torch.Generator().manual_seed(seed * 1_000_003 + number)
         cells = torch.randperm(side**3, generator=random)[: len(one.codes)]
-        coords = torch.stack([cells // side**2, cells // side % side, cells % side], dim=1)
-        made.append(replace(one, coords=coords.int()))
+        made.append(replace(one, coords=coords_of_cells(cells, side).int()))
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ OPEN_KINDS = ("describe", "name", "ratio", "size", "anatomy")
 MERGED_KINDS = ("organ",)
 """Kinds in which left and right count as one answer; the side has questions of its own."""
 LEAST_OBJECTS = 5
+Question = Mapping[str, Any]
+"""A record with kind, sample_id, question and answer."""
 _LANGUAGE = "en"
 _SIDE = re.compile(r"^(left|right) ", re.IGNORECASE)
 
@@ -55,29 +57,26 @@ def group_of(kind: str, answer: str) -> str:
 
 
 def closed_sets(
-    asked: str | os.PathLike[str], names: Sequence[str], known: str | os.PathLike[str] | None = None, *, seed: int = 0
+    asked: Sequence[Question], names: Sequence[str], known: Sequence[Question] = (), *, seed: int = 0
 ) -> list[ClosedSet]:
-    """Return the closed sets of the records about some objects, kinds with fewer than five objects left out.
+    """Return the closed sets of questions about some objects, kinds with fewer than five objects left out.
 
     Of several English questions of a kind about an object, one is chosen, always the same for the same seed.
 
     Args:
-        asked: JSONL of `make_questions` about the objects.
+        asked: of `closed_questions`, about the objects.
         names: ids of the objects.
-        known: the same of the objects of training.
+        known: the same about the objects of training.
         seed: of the choice.
-
-    Raises:
-        ValueError: a file can't be read, or a line is damaged.
     """
     wanted = set(names)
     found: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for record in _records(asked):
+    for record in asked:
         if record["sample_id"] in wanted:
             own = found.setdefault(record["kind"], {}).setdefault(record["sample_id"], [])
             own.append((record["question"], record["answer"]))
     of_training: dict[str, Counter[str]] = {}
-    for record in _records(known) if known is not None else ():
+    for record in known:
         of_training.setdefault(record["kind"], Counter())[record["answer"]] += 1
     made = []
     for kind, by_name in sorted(found.items()):
@@ -99,20 +98,24 @@ def closed_sets(
     return made
 
 
-def answers_of(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
-    """Return kind -> object -> an answer, of the records of a file that closed sets are made of."""
+def answers_of(questions: Sequence[Question]) -> dict[str, dict[str, str]]:
+    """Return kind -> object -> an answer."""
     found: dict[str, dict[str, str]] = {}
-    for record in _records(path):
+    for record in questions:
         found.setdefault(record["kind"], {}).setdefault(record["sample_id"], record["answer"])
     return found
 
 
-def _records(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the English questions of closed kinds."""
-    return filter(None, read_lines(regular_file(path, "questions"), _closed_question))
+def closed_questions(path: str | os.PathLike[str]) -> list[Question]:
+    """Return the English questions of closed kinds in a JSONL file of `make_questions`.
+
+    Raises:
+        ValueError: the file can't be read, or a line is damaged.
+    """
+    return list(filter(None, read_lines(regular_file(path, "questions"), _closed_question)))
 
 
-def _closed_question(record: dict[str, Any]) -> Mapping[str, Any] | None:
+def _closed_question(record: dict[str, Any]) -> Question | None:
     if record.get("language", _LANGUAGE) != _LANGUAGE or record.get("kind", OPEN_KINDS[0]) in OPEN_KINDS:
         return None
     if not all(isinstance(record.get(key), str) for key in ("kind", "sample_id", "question", "answer")):

@@ -5,8 +5,9 @@ Items are dictionaries; `collate` joins them to what `Qwen3VLWith3DBranch.forwar
 
 from __future__ import annotations
 
+import copy
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset
@@ -15,7 +16,10 @@ from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
+from vae_qwen3vl.sequence_3d import coords_of_cells
+from vae_qwen3vl.shared_epoch import SharedEpoch
 
+_Own = TypeVar("_Own", bound="_WithTexts")
 _LATENT_SIDE = 64
 _FEWEST_TOKENS = 100
 
@@ -27,8 +31,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
         self._texts = texts
         self._caption_share = caption_share
         self._seed = seed
-        # Shared, so that worker processes that live through a run hear of the next epoch.
-        self._shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._epoch = SharedEpoch()
         self.names = names
         """Ids of the objects, in the order of the items."""
 
@@ -37,14 +40,18 @@ class _WithTexts(Dataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose among the texts of each object anew."""
-        self._shared_epoch.fill_(epoch)
+        self._epoch.set(epoch)
 
-    @property
-    def _epoch(self) -> int:
-        return int(self._shared_epoch)
+    def for_validation(self: _Own) -> _Own:
+        """Return the same objects with a caption each, the same one in every epoch and for every seed."""
+        made = copy.copy(self)
+        made._caption_share, made._seed, made._epoch = 1.0, 0, SharedEpoch()
+        return made
 
     def _words(self, name: str) -> dict[str, Any]:
-        text = choose(self._texts[name], name, seed=self._seed, epoch=self._epoch, caption_share=self._caption_share)
+        text = choose(
+            self._texts[name], name, seed=self._seed, epoch=int(self._epoch), caption_share=self._caption_share
+        )
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -147,12 +154,18 @@ class CachedCodesDataset(_WithTexts):
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
         super().__init__(texts, names, seed, caption_share)
 
+    def for_validation(self) -> CachedCodesDataset:
+        """Return the same objects where they are, with a caption each (see `_WithTexts`)."""
+        made = super().for_validation()
+        made.shift_cells = 0
+        return made
+
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
         codes, coords = self.codes[self.names[number]]
         feats = self.codes.codebook[codes.long()]
         if self.shift_cells:
-            drawn = pick(self._seed, self._epoch, self.names[number], "shift")
+            drawn = pick(self._seed, int(self._epoch), self.names[number], "shift")
             steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
             coords = coords + torch.tensor(steps, dtype=coords.dtype)
         words = self._words(self.names[number])
@@ -204,7 +217,7 @@ class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):
         fewest = min(_FEWEST_TOKENS, self.max_3d_tokens)
         count = int(torch.randint(fewest, self.max_3d_tokens + 1, (1,), generator=random))
         cells = torch.randperm(_LATENT_SIDE**3, generator=random)[:count].sort().values
-        xyz = torch.stack([cells // _LATENT_SIDE**2, cells // _LATENT_SIDE % _LATENT_SIDE, cells % _LATENT_SIDE], 1)
+        xyz = coords_of_cells(cells, _LATENT_SIDE)
         ids = torch.randint(0, self.vocab_size, (self.seq_len,), generator=random)
         labels = torch.full_like(ids, -100)
         labels[-1] = ids[-1]

@@ -135,7 +135,6 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
 def work(options: argparse.Namespace) -> int:
     """Evaluate."""
     from sdf_vqvae.runtime import resolve_device
-    from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.describer import load_describer
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 
@@ -148,9 +147,10 @@ def work(options: argparse.Namespace) -> int:
     model = load_describer(
         vae, parts.vl_model, parts.projector, parts.lora, device=device, dtype=dtype, vae_hash=data.vae_hash
     )
-    override(model, given_settings(options))
-    prompt = given_settings(options).get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
-    processor = Processor3D.from_pretrained(str(resolve_vl_model(parts.vl_model)))
+    given = given_settings(options)
+    override(model, given)
+    prompt = given.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
+    processor = Processor3D.from_pretrained(model.model_name_or_path)
     said, summary = interview(options, config, data, model, processor, prompt)
     parts.output.mkdir(parents=True, exist_ok=True)
     rebuilt = rebuild(options, config, parts, data, vae, device) if options.save_mesh else {}
@@ -216,7 +216,7 @@ def interview(
 ) -> tuple[Understanding, dict[str, Any]]:
     """Ask the model about all objects; return what it said and its measures."""
     from vae_qwen3vl.captions import RECORDS
-    from vae_qwen3vl.closed_sets import answers_of, closed_sets
+    from vae_qwen3vl.closed_sets import answers_of, closed_questions, closed_sets
     from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
     from vae_qwen3vl.understanding import Interviewer
     from vae_qwen3vl.understanding_summary import (
@@ -259,11 +259,11 @@ def interview(
     beside = None if data.folder is None else data.folder.folder
     asked = options.questions or (None if beside is None else beside / f"conversations_{data.split}.jsonl")
     if "closed_sets" in measures and asked is not None and (options.questions or asked.is_file()):
-        known = None if beside is None else beside / RECORDS
-        known = known if known is not None and known.is_file() else None
-        lent = answers_of(known) if known is not None and said.neighbors is not None else None
+        of_training = beside is not None and (beside / RECORDS).is_file()
+        known = closed_questions(beside / RECORDS) if beside is not None and of_training else []
+        lent = answers_of(known) if of_training and said.neighbors is not None else None
         summary["closed"] = {}
-        for each in closed_sets(asked, [one.name for one in objects], known, seed=config.seed):
+        for each in closed_sets(closed_questions(asked), [one.name for one in objects], known, seed=config.seed):
             said.closed.append(asking.answer(each))
             summary["closed"][each.kind] = summarize_closed(said.closed[-1], _lent(lent, said, data, each.kind))
     if captioned and "retrieval" in measures and len(objects) > 1:

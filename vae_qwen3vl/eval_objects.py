@@ -86,7 +86,7 @@ def from_codes(folder: CodeFolder, *, split: str | None, most: int, val_samples:
         ValueError: there is no such object.
     """
     rows = [row for row in folder.table() if row[ID_COLUMN] in folder]
-    chosen, rows = _of_split(rows, split, folder.folder, val_samples, known=set(folder))
+    chosen, rows = _of_split(rows, split, folder.folder, val_samples)
     objects = []
     for row in rows[: most or None]:
         codes, coords = folder[row[ID_COLUMN]]
@@ -117,7 +117,7 @@ def from_fields(
     for name, why in list(dataset.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, why)
     rows = [row for row in dataset.rows if captions_in(row.get("captions", ""))]
-    chosen, rows = _of_split(rows, split, Path(folder), val_samples, known={row[ID_COLUMN] for row in rows})
+    chosen, rows = _of_split(rows, split, Path(folder), val_samples)
     objects = []
     for row in tqdm(rows[: most or None], desc="encode", unit="object", disable=None):
         name = row[ID_COLUMN]
@@ -165,7 +165,7 @@ def random_batch(description: FieldDescription, *, seed: int = 0) -> dict[str, T
 
 
 def _of_split(
-    rows: list[dict[str, str]], split: str | None, folder: Path, val_samples: int, *, known: set[str]
+    rows: list[dict[str, str]], split: str | None, folder: Path, val_samples: int
 ) -> tuple[str | None, list[dict[str, str]]]:
     splits = {row["split"] for row in rows if row.get("split")}
     if split is None:

@@ -17,7 +17,14 @@ import torch
 
 from sdf_vqvae.runtime import atomic_path, resolve_device
 from vae_qwen3vl.plain_prompts import SPLITS, plain_prompts
-from vae_qwen3vl.programs import USER_ERROR, add_run_options, positive_int, quiet_transformers, run_program
+from vae_qwen3vl.programs import (
+    USER_ERROR,
+    add_run_options,
+    check_records_name,
+    positive_int,
+    quiet_transformers,
+    run_program,
+)
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -162,8 +169,7 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import Processor3D
 
-    if options.output.suffix != ".jsonl":
-        raise ValueError(f"--output {options.output}: a file of records ends in .jsonl")
+    check_records_name(options.output)
     quiet_transformers(options.verbose)
     device = resolve_device(options.device)
     source = str(resolve_vl_model(options.vl_model))

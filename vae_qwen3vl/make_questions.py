@@ -19,7 +19,7 @@ from sdf_vqvae.data import MeshPack
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.captions import pick
 from vae_qwen3vl.mesh_facts import measure_mesh
-from vae_qwen3vl.programs import USER_ERROR, positive_int, run_program
+from vae_qwen3vl.programs import USER_ERROR, check_records_name, positive_int, run_program
 from vae_qwen3vl.question_making import KINDS, YES_NO, balance, make_questions
 from vae_qwen3vl.questions import ANATOMY, LANGUAGES, KnownObject, Question
 
@@ -235,8 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(options: argparse.Namespace) -> int:
     """Make the questions and report them."""
-    if options.output.suffix != ".jsonl":
-        raise ValueError(f"--output {options.output}: a file of records ends in .jsonl")
+    check_records_name(options.output)
     kinds = [kind for name in options.kinds for kind in (YES_NO if name == _ALL_YES_NO else (name,))]
     found = write_questions(
         QuestionSettings(

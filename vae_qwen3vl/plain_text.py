@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vae_qwen3vl.captions import Text, pick
+from vae_qwen3vl.shared_epoch import SharedEpoch
 
 _CHARACTERS_A_TOKEN = 4
 """About; batches of similar length need no more."""
@@ -50,15 +51,14 @@ class WithPlainText(Dataset[Any]):
         """Items that are texts."""
         self.lengths = [*lengths[: self.count], *(_length(self.texts[i]) for i in self._spread())]
         """Expected length of every item."""
-        # Shared, so that worker processes that live through a run hear of the next epoch.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         return self.count + self.places
 
     def set_epoch(self, epoch: int) -> None:
         """Draw texts anew, and pass on to the objects."""
-        self._epoch.fill_(epoch)
+        self._epoch.set(epoch)
         if hasattr(self.objects, "set_epoch"):
             self.objects.set_epoch(epoch)
 

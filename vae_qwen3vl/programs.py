@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from pathlib import Path
 
 from sdf_vqvae.programs import (
     USER_ERROR,
@@ -23,6 +24,7 @@ __all__ = [
     "add_language_options",
     "add_run_options",
     "add_vae_options",
+    "check_records_name",
     "naming",
     "one_line",
     "positive_int",
@@ -39,6 +41,12 @@ def add_vae_options(parser: argparse.ArgumentParser, default_config: str | None 
         "--vae_config", metavar="JSON", default=default_config, help=f"VAE configuration (default: {shipped})"
     )
     parser.add_argument("--vae_ckpt", metavar="FILE", help="VAE weights: .safetensors, or .pt of the original system")
+
+
+def check_records_name(path: Path) -> None:
+    """Raise a ValueError unless a file of records that `--output` names ends in .jsonl."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"--output {path}: a file of records ends in .jsonl")
 
 
 def add_language_options(parser: argparse.ArgumentParser) -> None:

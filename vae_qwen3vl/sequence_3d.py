@@ -74,6 +74,11 @@ def coords_of_keys(keys: Tensor, bits: int) -> Tensor:  # [N] -> [N, 4]
     return torch.stack([keys >> 3 * bits, keys & low, keys >> bits & low, keys >> 2 * bits & low], dim=1)
 
 
+def coords_of_cells(cells: Tensor, side: int) -> Tensor:  # [N] -> [N, 3]
+    """Return (x, y, z) of the cells of a grid that are counted with x slowest."""
+    return torch.stack([cells // side**2, cells // side % side, cells % side], dim=1)
+
+
 def rank_in_object(objects: Tensor, counts: Tensor) -> Tensor:  # [N], [B] -> [N]
     """Return each row's place within its object; `objects` ascends, `counts` are its bincount."""
     first = counts.cumsum(0) - counts  # [B]

@@ -257,3 +257,18 @@ def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
         seen.add(tuple(step[0].tolist()))
         assert torch.equal(moved[0]["coords"], moved[0]["coords"])
     assert len(seen) > 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_lives_on_hears_of_the_next_epoch(codes):
+    items = CachedCodesDataset(codes, split="train", shift_cells=3)
+    loader = torch.utils.data.DataLoader(
+        items, batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+    )
+    seen = []
+    for epoch in range(3):
+        items.set_epoch(epoch)
+        moved = [item["coords"] for item in loader]
+        assert all(torch.equal(found, items[n]["coords"]) for n, found in enumerate(moved))
+        seen.append(torch.cat(moved))
+    assert not torch.equal(seen[0], seen[1]) or not torch.equal(seen[1], seen[2])

@@ -17,7 +17,7 @@ from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.blind_controls import OWN, most_frequent, nearest_by_codes, other_objects, scattered
 from vae_qwen3vl.candidate_scores import answer_scores
-from vae_qwen3vl.closed_sets import closed_sets, group_of
+from vae_qwen3vl.closed_sets import closed_questions, closed_sets, group_of
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.eval_3d_vl import main
 from vae_qwen3vl.eval_objects import EvalData, EvalObject, from_codes, random_batch
@@ -100,7 +100,7 @@ def test_an_organ_counts_without_its_side_and_unseen_names_are_listed(tmp_path: 
     answers = ["Left kidney.", "Right kidney.", "Liver.", "Liver.", "Spleen.", "Left kidney."]
     asked = records(tmp_path / "asked.jsonl", [(n, "organ", a) for n, a in zip(names, answers, strict=True)])
     known = records(tmp_path / "known.jsonl", [("t1", "organ", "Right kidney."), ("t2", "organ", "Liver.")])
-    (found,) = closed_sets(asked, names, known)
+    (found,) = closed_sets(closed_questions(asked), names, closed_questions(known))
     assert found.kind == "organ"
     assert found.candidates == ("Left kidney.", "Liver.", "Right kidney.", "Spleen.")
     assert [group_of("organ", c) for c in found.candidates] == ["Kidney.", "Liver.", "Kidney.", "Spleen."]
