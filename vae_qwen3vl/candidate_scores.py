@@ -18,6 +18,7 @@ from torch import Tensor
 from vae_qwen3vl.eval_objects import EvalData, EvalObject
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL, Processor3D
+from vae_qwen3vl.vl_backbone import kept_cache, name_cache
 
 _MOST_LOGITS = {"cuda": 3_000_000_000, "cpu": 40_000_000}
 """Values of the vocabulary's logits that are held at a time."""
@@ -100,7 +101,7 @@ def _read_prompts(
     inputs = model.build_inputs(**text, feats_3d=feats, coords_3d=coords, padding_side="left")
     out = model.vl_model(**inputs.model_kwargs(), use_cache=True, logits_to_keep=1)
     first = out.logits[:, -1].float().log_softmax(-1)
-    return out.past_key_values, inputs.attention_mask, inputs.position_ids[0, :, -1], first
+    return kept_cache(out), inputs.attention_mask, inputs.position_ids[0, :, -1], first
 
 
 def _chunks(
@@ -135,7 +136,8 @@ def _read_replies(
     whole = torch.cat([mask.repeat_interleave(count, 0), real[:, :-1].repeat(rows, 1)], dim=1)
     steps = torch.arange(1, longest, device=mask.device)
     positions = (last.repeat_interleave(count)[:, None] + steps).expand(3, -1, -1)
-    out = model.vl_model(input_ids=read, attention_mask=whole, position_ids=positions, past_key_values=grown)
+    behind = name_cache(model.vl_model, {"past_key_values": grown})
+    out = model.vl_model(input_ids=read, attention_mask=whole, position_ids=positions, **behind)
     losses = torch.nn.functional.cross_entropy(
         out.logits.float().transpose(1, 2), ids[:, 1:].repeat(rows, 1), reduction="none"
     )  # [B * C, L - 1]

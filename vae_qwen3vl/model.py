@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
-from vae_qwen3vl.contrast import title_contrast
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
 from vae_qwen3vl.layout import Positions
-from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
+from vae_qwen3vl.losses import answer_loss, title_contrast
+from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
@@ -34,7 +34,7 @@ from vae_qwen3vl.vl_backbone import (
     embedding_rms,
     embedding_table,
     load_vl_model,
-    without_wrapper,
+    name_cache,
 )
 
 logger = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             encoding_indices_3d=encoding_indices,
         )
         if loss_only:
-            answers = total = self._answer_loss(inputs, kwargs)
+            answers = total = answer_loss(self.vl_model, inputs, kwargs)
             if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
                 table = embedding_table(self.vl_model)
                 total = answers + contrastive_weight * title_contrast(tokens, title_ids.to(self.device), table)
@@ -324,19 +324,6 @@ class Qwen3VLWith3DBranch(nn.Module):
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
         return outputs
-
-    def _answer_loss(self, inputs: BranchInputs, kwargs: dict[str, Any]) -> Tensor:  # []
-        """Return the mean cross entropy of the answers' tokens; 0 where there are none."""
-        assert inputs.labels is not None, "a loss needs labels"
-        base = without_wrapper(self.vl_model)
-        # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
-        arguments = {**inputs.model_kwargs(), "attention_mask": None, "use_cache": False, **kwargs}
-        hidden = base.model(**arguments).last_hidden_state  # [B, S', H]
-        targets = inputs.labels[:, 1:]
-        kept = targets != IGNORED_LABEL
-        logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]
-        total = torch.nn.functional.cross_entropy(logits, targets[kept], reduction="sum")
-        return total / kept.sum().clamp(min=1)
 
     def forward_with_3d(self, *args: Any, **kwargs: Any) -> Any:
         """Do what `forward` does. Under DDP call the wrapper itself, so that gradients are synchronised."""
@@ -363,7 +350,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         rows of a batch must have grown by equally many tokens since, for the cache holds their padding.
         """
         if input_ids is None:
-            return self.vl_model.generate(**kwargs)
+            return self.vl_model.generate(**name_cache(self.vl_model, kwargs))
         inputs = self.build_inputs(
             input_ids,
             attention_mask,
@@ -379,7 +366,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         )
         if not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = 128
-        return self.vl_model.generate(**inputs.model_kwargs(), **kwargs)
+        return self.vl_model.generate(**inputs.model_kwargs(), **name_cache(self.vl_model, kwargs))
 
     def describe(
         self,

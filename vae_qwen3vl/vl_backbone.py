@@ -5,6 +5,7 @@ Knows transformers' public interface; knows nothing of 3D.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,6 +62,21 @@ def compile_layers(vl_model: Any, backend: str = "inductor") -> None:
     """Compile every text layer in place, for any batch and length; names and weights stay what they are."""
     for layer in text_layers(vl_model):
         layer.compile(dynamic=True, backend=backend)
+
+
+def name_cache(vl_model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return `arguments` with the key-value cache, if there is one, under the name that this transformers gives it.
+
+    transformers 5.24 renamed `past_key_values` to `cache`; callers may say either.
+    """
+    taken = inspect.signature(without_wrapper(vl_model).forward).parameters
+    name = "cache" if "cache" in taken else "past_key_values"
+    return {name if key in ("cache", "past_key_values") else key: value for key, value in arguments.items()}
+
+
+def kept_cache(out: Any) -> Any:
+    """Return the key-value cache of an output of the language model."""
+    return out["cache"] if "cache" in out else out["past_key_values"]
 
 
 def embedding_table(vl_model: Any) -> Tensor:

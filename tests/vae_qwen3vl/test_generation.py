@@ -7,6 +7,7 @@ import torch
 
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+from vae_qwen3vl.vl_backbone import kept_cache
 
 PROMPTS = ["hi", "a longer prompt here", "and one more?"]
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -152,10 +153,10 @@ def test_later_turns_on_the_kept_cache_equal_a_full_recompute(build, processor, 
         )
         out = model.generate(**given, past_key_values=past)
         hook.remove()
-        assert read == [fresh.past_key_values.get_seq_length() - 4 - known, 1, 1, 1, 1]  # only what is new
+        assert read == [kept_cache(fresh).get_seq_length() - 4 - known, 1, 1, 1, 1]  # only what is new
         assert torch.equal(out.sequences, fresh.sequences)
         torch.testing.assert_close(torch.stack(out.logits), torch.stack(fresh.logits), rtol=0, atol=1e-4)
-        past = out.past_key_values
+        past = kept_cache(out)
         turn = [2, 1, *processor.encode_text("user\nAnd this?"), 2, 1, *processor.encode_text("assistant\n")]
         if objects[min(number + 1, 2)] > objects[number]:
             turn.insert(3, -200)

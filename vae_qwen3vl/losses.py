@@ -1,16 +1,42 @@
-"""A loss that ties 3D tokens to names without asking the language model: a direct lesson for the projector."""
+"""What training minimises: the answers' cross entropy, and a lesson that ties 3D tokens to names directly."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_qwen3vl.inputs import BranchInputs
+from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
+from vae_qwen3vl.vl_backbone import without_wrapper
 
 _TEMPERATURE = 0.07
 _SAME = 0.999
 """Names whose words agree so far are one name; they are no rivals."""
+
+
+def answer_loss(vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any]) -> Tensor:  # []
+    """Return the mean cross entropy of the answers' tokens; 0 where there are none.
+
+    The vocabulary's logits are computed where an answer's token is predicted and nowhere else.
+
+    Args:
+        vl_model: the language model.
+        inputs: with labels, padded on the right.
+        arguments: more for the language model.
+    """
+    assert inputs.labels is not None, "a loss needs labels"
+    base = without_wrapper(vl_model)
+    # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
+    taken = {**inputs.model_kwargs(), "attention_mask": None, "use_cache": False, **arguments}
+    hidden = base.model(**taken).last_hidden_state  # [B, S', H]
+    targets = inputs.labels[:, 1:]
+    kept = targets != IGNORED_LABEL
+    logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]
+    return F.cross_entropy(logits, targets[kept], reduction="sum") / kept.sum().clamp(min=1)
 
 
 def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor:  # []
