@@ -5,7 +5,8 @@ python benchmarks/language_latency.py --threads 2
 The embedded default language model with the shipped projector and adapter, through the model's own `generate`, greedy
 and without an early end. One object fills 512 3D tokens, the other is an example mesh with the tokens it has by
 default. 20 words are the tokens that 20 English words of captions take. Times are medians of warm runs, and hold
-everything from codebook vectors to token ids; `merged` has the adapter added into the weights.
+everything from codebook vectors to token ids. The language model computes in the dtype that `describe` would choose
+on this machine, and beside it in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from torch import Tensor
 
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.shapes import voxelize_for
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
-from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
+from vae_qwen3vl.vl_backbone import inference_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 TWENTY_WORDS = (
@@ -48,7 +52,7 @@ def seconds_to(model: Qwen3VLWith3DBranch, inputs: dict[str, Tensor], tokens: in
 
 
 def main() -> None:
-    """Measure both objects, with the adapter beside the weights and merged into them."""
+    """Measure both objects in each dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vl_model", help="folder of the embedded default, where it is not in the cache")
     parser.add_argument("--threads", type=int, default=2)
@@ -59,7 +63,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     vae = load_vae_from_config(None, None, "cpu")
-    model = load_describer(vae, options.vl_model, device="cpu")
+    rows: list[dict[str, Any]] = []
+    for dtype in dict.fromkeys([inference_dtype(torch.device("cpu")), torch.float32]):
+        model = load_describer(vae, options.vl_model, device="cpu", dtype=dtype)
+        with torch.inference_mode():
+            for row in measured(model, vae, options):
+                rows.append({"dtype": str(dtype).removeprefix("torch."), **row})
+                print(json.dumps(rows[-1]), flush=True)
+    print(write_result(options.name, {"threads": options.threads, "rows": rows}, options.out))
+
+
+def measured(
+    model: Qwen3VLWith3DBranch, vae: SparseSDFVQVAE, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield the times of each object."""
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     words = 1 if options.tiny else len(processor.encode_text(TWENTY_WORDS))
     repeats = 1 if options.tiny else options.repeats
@@ -69,22 +86,18 @@ def main() -> None:
     table = vae.vq.embeddings.weight.detach()
     mug = extract_3d_latent(voxelize_for(vae, load_mesh(ROOT / "examples" / "mug.glb")).to_batch(), vae)
     objects = {"512": (table[: len(full)], full, 512), "mug": (*mug, model.max_3d_tokens)}
-    prompt = processor([model.prompt] if model.prompt else ["Describe this 3D shape in one sentence:"])
-    rows: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        for merged in (False, True):
-            if merged:
-                model.vl_model = model.vl_model.merge_and_unload()
-            for name, (feats, coords, budget) in objects.items():
-                model.max_3d_tokens = budget
-                inputs = {**prompt, "feats_3d": feats, "coords_3d": coords}
-                count = int(model.count_3d_tokens(feats, coords)[0]) - 2
-                row: dict[str, Any] = {"object": name, "tokens_3d": count, "merged": merged}
-                row["seconds_to_first_token"] = round(seconds_to(model, inputs, 1, repeats), 3)
-                row["seconds_to_20_words"] = round(seconds_to(model, inputs, words, repeats), 3)
-                rows.append({**row, "new_tokens": words, "load_before": round(os.getloadavg()[0], 2)})
-                print(json.dumps(rows[-1]), flush=True)
-    print(write_result(options.name, {"threads": options.threads, "rows": rows}, options.out))
+    prompt = processor([model.prompt or DEFAULT_PROMPT])
+    for name, (feats, coords, budget) in objects.items():
+        model.max_3d_tokens = budget
+        inputs = {**prompt, "feats_3d": feats, "coords_3d": coords}
+        yield {
+            "object": name,
+            "tokens_3d": int(model.count_3d_tokens(feats, coords)[0]) - 2,
+            "seconds_to_first_token": round(seconds_to(model, inputs, 1, repeats), 3),
+            "seconds_to_20_words": round(seconds_to(model, inputs, words, repeats), 3),
+            "new_tokens": words,
+            "load_before": round(os.getloadavg()[0], 2),
+        }
 
 
 if __name__ == "__main__":

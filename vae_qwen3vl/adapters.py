@@ -80,6 +80,11 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
     return wrapped
 
 
+def merge_lora(vl_model: Any) -> Any:
+    """Return the language model with its adapters, if there are any, added into its weights: it answers sooner."""
+    return vl_model.merge_and_unload() if hasattr(vl_model, "peft_config") else vl_model
+
+
 @contextlib.contextmanager
 def casts_left_to_autocast(vl_model: nn.Module, autocast: bool) -> Iterator[None]:
     """Stop float32 adapters from widening activations that autocast would narrow again: the same, with less memory.

@@ -57,7 +57,7 @@ def load_describer(
     dtype: torch.dtype | None = None,
     vae_hash: str | None = None,
 ) -> Qwen3VLWith3DBranch:
-    """Load a language model with its 3D branch, in evaluation mode.
+    """Load a language model with its 3D branch, in evaluation mode, adapters merged into its weights.
 
     Args:
         vae: the tokenizer whose codes it will read; None where codes are cached.
@@ -65,15 +65,18 @@ def load_describer(
         projector: trained projector; None takes the shipped one, which belongs to the default language model.
         lora: adapter folder trained with that projector; None takes the shipped one with the shipped projector.
         device: where to; CUDA where present by default.
-        dtype: of the language model; float32 by default.
+        dtype: of the language model; None takes `inference_dtype`.
         vae_hash: fingerprint of the tokenizer behind cached codes.
 
     Raises:
         ValueError: no projector is known for this language model, or the parts do not fit each other.
         LanguageModelUnavailableError: the language model can't be had.
     """
+    from vae_qwen3vl.adapters import merge_lora
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.vl_backbone import inference_dtype
 
+    target = resolve_device(device)
     source = resolve_vl_model(vl_model)
     is_default = source == default_lm_folder()
     if vl_model is None:
@@ -85,14 +88,17 @@ def load_describer(
                 "(and --lora_dir) trained for it"
             )
         projector, lora = shipped_weights()
-    model = Qwen3VLWith3DBranch(str(source), vae_model=vae, torch_dtype=dtype, max_3d_tokens=512)
+    model = Qwen3VLWith3DBranch(
+        str(source), vae_model=vae, torch_dtype=dtype or inference_dtype(target), max_3d_tokens=512
+    )
     if projector is not None:
         model.load_projector(projector, vae_hash=vae_hash)
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None:
         model.load_lora(lora)
-    return model.to(resolve_device(device)).eval()
+        model.vl_model = merge_lora(model.vl_model)
+    return model.to(target).eval()
 
 
 def describe(

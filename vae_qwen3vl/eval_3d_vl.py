@@ -143,10 +143,7 @@ def work(options: argparse.Namespace) -> int:
     quiet_transformers(options.verbose)
     device = resolve_device(options.device)
     data, vae = open_data(options, config, parts, device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_describer(
-        vae, parts.vl_model, parts.projector, parts.lora, device=device, dtype=dtype, vae_hash=data.vae_hash
-    )
+    model = load_describer(vae, parts.vl_model, parts.projector, parts.lora, device=device, vae_hash=data.vae_hash)
     given = given_settings(options)
     override(model, given)
     prompt = given.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
@@ -227,7 +224,10 @@ def interview(
     )
 
     objects, measures = data.objects, set(options.measures)
-    captioned = all(one.captions for one in objects)
+    bare = sum(not one.captions for one in objects)
+    captioned = not bare
+    if 0 < bare < len(objects):
+        logger.warning("%d of %d objects have no caption: captions and retrieval aren't measured", bare, len(objects))
     asking = Interviewer(
         model=model,
         processor=processor,

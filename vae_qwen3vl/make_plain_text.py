@@ -168,13 +168,13 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import Processor3D
+    from vae_qwen3vl.vl_backbone import inference_dtype
 
     check_records_name(options.output)
     quiet_transformers(options.verbose)
     device = resolve_device(options.device)
     source = str(resolve_vl_model(options.vl_model))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = Qwen3VLWith3DBranch(source, torch_dtype=dtype).to(device).eval()
+    model = Qwen3VLWith3DBranch(source, torch_dtype=inference_dtype(device)).to(device).eval()
     report = write_plain_text(
         model,
         Processor3D.from_pretrained(source),

@@ -41,6 +41,15 @@ def load_vl_model(name_or_path: str, dtype: torch.dtype | str | None = None, **k
     return vl_class.from_pretrained(name_or_path, dtype=dtype or torch.float32, **kwargs)
 
 
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """Return in which dtype a language model answers soonest: bfloat16 where the device computes with it."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    computes = any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if device.type == "cpu" and computes else torch.float32
+
+
 def check_model_type(model_type: str, name: str) -> None:
     """Raise a ValueError that names the supported kinds unless `model_type` is one of them."""
     if model_type not in VL_CLASSES:

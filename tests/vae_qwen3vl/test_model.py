@@ -13,7 +13,7 @@ from vae_qwen3vl import adapters
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
-from vae_qwen3vl.vl_backbone import compile_layers
+from vae_qwen3vl.vl_backbone import compile_layers, inference_dtype
 
 PROMPTS = ["hi", "a longer prompt here"]
 ANSWERS = ["a red robot.", "no"]
@@ -486,3 +486,39 @@ def test_adapters_that_leave_casts_to_autocast_compute_the_same(make_vl, make_co
         found.append((loss.detach(), grads))
         assert set(seen) == {torch.bfloat16 if active else torch.float32}
     torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=2e-3)
+
+
+def test_adapters_merged_into_the_weights_answer_alike(make_vl, make_codes):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2).eval()
+    ids = torch.arange(10, 34).view(2, 12)
+    feats, coords = make_codes([5, 40])
+    given = {"input_ids": ids, "feats_3d": feats, "coords_3d": coords}
+    untouched = model(**given).logits
+    model.add_lora(2)
+    model.eval()
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value) * 0.1
+    beside = model(**given).logits
+    model.vl_model = adapters.merge_lora(model.vl_model)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(model(**given).logits, beside, rtol=1e-4, atol=1e-4)
+    assert (beside - untouched).abs().max() > 0.01
+    assert adapters.merge_lora(model.vl_model) is model.vl_model
+
+
+@pytest.mark.parametrize(
+    ("device", "known", "expected"),
+    [
+        ("cuda", {}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ("cpu", {"avx2": True}, torch.float32),
+        ("mps", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_answers_are_computed_in_bfloat16_where_the_device_has_it(monkeypatch, device, known, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert inference_dtype(torch.device(device)) == expected
