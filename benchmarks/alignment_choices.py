@@ -1,31 +1,33 @@
 """Which choices make a language model read shapes best: one thing changed at a time, equal budget, chosen on `val`.
 
-python benchmarks/alignment_choices.py --codes train_codes --parallel 5
+    python benchmarks/alignment_choices.py --codes train_codes --compile_layers
+    python benchmarks/alignment_choices.py --codes train_codes --latents latents    (see continuous_latents.py)
 
 Every variant is a run of train_finetune.py on the same objects for as many epochs, and an evaluation of its result on
 the split `val`: validation loss of the captions with the objects' own shapes and with other objects' (nats a token),
-and closed questions by likelihood. Variants run beside each other, so their seconds are not a measure of speed; their
-3D tokens are. One seed each: differences between `base` and `base_again`, which differ in the seed alone, are noise.
+and closed questions by likelihood, beside their best blind control. Variants run one after another in one process.
+One seed each: differences between `base` and `base_again`, which differ in the seed alone, are noise. With --latents,
+only `codes` and `continuous` run, both on the objects of that folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from record import write_result
 
 from sdf_vqvae.training_log import read_log
+from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.blind_controls import OWN
+from vae_qwen3vl.code_folder import CodeFolder
 
-ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
     "merge": 4,
     "max_3d_tokens": 512,
@@ -33,37 +35,40 @@ BASE: dict[str, Any] = {
     "projector_layers": 2,
     "use_lora": True,
     "lora_r": 16,
+    "lora_dropout": 0.0,
     "lr": 1e-3,
-    "lora_lr": 5e-4,
-    "projector_share": 0.1,
-    "batch_size": 64,
+    "lora_lr": 1e-3,
+    "weight_decay": 0.05,
+    "projector_share": 0.05,
+    "shift_cells": 3,
+    "contrastive_weight": 0.1,
+    "batch_size": 128,
     "num_workers": 3,
 }
 
 
 def _parts(count: int) -> dict[str, int]:
-    """Return the same 64 objects a step in so many batches, where one batch of longer sequences would not fit."""
+    """Return as many objects a step in so many batches, where one batch of longer sequences would not fit."""
     return {"batch_size": BASE["batch_size"] // count, "gradient_accumulation_steps": count}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048, **_parts(8)},  # the slowest first
-    "tokens_512": {"merge": 2, "max_3d_tokens": 512, **_parts(4)},
-    "tokens_256": {"merge": 2, "max_3d_tokens": 256, **_parts(2)},
-    "pooled_256": {"merge": 1, "max_3d_tokens": 256, **_parts(2)},
     "base": {},
     "base_again": {"seed": 43},
     "tokens_64": {"max_3d_tokens": 64},
+    "tokens_256": {"merge": 2, "max_3d_tokens": 256},
+    "tokens_512": {"merge": 2, "max_3d_tokens": 512, **_parts(2)},
+    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048, **_parts(8)},
+    "pooled_256": {"merge": 1, "max_3d_tokens": 256},
     "sequential": {"positions": "sequential"},
     "sine": {"positions": "sequential", "use_3d_pos": True},
     "mrope_and_sine": {"use_3d_pos": True},
     "one_layer": {"projector_layers": 1},
     "three_layers": {"projector_layers": 3},
     "projector_only": {"use_lora": False},
-    "lora_4": {"lora_r": 4},
-    "lower_rate": {"lr": 3e-4, "lora_lr": 1.5e-4},
-    "higher_rate": {"lr": 3e-3, "lora_lr": 1.5e-3},
-    "shifts": {"shift_cells": 3},
+    "no_contrast": {"contrastive_weight": 0.0},
+    "contrast_1": {"contrastive_weight": 1.0},
+    "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
 }
 KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces", "part_of")
@@ -77,44 +82,51 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return made
 
 
-def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def printed(program: Any, arguments: list[str]) -> str:
+    """Run a program's `main` and return what it printed. Raises a RuntimeError where it fails; it says why itself."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        code = program.main(arguments)
+    if code:
+        raise RuntimeError(f"{program.__name__} ended with {code}")
+    return told.getvalue()
+
+
+def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one variant; return its numbers."""
-    settings = BASE | {"epochs": options.epochs, "val_every": 10**9} | VARIANTS[name]
-    out = options.work / name
-    common = ["--data_dir", str(options.codes), "--seed", str(settings.pop("seed", 42))]
+    settings = BASE | {"epochs": options.epochs, "val_every": 10**9, "save_every": 10**9} | changed
+    settings |= {"compile_layers": options.compile_layers, "max_samples": options.max_samples}
+    common = ["--data_dir", str(codes), "--seed", str(settings.pop("seed", 42))]
     common += ["--vl_model", options.vl_model] if options.vl_model else []
     start = time.perf_counter()
-    train = [sys.executable, "-m", "vae_qwen3vl.train_finetune", *common, *flags(settings), "--output_dir", str(out)]
-    train += ["--max_samples", str(options.max_samples), "--save_every", str(10**9)]
-    done = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = printed(train_finetune, [*common, *flags(settings), "--output_dir", str(options.work / name)])
+    folder = Path(told.strip().splitlines()[-1])
     seconds = time.perf_counter() - start
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-8:]}
-    folder = Path(done.stdout.strip().splitlines()[-1])
-    val = [record for record in read_log(folder / "log.jsonl") if record["kind"] == "val"][-1]
+    log = read_log(folder / "log.jsonl")
+    val = [record for record in log if record["kind"] == "val"][-1]
+    trained = [record for record in log if record["kind"] == "train"]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    numbers = {
-        "settings": VARIANTS[name],
+    parts = ["--projector_ckpt", str(folder / PROJECTOR_FINAL)]
+    parts += ["--lora_dir", str(folder / LORA_FINAL)] if (folder / LORA_FINAL).is_dir() else []
+    ask = [*common, *parts, "--split", "val", "--batch_size", "64", "--measures", "closed_sets"]
+    ask += ["--max_eval_samples", str(options.max_eval_samples), "--max_new_tokens", "1"]
+    printed(eval_3d_vl, [*ask, "--output_dir", str(folder / "val")])
+    summary = json.loads((folder / "val" / "eval_summary.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (folder / "val" / "eval_results.jsonl").open(encoding="utf-8")]
+    closed = {kind: summary["closed"][kind] for kind in KINDS if "rows" in summary["closed"].get(kind, {})}
+    return {
+        "settings": changed,
+        "tokens_3d": sorted(record["tokens_3d"] for record in records)[len(records) // 2],
+        "steps": result["steps"],
+        "objects": result["objects"],
+        "seconds": round(seconds, 1),
+        "seconds_of_steps": round(trained[-1]["seconds"], 1),
         "val_loss": val["val_loss"],
         "val_loss_other_shape": val["val_loss_other_shape"],
         "gap": val["val_loss_other_shape"] - val["val_loss"],
-        "objects": result["objects"],
-        "seconds": round(seconds, 1),
+        "top_1": {kind: found["rows"][OWN]["top_1"]["mean"] for kind, found in closed.items()},
+        "top_1_blind": {kind: _best_blind(found) for kind, found in closed.items()},
     }
-    parts = ["--projector_ckpt", str(folder / PROJECTOR_FINAL)]
-    parts += ["--lora_dir", str(folder / LORA_FINAL)] if (folder / LORA_FINAL).is_dir() else []
-    ask = [sys.executable, "-m", "vae_qwen3vl.eval_3d_vl", *common, *parts, "--split", "val", "--batch_size", "64"]
-    ask += ["--max_eval_samples", str(options.max_eval_samples), "--measures", "closed_sets"]
-    done = subprocess.run([*ask, "--output_dir", str(folder / "val")], cwd=ROOT, capture_output=True, check=False)
-    if done.returncode:
-        return numbers | {"error": done.stderr.decode().strip().splitlines()[-8:]}
-    summary = json.loads((folder / "val" / "eval_summary.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (folder / "val" / "eval_results.jsonl").open(encoding="utf-8")]
-    numbers["tokens_3d"] = sorted(record["tokens_3d"] for record in records)[len(records) // 2]
-    closed = {kind: summary["closed"][kind] for kind in KINDS if "rows" in summary["closed"].get(kind, {})}
-    numbers["top_1"] = {kind: found["rows"][OWN]["top_1"]["mean"] for kind, found in closed.items()}
-    numbers["top_1_blind"] = {kind: _best_blind(found) for kind, found in closed.items()}
-    return numbers
 
 
 def _best_blind(found: dict[str, Any]) -> float:
@@ -122,25 +134,33 @@ def _best_blind(found: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Run the variants, print the table and write the result."""
+    """Run the variants, print their numbers and write the result after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=Path, required=True, help="folder of cached codes with splits and questions")
+    parser.add_argument("--latents", type=Path, help="folder of continuous latents of the same objects")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--epochs", type=int, default=4, help="passes over the objects (default %(default)s)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs beside each other (default %(default)s)")
+    parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
     parser.add_argument("--max_eval_samples", type=int, default=0, help="objects to evaluate (default: all)")
     parser.add_argument("--work", type=Path, default=Path("choices_out"), help="folder of the runs")
+    parser.add_argument("--name", help="of the result's file (default: alignment_choices, or alignment_latents)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
+    jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
+    if options.latents is not None:
+        options.max_samples = sum(row["split"] == "train" for row in CodeFolder(options.latents).table())
+        jobs = {"codes": (options.codes, {}), "continuous": (options.latents, {})}
+    named = options.name or ("alignment_choices" if options.latents is None else "alignment_latents")
     found: dict[str, Any] = {}
-    with ThreadPoolExecutor(options.parallel) as pool:
-        jobs = {name: pool.submit(run, name, options) for name in options.variants}
-        for name, job in jobs.items():
-            found[name] = job.result()
-            print(name, json.dumps(found[name]), flush=True)
-            write_result("alignment_choices", {"base": BASE, "epochs": options.epochs, "runs": found}, options.out)
+    for name, (codes, changed) in jobs.items():
+        try:
+            found[name] = run(name, codes, changed, options)
+        except (RuntimeError, OSError, ValueError) as error:
+            found[name] = {"error": str(error)[:500]}
+        print(name, json.dumps(found[name]), flush=True)
+        write_result(named, {"base": BASE, "epochs": options.epochs, "runs": found}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast alignment trains: at 2B shapes, and for the embedded default from cached codes and from fields.
 
-    python benchmarks/alignment_speed.py
+    python benchmarks/alignment_speed.py --pack ../shared/data/shapes
     accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts default
 
 Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, backward, clipping, AdamW; bfloat16 on
@@ -29,6 +29,8 @@ import torch
 from record import write_result
 from torch import Tensor
 
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.sparse_sdf import SparseSDF
 from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.layout import PLACEHOLDER_3D
@@ -203,20 +205,30 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
     return rows
 
 
+def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace, count: int) -> list[SparseSDF]:
+    """Return so many fields: of objects of the pack drawn with seed 0, or of the example meshes, over and over."""
+    from sdf_vqvae.geometry.mesh import load_mesh
+    from sdf_vqvae.shapes import voxelize_for
+    from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, objects_of
+
+    if options.pack is None:
+        made = [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
+        return [made[number % len(made)] for number in range(count)]
+    settings = EncodeSettings(source=options.pack, output=options.pack)
+    places = objects_of(settings, vae)[1]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
+    found = EncodeWorker(str(vae.device), settings=settings, vae=vae).fields_of([places[n] for n in order[:count]])
+    return [field.to("cpu") for field in found if not isinstance(field, str)]
+
+
 def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:
     """Train the embedded default's projector from cached codes, and from fields that are encoded in the step."""
-    from sdf_vqvae.geometry.mesh import load_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import voxelize_for
-    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
     from vae_qwen3vl.default_lm import resolve_vl_model
-    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
 
-    device, size = accelerator.device, options.default_batch
+    device = accelerator.device
     vae = load_vae_from_config(None, None, device)
-    fields = [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
-    raw = collate_sparse_sdf([fields[number % len(fields)] for number in range(size)])
-    feats, coords = extract_3d_latent(raw, vae)
+    fields = fields_of(vae, options, max(options.default_batches))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
     for source in ("cached codes", "fields, encoded in the step"):
@@ -230,28 +242,55 @@ def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[
         )
         if options.compile:
             compile_layers(branch.vl_model)
-        words = text_batch(size, branch.vl_model.config.get_text_config().vocab_size, 0)
-        batch: dict[str, Any] = (
-            {"feats_3d": feats, "coords_3d": coords} if source == "cached codes" else {"inputs_3d": raw}
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_of(branch, accelerator, Path(folder), size)
-            seconds, memory = time_steps(trainer, {**batch, **words}, options.steps)
-        row = {
-            "trained": "projector of the embedded default",
-            "from": source,
-            "processes": accelerator.num_processes,
-            "batch_size": size,
-            "milliseconds": round(1e3 * seconds, 1),
-            "objects_per_second": round(size * accelerator.num_processes / seconds, 1),
-            "peak_memory_gb": round(memory, 1),
-        }
-        rows.append(row)
-        if accelerator.is_main_process:
-            print(row, flush=True)
-        del branch, trainer
+        for size in options.default_batches:
+            own = fields[:size]
+            row: dict[str, Any] = {
+                "trained": "projector of the embedded default",
+                "from": source,
+                "objects": "examples" if options.pack is None else "pack",
+                "voxels_an_object": round(sum(len(field.sdf) for field in own) / len(own)),
+                "processes": accelerator.num_processes,
+                "batch_size": len(own),
+            }
+            try:
+                seconds, memory = _time_default(branch, accelerator, own, options, cached=source == "cached codes")
+                rate = len(own) * accelerator.num_processes / seconds
+                row |= {"milliseconds": round(1e3 * seconds, 1), "objects_per_second": round(rate, 1)}
+                row |= {"peak_memory_gb": round(memory, 1)}
+            except torch.OutOfMemoryError:
+                row["error"] = "does not fit into the GPU's memory"
+            rows.append(row)
+            if accelerator.is_main_process:
+                print(row, flush=True)
+            _free()
+        del branch
         _free()
     return rows
+
+
+def _time_default(
+    branch: Qwen3VLWith3DBranch,
+    accelerator: Any,
+    fields: list[SparseSDF],
+    options: argparse.Namespace,
+    *,
+    cached: bool,
+) -> tuple[float, float]:
+    """Return the median seconds of a step on these objects, and the largest memory in GB."""
+    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
+
+    batch: dict[str, Any] = {"inputs_3d": collate_sparse_sdf(fields)}
+    if cached:
+        pairs = [extract_3d_latent(collate_sparse_sdf([field]), branch.vae_model) for field in fields]
+        for number, (_, coords) in enumerate(pairs):
+            coords[:, 0] = number
+        feats, coords = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+        batch = {"feats_3d": feats, "coords_3d": coords}
+    words = text_batch(len(fields), branch.vl_model.config.get_text_config().vocab_size, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(branch, accelerator, Path(folder), len(fields))
+        return time_steps(trainer, {**batch, **words}, options.steps)
 
 
 def _free() -> None:
@@ -264,7 +303,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("large", "default"), default=("large", "default"))
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
-    parser.add_argument("--default_batch", type=int, default=32, help="of the embedded default")
+    parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the embedded default")
+    parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
     parser.add_argument("--vl_model", help="instead of the embedded default")
     parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to try the program")
