@@ -117,32 +117,37 @@ def alignment_data(
     return dataclasses.replace(data, train=train, lengths=train.lengths)
 
 
-def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
+def captioned_objects(config: AlignmentConfig, codes: CodeFolder | None) -> tuple[Dataset[Any], Dataset[Any] | None]:
+    """Return the objects to train on and to validate on with a caption each, no questions.
+
+    Raises:
+        ValueError: the settings name no cached codes.
+    """
+    if codes is None:
+        raise ValueError(
+            "pretrain_epochs needs cached codes: vae-qwen3vl encode DATASET -o codes, then --data_dir codes"
+        )
+    data = _from_codes(dataclasses.replace(config, caption_share=1.0), None, codes)
+    return data.train, data.val
+
+
+def _from_codes(config: AlignmentConfig, processor: Processor3D | None, codes: CodeFolder) -> AlignmentData:
     splits = {row.get("split") for row in codes.table()}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    if _VAL in splits:
-        train = CachedCodesDataset(
-            codes,
-            split="train",
-            max_samples=config.max_samples,
-            seed=config.seed,
-            caption_share=config.caption_share,
-            shift_cells=config.shift_cells,
-        )
-        val: Dataset[Any] | None = None
-        if config.val_samples:
-            val = CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0)
-        return AlignmentData(
-            train=Tolerant(train), lengths=_sizes(train), val=None if val is None else Tolerant(val), collate=collate
-        )
     data = CachedCodesDataset(
         codes,
+        split="train" if _VAL in splits else None,
         max_samples=config.max_samples,
         seed=config.seed,
         caption_share=config.caption_share,
         shift_cells=config.shift_cells,
     )
-    return _split(config, data, data.for_validation(), data.names, _sizes(data), collate)
+    if _VAL not in splits:
+        return _split(config, data, data.for_validation(), data.names, _sizes(data), collate)
+    val: Dataset[Any] | None = None
+    if config.val_samples:
+        val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))
+    return AlignmentData(train=Tolerant(data), lengths=_sizes(data), val=val, collate=collate)
 
 
 def _sizes(data: CachedCodesDataset) -> list[float]:

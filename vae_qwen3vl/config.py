@@ -35,7 +35,7 @@ from vae_qwen3vl.strict_files import read_mapping
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
-    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells"), 0),
+    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells", "pretrain_epochs"), 0),
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "plain_text_share")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
@@ -142,6 +142,9 @@ class AlignmentConfig:
     contrastive_weight: float = 0.0
     """Weight of a second loss of the projector: the mean of an object's 3D tokens should be nearer to its own name's
     words than to other names of the batch. Cached codes only."""
+    pretrain_epochs: int = 0
+    """Passes in which the projector first learns, without the language model, which caption belongs to which object
+    (see projector_pretraining.py). Cached codes only."""
     projector_share: float = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
     weight_decay: float = 0.01

@@ -30,15 +30,18 @@ from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_progra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.utils.data import Dataset
 
     from vae_qwen3vl.code_folder import CodeFolder
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.sentence_similarity import SentenceEncoder
 
 logger = logging.getLogger(__name__)
 
 LOGS = Path("logs")
 DATA = "train_sdf_dataset"
 """What is trained on where nothing is named: the folder of the documentation."""
+PRETRAINED = "projector_pretrained.pt"
 _DUMMY_WIDTH = 16
 
 
@@ -78,15 +81,66 @@ def work(options: argparse.Namespace) -> int:
     vae, width, vae_hash = tokenizer_of(config, codes, accelerator)
     source = str(resolve_vl_model(config.vl_model))
     data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
+    lesson = ProjectorLesson.of(config, codes, accelerator.device)
     model = build_model(config, source, vae, width, accelerator.device)
     folder = open_run_folder(config, accelerator)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
+    if lesson is not None:
+        lesson(model, folder, accelerator, vae_hash)
     seed_everything(config.seed + accelerator.process_index)
     AlignmentTrainer(model, config, data, folder, accelerator, vae_hash=vae_hash).run()
     if accelerator.is_main_process:
         print(folder)
     accelerator.end_training()
     return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectorLesson:
+    """What the projector learns alone, opened before a run has a folder: whatever is wrong shows then."""
+
+    config: AlignmentConfig
+    train: Dataset[Any]
+    val: Dataset[Any] | None
+    encoder: SentenceEncoder
+
+    @classmethod
+    def of(cls, config: AlignmentConfig, codes: CodeFolder | None, device: torch.device) -> ProjectorLesson | None:
+        """Return the lesson that the settings ask for, None if they ask for none.
+
+        Raises:
+            ValueError: the data is no folder of cached codes, or the sentence model can't be had.
+        """
+        from vae_qwen3vl.align_data import captioned_objects
+        from vae_qwen3vl.sentence_similarity import load_sentence_encoder
+
+        if not config.pretrain_epochs:
+            return None
+        train, val = captioned_objects(config, codes)
+        return cls(config=config, train=train, val=val, encoder=load_sentence_encoder(device=device))
+
+    def __call__(
+        self, model: Qwen3VLWith3DBranch, folder: Path, accelerator: Accelerator, vae_hash: str | None
+    ) -> None:
+        """Give the model the taught projector; the first process teaches it, unless the folder has it already."""
+        from vae_qwen3vl.projector_pretraining import pretrain_projector
+
+        path = folder / PRETRAINED
+        if accelerator.is_main_process and not path.is_file():
+            pretrain_projector(
+                model,
+                self.train,
+                self.val,
+                self.encoder,
+                self.config.pretrain_epochs,
+                folder=folder,
+                device=accelerator.device,
+                num_workers=self.config.num_workers,
+                seed=self.config.seed,
+            )
+            model.save_projector(path, prompt=self.config.prompt, vae_hash=vae_hash)
+        accelerator.wait_for_everyone()
+        model.load_projector(path, vae_hash=vae_hash)
 
 
 def make_accelerator(*, cpu: bool) -> Accelerator:
