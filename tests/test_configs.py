@@ -10,6 +10,7 @@ import torch
 
 from sdf_vqvae.config import VAEConfig, read_vae_document
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.config import AlignmentConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 VAE_FILES = sorted((FOLDER / "vae").glob("*.json"))
@@ -52,6 +53,13 @@ def test_the_stages_keep_their_values(name, stage, ema, batch, dataset, points, 
     assert trainer["args"]["training_stage"] == stage
     assert trainer["args"]["batch_size_per_gpu"] == batch
     assert trainer["args"]["optimizer"]["args"]["lr"] == lr
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_alignment_config_loads(path):
+    config = AlignmentConfig.from_file(path)
+    assert config.use_lora
+    assert config.run_name().endswith(f"_lora{config.lora_r}")
 
 
 @pytest.mark.parametrize("name", ["sdf_vqvae_stage1", "sdf_vqvae_stage2", "ct_vqvae_stage1", "ct_vqvae_stage2"])

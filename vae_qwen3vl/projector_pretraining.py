@@ -4,7 +4,7 @@ A linear map of the mean of an object's 3D tokens should lie nearer to the Sente
 than to those of the batch's other captions (the symmetric loss of CLIP, Radford et al. 2021). The map is thrown away;
 what stays is a projector whose tokens say what they are part of. Without the language model an object costs a
 hundredth of a training step, so dozens of passes are cheap. Knows datasets with captions, projector and sentence
-model; nothing of the trainer.
+model; of the trainer its schedule alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae.runtime import atomic_path
+from vae_qwen3vl.align_training import rate
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import object_counts
@@ -153,9 +154,8 @@ def pretrain_projector(
             train.set_epoch(epoch)
         total, count = 0.0, 0
         for feats, coords, words in loader:
-            rate = _RATE * min(1.0, (step + 1) / (_WARM_UP * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
             loss = contrast(_tokens(branch, feats, coords, device), projector.output_rms, captions(words))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -169,13 +169,13 @@ def pretrain_projector(
             if record["val_loss"] < best_loss:
                 best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
         records.append(record)
+        with atomic_path(folder / PRETRAINING_LOG) as temporary:
+            temporary.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
         bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
     bar.close()
     if best is not None:
         projector.load_state_dict(best)
     logger.info("the projector alone: %s", {name: round(value, 4) for name, value in records[-1].items()})
-    with atomic_path(folder / PRETRAINING_LOG) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return records
 
 
