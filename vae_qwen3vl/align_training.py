@@ -28,6 +28,7 @@ from sdf_vqvae.training_log import RunLog
 from vae_qwen3vl import adapters
 from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sharding import average_gradients, is_sharding, shard_frozen
@@ -131,14 +132,11 @@ class AlignmentTrainer:
     @cached_property
     def loader(self) -> DataLoader[Any]:
         """Batches of one epoch after another; its processes live as long as the run."""
-        workers = self.config.num_workers
         return DataLoader(
             self.data.train,
             batch_sampler=self.sampler,
             collate_fn=self.data.collate,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            persistent_workers=workers > 0,
+            **worker_options(self.config.num_workers),
         )
 
     @property

@@ -16,8 +16,8 @@ from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
+from vae_qwen3vl.data_workers import SharedEpoch
 from vae_qwen3vl.sequence_3d import coords_of_cells
-from vae_qwen3vl.shared_epoch import SharedEpoch
 
 _Own = TypeVar("_Own", bound="_WithTexts")
 _LATENT_SIDE = 64

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vae_qwen3vl.captions import Text, pick
-from vae_qwen3vl.shared_epoch import SharedEpoch
+from vae_qwen3vl.data_workers import SharedEpoch
 
 _CHARACTERS_A_TOKEN = 4
 """About; batches of similar length need no more."""

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.align_training import rate
+from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import object_counts
@@ -140,10 +141,8 @@ def pretrain_projector(
         batch_size=batch_size,
         shuffle=True,
         collate_fn=_collate,
-        num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
-        persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(seed),
+        **worker_options(num_workers),
     )
     steps, step = epochs * len(loader), 0
     records: list[dict[str, float]] = []

@@ -19,6 +19,7 @@ from vae_qwen3vl import (
     collate_sdf_caption,
 )
 from vae_qwen3vl.captions import captions_in, read_records
+from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.datasets_3d import CachedCodesDataset
 
 R = 32
@@ -262,9 +263,7 @@ def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
 @pytest.mark.slow
 def test_a_worker_that_lives_on_hears_of_the_next_epoch(codes):
     items = CachedCodesDataset(codes, split="train", shift_cells=3)
-    loader = torch.utils.data.DataLoader(
-        items, batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
-    )
+    loader = torch.utils.data.DataLoader(items, batch_size=None, **worker_options(1))
     seen = []
     for epoch in range(3):
         items.set_epoch(epoch)
