@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRETRAINING_LOG = "pretraining.jsonl"
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 """Objects a batch, and so captions to be told apart."""
 _RATE, _DECAY, _BETAS = 1e-3, 0.05, (0.9, 0.98)
 _WARM_UP = 0.05
