@@ -117,21 +117,7 @@ def alignment_data(
     return dataclasses.replace(data, train=train, lengths=train.lengths)
 
 
-def captioned_objects(config: AlignmentConfig, codes: CodeFolder | None) -> tuple[Dataset[Any], Dataset[Any] | None]:
-    """Return the objects to train on and to validate on with a caption each, no questions.
-
-    Raises:
-        ValueError: the settings name no cached codes.
-    """
-    if codes is None:
-        raise ValueError(
-            "pretrain_epochs needs cached codes: vae-qwen3vl encode DATASET -o codes, then --data_dir codes"
-        )
-    data = _from_codes(dataclasses.replace(config, caption_share=1.0), None, codes)
-    return data.train, data.val
-
-
-def _from_codes(config: AlignmentConfig, processor: Processor3D | None, codes: CodeFolder) -> AlignmentData:
+def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
     splits = {row.get("split") for row in codes.table()}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     data = CachedCodesDataset(
@@ -143,11 +129,18 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D | None, codes: C
         shift_cells=config.shift_cells,
     )
     if _VAL not in splits:
-        return _split(config, data, data.for_validation(), data.names, _sizes(data), collate)
+        views = data.for_validation(), data.with_captions()
+        return _split(config, data, views[0], data.names, _sizes(data), collate, captioned=views[1])
     val: Dataset[Any] | None = None
     if config.val_samples:
         val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))
-    return AlignmentData(train=Tolerant(data), lengths=_sizes(data), val=val, collate=collate)
+    return AlignmentData(
+        train=Tolerant(data),
+        lengths=_sizes(data),
+        val=val,
+        collate=collate,
+        captioned=Tolerant(data.with_captions()),
+    )
 
 
 def _sizes(data: CachedCodesDataset) -> list[float]:
@@ -191,8 +184,10 @@ def _split(
     names: Sequence[str],
     sizes: Sequence[float],
     collate: Any,
+    *,
+    captioned: Dataset[Any] | None = None,
 ) -> AlignmentData:
-    """Keep some objects for validation; `val` are the same objects with what they are validated on."""
+    """Keep some objects for validation; `val` and `captioned` are the same objects as `data` with other words."""
     held = held_out(names, config.val_samples)
     kept = sorted(set(range(len(names))) - set(held))
     return AlignmentData(
@@ -200,6 +195,7 @@ def _split(
         lengths=[sizes[i] for i in kept],
         val=Tolerant(Subset(val, held)) if held else None,
         collate=collate,
+        captioned=None if captioned is None else Tolerant(Subset(captioned, kept)),
     )
 
 

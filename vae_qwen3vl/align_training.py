@@ -56,6 +56,9 @@ class AlignmentData:
     val: Dataset[Any] | None
     collate: Callable[[list[Any]], Batch]
     """Joins items to what the model's `forward` takes."""
+    captioned: Dataset[Any] | None = None
+    """The objects of `train` with captions alone, where the codes are cached: what the projector's first lesson is
+    about."""
 
 
 class AlignmentTrainer:

@@ -42,10 +42,16 @@ class _WithTexts(Dataset[dict[str, Any]]):
         """Choose among the texts of each object anew."""
         self._epoch.set(epoch)
 
+    def with_captions(self: _Own) -> _Own:
+        """Return the same objects with captions alone, one an epoch, where they have any; its epochs are its own."""
+        made = copy.copy(self)
+        made._caption_share, made._epoch = 1.0, SharedEpoch()
+        return made
+
     def for_validation(self: _Own) -> _Own:
         """Return the same objects with a caption each, the same one in every epoch and for every seed."""
-        made = copy.copy(self)
-        made._caption_share, made._seed, made._epoch = 1.0, 0, SharedEpoch()
+        made = self.with_captions()
+        made._seed = 0
         return made
 
     def _words(self, name: str) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def interview(
         "data": options.data_path or config.data_dir or "a random shape",
         "split": data.split,
         "vl_model": model.vl_label,
+        "dtype": str(model.vl_model.dtype).removeprefix("torch."),
         "projector": describe_projector(model),
         "tokenizer": data.vae_hash,
         "prompt": prompt,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.data import Dataset
 
+    from vae_qwen3vl.align_training import AlignmentData
     from vae_qwen3vl.code_folder import CodeFolder
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.sentence_similarity import SentenceEncoder
@@ -81,7 +82,7 @@ def work(options: argparse.Namespace) -> int:
     vae, width, vae_hash = tokenizer_of(config, codes, accelerator)
     source = str(resolve_vl_model(config.vl_model))
     data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
-    lesson = ProjectorLesson.of(config, codes, accelerator.device)
+    lesson = ProjectorLesson.of(config, data, accelerator.device)
     model = build_model(config, source, vae, width, accelerator.device)
     folder = open_run_folder(config, accelerator)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
@@ -105,19 +106,21 @@ class ProjectorLesson:
     encoder: SentenceEncoder
 
     @classmethod
-    def of(cls, config: AlignmentConfig, codes: CodeFolder | None, device: torch.device) -> ProjectorLesson | None:
+    def of(cls, config: AlignmentConfig, data: AlignmentData, device: torch.device) -> ProjectorLesson | None:
         """Return the lesson that the settings ask for, None if they ask for none.
 
         Raises:
             ValueError: the data is no folder of cached codes, or the sentence model can't be had.
         """
-        from vae_qwen3vl.align_data import captioned_objects
         from vae_qwen3vl.sentence_similarity import load_sentence_encoder
 
         if not config.pretrain_epochs:
             return None
-        train, val = captioned_objects(config, codes)
-        return cls(config=config, train=train, val=val, encoder=load_sentence_encoder(device=device))
+        if data.captioned is None:
+            raise ValueError(
+                "pretrain_epochs needs cached codes: vae-qwen3vl encode DATASET -o codes, then --data_dir codes"
+            )
+        return cls(config=config, train=data.captioned, val=data.val, encoder=load_sentence_encoder(device=device))
 
     def __call__(
         self, model: Qwen3VLWith3DBranch, folder: Path, accelerator: Accelerator, vae_hash: str | None

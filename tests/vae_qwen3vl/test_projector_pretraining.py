@@ -11,7 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vae_qwen3vl.align_data import alignment_data, cached_codes
+from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.projector_pretraining import CaptionContrast, pretrain_projector
 from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
@@ -133,3 +136,24 @@ def test_objects_without_cached_codes_are_refused_before_a_run_begins(place: Pat
     assert main([*told, "--pretrain_epochs", "1"]) == 2
     assert "pretrain_epochs needs cached codes" in capsys.readouterr().err
     assert not Path("outputs_3d_vl").exists()
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_the_lesson_is_about_captions_of_training_objects_alone(splits, codes, tokenizer):
+    table = codes / "metadata.csv"
+    if not splits:
+        table.write_text(table.read_text().replace("split", "part"))
+    records = [{"sample_id": f"object{n}", "question": "What?", "answer": "An answer."} for n in range(5)]
+    (codes / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = AlignmentConfig(data_dir=str(codes), caption_share=0.0, shift_cells=2)
+    data = alignment_data(config, Processor3D(tokenizer), cached_codes(config), latent_dim=8)
+    assert {data.train[n]["caption"] for n in range(len(data.train))} == {"An answer."}
+    assert len(data.captioned) == len(data.train) == len(data.lengths)
+    said = set()
+    for epoch in range(3):
+        data.captioned.set_epoch(epoch)
+        said |= {
+            (item["sample_id"], item["caption"]) for item in map(data.captioned.__getitem__, range(len(data.train)))
+        }
+    captions = ["A red robot.", "A chair.", "Robot."] + ([] if splits else ["A chair.", "One."])
+    assert said == {(f"object{n}", caption) for n, caption in enumerate(captions)}
