@@ -129,8 +129,8 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         shift_cells=config.shift_cells,
     )
     if _VAL not in splits:
-        views = data.for_validation(), data.with_captions()
-        return _split(config, data, views[0], data.names, _sizes(data), collate, captioned=views[1])
+        own = data.names, _sizes(data), collate
+        return _split(config, data, data.for_validation(), *own, captioned=data.with_captions())
     val: Dataset[Any] | None = None
     if config.val_samples:
         val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))

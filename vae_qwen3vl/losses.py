@@ -15,7 +15,7 @@ from vae_qwen3vl.vl_backbone import without_wrapper
 
 _TEMPERATURE = 0.07
 _SAME = 0.999
-"""Names whose words agree so far are one name; they are no rivals."""
+"""Texts whose embeddings agree so far are one text; they are no rivals."""
 
 
 def answer_loss(vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any]) -> Tensor:  # []
@@ -58,8 +58,18 @@ def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor
         words = F.embedding(title_ids.clamp(min=0), table).float() * real[..., None]
         names = words.sum(1) / real.sum(1, keepdim=True).clamp(min=1) - table.float().mean(0)
         names = F.normalize(names, dim=1)
-        rivals = names @ names.T < _SAME
-        rivals.fill_diagonal_(True)
-    likeness = (shapes @ names.T / _TEMPERATURE).masked_fill(~rivals, float("-inf"))
-    right = torch.arange(count, device=likeness.device)
+    return symmetric_contrast(shapes @ names.T / _TEMPERATURE, names)
+
+
+def symmetric_contrast(likeness: Tensor, texts: Tensor) -> Tensor:  # []
+    """Return the symmetric contrastive loss of objects and their texts; texts that are the same are no rivals.
+
+    Args:
+        likeness: of every object and every text, scaled, `[O, O]`; the pairs stand on the diagonal.
+        texts: embeddings of length 1, `[O, E]`.
+    """
+    rivals = texts @ texts.T < _SAME
+    rivals.fill_diagonal_(True)
+    likeness = likeness.masked_fill(~rivals, float("-inf"))
+    right = torch.arange(len(texts), device=likeness.device)
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.align_training import rate
 from vae_qwen3vl.data_workers import worker_options
+from vae_qwen3vl.losses import symmetric_contrast
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import object_counts
@@ -41,8 +42,6 @@ _RATE, _DECAY, _BETAS = 1e-3, 0.05, (0.9, 0.98)
 _WARM_UP = 0.05
 """Share of the steps in which the rate rises; then it falls by a cosine."""
 _TEMPERATURE, _LEAST_TEMPERATURE = 0.07, 0.01
-_SAME = 0.999
-"""Captions whose embeddings agree so far are one caption; they are no rivals."""
 
 
 class CaptionContrast(nn.Module):
@@ -71,14 +70,14 @@ class CaptionContrast(nn.Module):
         means = sums.index_add(0, tokens.coords[:, 0], tokens.embeds.float()) / (counts[:, None] * scale)
         return F.normalize(self.head(means).float(), dim=1) @ captions.T
 
+    def loss(self, similarities: Tensor, captions: Tensor) -> Tensor:  # []
+        """Return the loss of O objects and their captions `[O, E]` from their `similarities`."""
+        factor = self.log_scale.exp().clamp(max=1 / _LEAST_TEMPERATURE)
+        return symmetric_contrast(factor * similarities, captions)
+
     def forward(self, tokens: Tokens3D, scale: Tensor, captions: Tensor) -> Tensor:  # []
         """Return the loss of O objects and their captions `[O, E]`."""
-        factor = self.log_scale.exp().clamp(max=1 / _LEAST_TEMPERATURE)
-        same = captions @ captions.T > _SAME
-        same.fill_diagonal_(False)
-        likeness = (factor * self.similarities(tokens, scale, captions)).masked_fill(same, float("-inf"))
-        right = torch.arange(len(captions), device=captions.device)
-        return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
+        return self.loss(self.similarities(tokens, scale, captions), captions)
 
 
 class _Captions:
@@ -196,8 +195,7 @@ def _validate(
     tokens, texts = _tokens(branch, feats, coords, device), captions(words)
     likeness = contrast.similarities(tokens, branch.projector.output_rms, texts)
     better = (likeness > likeness.diagonal()[:, None]).sum(1)
-    loss = contrast(tokens, branch.projector.output_rms, texts)
-    return {"val_loss": float(loss), "val_recall_at_5": float((better < 5).float().mean())}
+    return {"val_loss": float(contrast.loss(likeness, texts)), "val_recall_at_5": float((better < 5).float().mean())}
 
 
 def _collate(items: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, list[str]]:
