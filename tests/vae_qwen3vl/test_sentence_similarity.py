@@ -52,31 +52,23 @@ def encoder(folder):
     return load_sentence_encoder(folder)
 
 
-@pytest.fixture(scope="module")
-def default():
-    try:
-        return load_sentence_encoder()
-    except SentenceModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
-
-
-def test_default_gives_the_similarities_that_its_documentation_prints(default):
+def test_default_gives_the_similarities_that_its_documentation_prints(minilm):
     # sbert.net, Quickstart: model.similarity of these three sentences with all-MiniLM-L6-v2.
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     published = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
-    np.testing.assert_allclose(similarity_matrix(default, texts, texts), published, atol=6e-5)
-    assert default.longest == 256
-    assert default.name == "all-minilm-l6-v2"
+    np.testing.assert_allclose(similarity_matrix(minilm, texts, texts), published, atol=6e-5)
+    assert minilm.longest == 256
+    assert minilm.name == "all-minilm-l6-v2"
 
 
-def test_default_puts_what_means_the_same_closer(default):
+def test_default_puts_what_means_the_same_closer(minilm):
     same, other = sentence_similarities(
-        default, ["a wooden seat with four legs"] * 2, ["a chair made of wood", "a kidney of a human body"]
+        minilm, ["a wooden seat with four legs"] * 2, ["a chair made of wood", "a kidney of a human body"]
     )
     assert same > other + 0.3
 
 
-def test_default_is_complete_and_names_its_source(default):
+def test_default_is_complete_and_names_its_source(minilm):
     folder = sentence_similarity.sentence_model_folder()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["license"] == "Apache-2.0"
