@@ -1,13 +1,14 @@
-"""Which choices make a language model read shapes best: one thing changed at a time, equal budget, chosen on `val`.
+"""Which choices make a language model read shapes best: one thing changed at a time, equal time, chosen on `val`.
 
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers
     python benchmarks/alignment_choices.py --codes train_codes --latents latents    (see continuous_latents.py)
 
-Every variant is a run of train_finetune.py on the same objects for as many epochs, and an evaluation of its result on
-the split `val`: validation loss of the captions with the objects' own shapes and with other objects' (nats a token),
-and closed questions by likelihood, beside their best blind control. Variants run one after another in one process.
-One seed each: differences between `base` and `base_again`, which differ in the seed alone, are noise. With --latents,
-only `codes` and `continuous` run, both on the objects of that folder.
+Every variant is a run of train_finetune.py on the same objects for as many seconds of steps; what costs more a step
+does fewer. Measured is the validation loss of the captions of the split `val` with the objects' own shapes and with
+other objects' (nats a token), and with --closed_sets also closed questions by likelihood, beside their best blind
+control. Variants run one after another in one process; with --compile_layers short runs come first, so that no
+variant's time goes into compiling. One seed each: differences between `base` and `base_again`, which differ in the
+seed alone, are noise. With --latents, only `codes` and `continuous` run, both on the objects of that folder.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from record import write_result
 
+from sdf_vqvae.field_folder import ID_COLUMN
 from sdf_vqvae.training_log import read_log
 from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.blind_controls import OWN
 from vae_qwen3vl.code_folder import CodeFolder
+from vae_qwen3vl.projector import Projector3D
+from vae_qwen3vl.projector_pretraining import PRETRAINING_LOG
 
 BASE: dict[str, Any] = {
     "merge": 4,
@@ -43,7 +48,7 @@ BASE: dict[str, Any] = {
     "shift_cells": 3,
     "contrastive_weight": 0.1,
     "batch_size": 128,
-    "num_workers": 3,
+    "num_workers": 6,
 }
 
 
@@ -71,7 +76,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrast_1": {"contrastive_weight": 1.0},
     "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
+    "drop_cells": {"drop_cells": 0.5},
+    "lora_everywhere": {"lora_targets": "all", "lora_r": 6},
 }
+_COMPILING = 10.0
+"""Seconds of a run that compiles; its first steps take longer, and then it ends."""
 KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces", "part_of")
 
 
@@ -93,41 +102,69 @@ def printed(program: Any, arguments: list[str]) -> str:
     return told.getvalue()
 
 
-def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one variant; return its numbers."""
-    settings = BASE | {"epochs": options.epochs, "val_every": 10**9, "save_every": 10**9} | changed
-    settings |= {"compile_layers": options.compile_layers, "max_samples": options.max_samples}
+def train(
+    name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace, seconds: float
+) -> tuple[Path, list[str]]:
+    """Train a variant for so many seconds; return its folder, and the flags that its evaluation shares."""
+    settings = BASE | {"epochs": 10_000, "max_seconds": seconds, "val_every": 10**9, "save_every": 10**9}
+    settings |= {"compile_layers": options.compile_layers, "max_samples": options.max_samples} | changed
     common = ["--data_dir", str(codes), "--seed", str(settings.pop("seed", 42))]
     common += ["--vl_model", options.vl_model] if options.vl_model else []
-    start = time.perf_counter()
     told = printed(train_finetune, [*common, *flags(settings), "--output_dir", str(options.work / name)])
-    folder = Path(told.strip().splitlines()[-1])
+    return Path(told.strip().splitlines()[-1]), common
+
+
+def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate one variant; return its numbers."""
+    start = time.perf_counter()
+    folder, common = train(name, codes, changed, options, options.seconds)
     seconds = time.perf_counter() - start
     log = read_log(folder / "log.jsonl")
     val = [record for record in log if record["kind"] == "val"][-1]
-    trained = [record for record in log if record["kind"] == "train"]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    found = {
+        "settings": changed,
+        "steps": result["steps"],
+        "objects": result["objects"],
+        "seconds_in_all": round(seconds, 1),
+        "val_loss": val["val_loss"],
+        "val_loss_other_shape": val["val_loss_other_shape"],
+        "gap": val["val_loss_other_shape"] - val["val_loss"],
+    }
+    lesson = folder / PRETRAINING_LOG
+    if lesson.is_file():
+        found["pretraining"] = json.loads(lesson.read_text(encoding="utf-8").splitlines()[-1])
+    return found | (closed_sets(folder, common, options) if options.closed_sets else {})
+
+
+def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Ask a run's model closed questions about the objects of `val`."""
     parts = ["--projector_ckpt", str(folder / PROJECTOR_FINAL)]
     parts += ["--lora_dir", str(folder / LORA_FINAL)] if (folder / LORA_FINAL).is_dir() else []
     ask = [*common, *parts, "--split", "val", "--batch_size", "64", "--measures", "closed_sets"]
     ask += ["--max_eval_samples", str(options.max_eval_samples), "--max_new_tokens", "1"]
     printed(eval_3d_vl, [*ask, "--output_dir", str(folder / "val")])
     summary = json.loads((folder / "val" / "eval_summary.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (folder / "val" / "eval_results.jsonl").open(encoding="utf-8")]
     closed = {kind: summary["closed"][kind] for kind in KINDS if "rows" in summary["closed"].get(kind, {})}
     return {
-        "settings": changed,
-        "tokens_3d": sorted(record["tokens_3d"] for record in records)[len(records) // 2],
-        "steps": result["steps"],
-        "objects": result["objects"],
-        "seconds": round(seconds, 1),
-        "seconds_of_steps": round(trained[-1]["seconds"], 1),
-        "val_loss": val["val_loss"],
-        "val_loss_other_shape": val["val_loss_other_shape"],
-        "gap": val["val_loss_other_shape"] - val["val_loss"],
         "top_1": {kind: found["rows"][OWN]["top_1"]["mean"] for kind, found in closed.items()},
         "top_1_blind": {kind: _best_blind(found) for kind, found in closed.items()},
     }
+
+
+def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
+    """Return the median number of 3D tokens of the objects of `val`."""
+    settings = BASE | changed
+    projector = Projector3D(codes.codebook.shape[1], 8, merge=settings["merge"])
+    counts = []
+    for row in codes.table():
+        if row.get("split") == "val" and row[ID_COLUMN] in codes:
+            indices, coords = codes[row[ID_COLUMN]]
+            tokens = projector.project(
+                codes.codebook[indices.long()], F.pad(coords.int(), (1, 0)), settings["max_3d_tokens"]
+            )
+            counts.append(len(tokens.coords))
+    return sorted(counts)[len(counts) // 2]
 
 
 def _best_blind(found: dict[str, Any]) -> float:
@@ -141,9 +178,10 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, help="folder of continuous latents of the same objects")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the objects (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=30, help="of steps a variant (default %(default)s)")
     parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
+    parser.add_argument("--closed_sets", action="store_true", help="ask closed questions too")
     parser.add_argument("--max_eval_samples", type=int, default=0, help="objects to evaluate (default: all)")
     parser.add_argument("--work", type=Path, default=Path("choices_out"), help="folder of the runs")
     parser.add_argument("--name", help="of the result's file (default: alignment_choices, or alignment_latents)")
@@ -155,13 +193,17 @@ def main() -> None:
         jobs = {"codes": (options.codes, {}), "continuous": (options.latents, {})}
     named = options.name or ("alignment_choices" if options.latents is None else "alignment_latents")
     found: dict[str, Any] = {}
+    for changed in ({}, {"use_lora": False}, VARIANTS["lora_everywhere"]) if options.compile_layers else ():
+        if any(changed.items() <= settings.items() for _, settings in jobs.values()):
+            train("compiling", options.codes, {"max_samples": 2_000, **changed}, options, _COMPILING)
+    folder = CodeFolder(options.codes)
     for name, (codes, changed) in jobs.items():
         try:
-            found[name] = run(name, codes, changed, options)
+            found[name] = {"tokens_3d": tokens_of(folder, changed), **run(name, codes, changed, options)}
         except (RuntimeError, OSError, ValueError) as error:
             found[name] = {"error": str(error)[:500]}
         print(name, json.dumps(found[name]), flush=True)
-        write_result(named, {"base": BASE, "epochs": options.epochs, "runs": found}, options.out)
+        write_result(named, {"base": BASE, "seconds": options.seconds, "runs": found}, options.out)
 
 
 if __name__ == "__main__":

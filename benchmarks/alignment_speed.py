@@ -1,4 +1,4 @@
-"""How fast alignment trains: at 2B shapes, and for the embedded default from cached codes and from fields.
+"""How fast alignment trains: at 2B shapes, and for the embedded default; from cached codes and from fields.
 
     python benchmarks/alignment_speed.py --pack ../shared/data/shapes
     accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts default
@@ -6,7 +6,8 @@
 Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, backward, clipping, AdamW; bfloat16 on
 CUDA), on batches that lie ready. Large models have the published shapes of the text part and random weights; their
 vision towers are tiny, for no image is read. An object has 512 codes and as many 3D tokens, and 40 to 60 text tokens,
-20 of them supervised, so that rows are padded as in training.
+20 of them supervised, so that rows are padded as in training. The parts `inside` and `default` take real objects:
+blocks of 2^3 (4^3) codes, at most 512 tokens an object.
 
 The rate in TFLOP/s counts what is multiplied with frozen weights, 2 operations a weight forward and 2 backward for
 the gradient of the activations (nothing for the weights' own): 4 N tokens, N being the weights of the text layers for
@@ -17,15 +18,18 @@ recomputation count nothing. The peak is that of an 8192^3 product of bfloat16 m
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from record import write_result
 from torch import Tensor
 
@@ -38,9 +42,10 @@ from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sequence_3d import coords_of_cells
 from vae_qwen3vl.train_finetune import make_accelerator
-from vae_qwen3vl.vl_backbone import compile_layers
+from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("large", "inside", "default")
 WIDTH = 16
 CODES, SUPERVISED, TEXT = 512, 20, (40, 60)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -149,15 +154,16 @@ def time_steps(trainer: AlignmentTrainer, batch: dict[str, Any], steps: int) -> 
 
 
 def peak(device: torch.device, side: int) -> float:
-    """Return the measured TFLOP/s of a product of bfloat16 matrices."""
+    """Return the measured TFLOP/s of products of bfloat16 matrices, ten in a row, the best of five rows."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
-    for _ in range(10):
+    for _ in range(5):
         start = time.perf_counter()
-        a @ b
+        for _ in range(10):
+            a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, (time.perf_counter() - start) / 10)
     return 2 * side**3 / best / 1e12
 
 
@@ -166,43 +172,69 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
     rows = []
     for name in SHAPES:
         for lora in (False, True):
-            vl_model = build(name, accelerator.device, tiny=options.tiny)
-            branch = Qwen3VLWith3DBranch(name, use_vl_model=vl_model, latent_dim=WIDTH, max_3d_tokens=0)
-            layers = sum(p.numel() for n, p in vl_model.named_parameters() if ".layers." in n and "visual" not in n)
-            vocabulary, hidden = vl_model.get_input_embeddings().weight.shape
-            if lora:
-                branch.add_lora(16, 32, 0.0)
-            if options.compile:
-                compile_layers(branch.vl_model)
+            branch = large_branch(name, options, accelerator.device, lora=lora, max_3d_tokens=0)
+            named = branch.vl_model.named_parameters()
+            layers = sum(p.numel() for n, p in named if ".layers." in n and "visual" not in n and "lora_" not in n)
+            vocabulary, hidden = embedding_table(branch.vl_model).shape
             for size in options.batch_sizes:
                 for checkpointing in (False, True) if size == max(options.batch_sizes) and lora else (False,):
                     if checkpointing:
                         branch.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
                     batch = code_batch(size, vocabulary)
-                    with tempfile.TemporaryDirectory() as folder:
-                        trainer = trainer_of(branch, accelerator, Path(folder), size)
-                        seconds, memory = time_steps(trainer, batch, options.steps)
-                    tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
-                    work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
-                    row = {
+                    row: dict[str, Any] = {
                         "model": name,
                         "text_layers_parameters": layers,
                         "trained": "projector and LoRA" if lora else "projector",
                         "batch_size": size,
                         "checkpointing": checkpointing,
-                        "milliseconds": round(1e3 * seconds, 1),
-                        "tokens_per_second": round(tokens / seconds),
-                        "objects_per_second": round(size / seconds, 1),
-                        "tflops": round(work / seconds / 1e12, 1),
+                    }
+                    timed = timed_row(branch, accelerator, batch, options.steps)
+                    seconds = timed.get("milliseconds", float("inf")) / 1e3
+                    tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
+                    work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
+                    row |= {
+                        **timed,
+                        "tokens_per_second": round(tokens * accelerator.num_processes / seconds),
+                        "tflops_per_gpu": round(work / seconds / 1e12, 1),
                         "share_of_peak": round(work / seconds / 1e12 / rate, 3),
-                        "peak_memory_gb": round(memory, 1),
                     }
                     rows.append(row)
-                    print(row, flush=True)
-                    del trainer
-            del branch, vl_model
+                    if accelerator.is_main_process:
+                        print(row, flush=True)
+            del branch
             _free()
     return rows
+
+
+def large_branch(
+    name: str, options: argparse.Namespace, device: torch.device, *, lora: bool, **settings: Any
+) -> Qwen3VLWith3DBranch:
+    """Return a 2B shape with a 3D branch, compiled if asked for."""
+    branch = Qwen3VLWith3DBranch(
+        name, use_vl_model=build(name, device, tiny=options.tiny), latent_dim=WIDTH, **settings
+    )
+    if lora:
+        branch.add_lora(16, 32, 0.0)
+    if options.compile:
+        compile_layers(branch.vl_model)
+    return branch
+
+
+def timed_row(branch: Qwen3VLWith3DBranch, accelerator: Any, batch: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return time, rate and memory of training steps on a batch, or that it does not fit."""
+    size = len(batch["labels"])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, memory = time_steps(trainer_of(branch, accelerator, Path(folder), size), batch, steps)
+        return {
+            "milliseconds": round(1e3 * seconds, 1),
+            "objects_per_second": round(size * accelerator.num_processes / seconds, 1),
+            "peak_memory_gb": round(memory, 1),
+        }
+    except torch.OutOfMemoryError:
+        return {"error": "does not fit into the GPU's memory"}
+    finally:
+        _free()
 
 
 def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace, count: int) -> list[SparseSDF]:
@@ -223,74 +255,80 @@ def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace, count: int) -> l
 
 def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:
     """Train the embedded default's projector from cached codes, and from fields that are encoded in the step."""
-    from sdf_vqvae.model.checkpoint import load_vae_from_config
     from vae_qwen3vl.default_lm import resolve_vl_model
 
-    device = accelerator.device
-    vae = load_vae_from_config(None, None, device)
-    fields = fields_of(vae, options, max(options.default_batches))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows = []
-    for source in ("cached codes", "fields, encoded in the step"):
+    def make(vae: SparseSDFVQVAE) -> Qwen3VLWith3DBranch:
         branch = Qwen3VLWith3DBranch(
             str(resolve_vl_model(options.vl_model)),
             vae_model=vae,
-            torch_dtype=dtype,
+            torch_dtype=torch.bfloat16 if accelerator.device.type == "cuda" else torch.float32,
             merge=4,
             max_3d_tokens=512,
             projector_num_layers=2,
         )
         if options.compile:
             compile_layers(branch.vl_model)
-        for size in options.default_batches:
-            own = fields[:size]
-            row: dict[str, Any] = {
-                "trained": "projector of the embedded default",
-                "from": source,
-                "objects": "examples" if options.pack is None else "pack",
-                "voxels_an_object": round(sum(len(field.sdf) for field in own) / len(own)),
-                "processes": accelerator.num_processes,
-                "batch_size": len(own),
-            }
-            try:
-                seconds, memory = _time_default(branch, accelerator, own, options, cached=source == "cached codes")
-                rate = len(own) * accelerator.num_processes / seconds
-                row |= {"milliseconds": round(1e3 * seconds, 1), "objects_per_second": round(rate, 1)}
-                row |= {"peak_memory_gb": round(memory, 1)}
-            except torch.OutOfMemoryError:
-                row["error"] = "does not fit into the GPU's memory"
-            rows.append(row)
-            if accelerator.is_main_process:
-                print(row, flush=True)
-            _free()
-        del branch
-        _free()
-    return rows
+        return branch
+
+    models = {"projector of the embedded default": make}
+    return measure_sources(models, options.default_batches, options, accelerator)
 
 
-def _time_default(
-    branch: Qwen3VLWith3DBranch,
-    accelerator: Any,
-    fields: list[SparseSDF],
+def measure_inside(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:
+    """Train projector and LoRA at 2B shapes from cached codes, and with the tokenizer inside the step."""
+
+    def make(name: str, vae: SparseSDFVQVAE) -> Qwen3VLWith3DBranch:
+        settings: dict[str, Any] = {"vae_model": vae, "merge": 2, "max_3d_tokens": CODES}
+        return large_branch(name, options, accelerator.device, lora=True, **settings)
+
+    models = {f"projector and LoRA, {name}": functools.partial(make, name) for name in SHAPES}
+    return measure_sources(models, [options.inside_batch], options, accelerator)
+
+
+def measure_sources(
+    models: Mapping[str, Callable[[SparseSDFVQVAE], Qwen3VLWith3DBranch]],
+    sizes: Sequence[int],
     options: argparse.Namespace,
-    *,
-    cached: bool,
-) -> tuple[float, float]:
-    """Return the median seconds of a step on these objects, and the largest memory in GB."""
+    accelerator: Any,
+) -> list[dict[str, Any]]:
+    """Train on the same objects from cached codes and from fields."""
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.sparse_sdf import collate_sparse_sdf
     from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
 
-    batch: dict[str, Any] = {"inputs_3d": collate_sparse_sdf(fields)}
-    if cached:
-        pairs = [extract_3d_latent(collate_sparse_sdf([field]), branch.vae_model) for field in fields]
-        for number, (_, coords) in enumerate(pairs):
-            coords[:, 0] = number
-        feats, coords = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
-        batch = {"feats_3d": feats, "coords_3d": coords}
-    words = text_batch(len(fields), branch.vl_model.config.get_text_config().vocab_size, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(branch, accelerator, Path(folder), len(fields))
-        return time_steps(trainer, {**batch, **words}, options.steps)
+    vae = load_vae_from_config(None, None, accelerator.device)
+    fields = fields_of(vae, options, max(sizes))
+    pairs = [extract_3d_latent(collate_sparse_sdf([field]), vae) for field in fields]
+    rows = []
+    for trained, make in models.items():
+        branch = make(vae)
+        vocabulary = len(embedding_table(branch.vl_model))
+        for size in sizes:
+            own = fields[:size]
+            feats = torch.cat([pair[0] for pair in pairs[:size]]).cpu()
+            coords = torch.cat([F.pad(pair[1][:, 1:], (1, 0), value=n) for n, pair in enumerate(pairs[:size])]).cpu()
+            sources: dict[str, dict[str, Any]] = {
+                "cached codes": {"feats_3d": feats, "coords_3d": coords},
+                "fields, encoded in the step": {"inputs_3d": collate_sparse_sdf(own)},
+            }
+            for source, shapes in sources.items():
+                row = {
+                    "trained": trained,
+                    "from": source,
+                    "objects": "examples" if options.pack is None else "pack",
+                    "voxels_an_object": round(sum(len(field.sdf) for field in own) / len(own)),
+                    "processes": accelerator.num_processes,
+                    "batch_size": len(own),
+                    **timed_row(
+                        branch, accelerator, {**shapes, **text_batch(len(own), vocabulary, 0)}, options.steps
+                    ),
+                }
+                rows.append(row)
+                if accelerator.is_main_process:
+                    print(row, flush=True)
+        del branch
+        _free()
+    return rows
 
 
 def _free() -> None:
@@ -301,8 +339,9 @@ def _free() -> None:
 def main() -> None:
     """Measure, print the rows and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("large", "default"), default=("large", "default"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
+    parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
     parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the embedded default")
     parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
@@ -318,6 +357,8 @@ def main() -> None:
     found["compiled"] = options.compile
     if "large" in options.parts:
         found["large"] = measure_large(options, accelerator, rate)
+    if "inside" in options.parts:
+        found["inside"] = measure_inside(options, accelerator)
     if "default" in options.parts:
         found["default"] = measure_default(options, accelerator)
     if accelerator.is_main_process:

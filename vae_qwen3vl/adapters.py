@@ -1,4 +1,4 @@
-"""LoRA adapters on the language model's attention, through peft. Knows nothing of 3D."""
+"""LoRA adapters on the language model's text layers, through peft. Knows nothing of 3D."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from sdf_vqvae.archives import one_line, read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {"attention": _ATTENTION, "all": (*_ATTENTION, "gate_proj", "up_proj", "down_proj")}
+"""Which linear maps of a text layer get an adapter."""
 
 
 def _peft() -> Any:
@@ -28,8 +30,10 @@ def _peft() -> Any:
     return peft
 
 
-def add_lora(vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 0.05) -> nn.Module:
-    """Return `vl_model` with trainable rank-`r` adapters on q, k, v and o of its text layers.
+def add_lora(
+    vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 0.05, targets: str = "attention"
+) -> nn.Module:
+    """Return `vl_model` with trainable rank-`r` adapters on linear maps of its text layers (`TARGETS`).
 
     Raises:
         ValueError: the model has adapters already.
@@ -38,7 +42,7 @@ def add_lora(vl_model: nn.Module, r: int = 8, alpha: int = 32, dropout: float = 
     if isinstance(vl_model, peft.PeftModel):
         raise ValueError("the language model already has LoRA adapters; load or add them only once")
     config = peft.LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS[targets]), task_type="CAUSAL_LM"
     )
     return peft.get_peft_model(vl_model, config)
 

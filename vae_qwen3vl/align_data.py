@@ -127,6 +127,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         seed=config.seed,
         caption_share=config.caption_share,
         shift_cells=config.shift_cells,
+        drop_cells=config.drop_cells,
     )
     if _VAL not in splits:
         own = data.names, _sizes(data), collate

@@ -22,6 +22,8 @@ from vae_qwen3vl.vl_backbone import kept_cache, name_cache
 
 _MOST_LOGITS = {"cuda": 3_000_000_000, "cpu": 40_000_000}
 """Values of the vocabulary's logits that are held at a time."""
+_MOST_CACHE = {"cuda": 24_000_000_000, "cpu": 1_000_000_000}
+"""Bytes of the key-value cache that are held at a time: every answer reads its prompt from a copy."""
 
 
 @torch.no_grad()
@@ -64,7 +66,8 @@ def answer_scores(
             cache, mask, last, first = _read_prompts(
                 model, processor, data, [objects[n] for n in numbers], [prompts[n] for n in numbers]
             )
-            for chosen in _chunks(by_length, replies, len(numbers), first.shape[-1], model.device):
+            most = _most_answers(cache, model.device)
+            for chosen in _chunks(by_length, replies, len(numbers), first.shape[-1], model.device, most):
                 found = _read_replies(model, cache, mask, last, first, [replies[i] for i in chosen])
                 scores[np.ix_(numbers, chosen)] = found.double().cpu().numpy()
             bar.update(len(numbers))
@@ -104,14 +107,26 @@ def _read_prompts(
     return kept_cache(out), inputs.attention_mask, inputs.position_ids[0, :, -1], first
 
 
+def _most_answers(cache: Any, device: torch.device) -> int:
+    """Return how many answers may read copies of a cache at the same time."""
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    return max(1, _MOST_CACHE["cuda" if device.type == "cuda" else "cpu"] // held)
+
+
 def _chunks(
-    order: Sequence[int], replies: Sequence[Sequence[int]], rows: int, vocabulary: int, device: torch.device
+    order: Sequence[int],
+    replies: Sequence[Sequence[int]],
+    rows: int,
+    vocabulary: int,
+    device: torch.device,
+    most_replies: int,
 ) -> Iterator[list[int]]:
-    """Yield numbers of replies whose logits fit together, of similar length."""
+    """Yield numbers of replies whose logits and caches fit together, of similar length."""
     most = _MOST_LOGITS["cuda" if device.type == "cuda" else "cpu"]
     chunk: list[int] = []
     for number in order:
-        if chunk and (len(chunk) + 1) * rows * len(replies[number]) * vocabulary > most:
+        values = (len(chunk) + 1) * rows * len(replies[number]) * vocabulary
+        if chunk and (values > most or len(chunk) == most_replies):
             yield chunk
             chunk = []
         chunk.append(number)

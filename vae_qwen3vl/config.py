@@ -37,13 +37,14 @@ _LEAST = {
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
     **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells", "pretrain_epochs"), 0),
 }
-_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "plain_text_share")
+_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "drop_cells", "plain_text_share")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
     "truncate_mode": ("pool", "head"),
     "positions": ("mrope", "sequential"),
     "merge": (1, 2, 4),
+    "lora_targets": ("attention", "all"),
 }
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
@@ -126,6 +127,8 @@ class AlignmentConfig:
     """Scale of the adapters; twice the rank by default."""
     lora_dropout: float = 0.05
     """Dropout in front of the adapters."""
+    lora_targets: str = "attention"
+    """Linear maps of a text layer that get adapters: attention (q, k, v, o) or all (the MLP's too)."""
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
     caption_share: float = CAPTION_SHARE
@@ -133,6 +136,8 @@ class AlignmentConfig:
     shift_cells: int = 0
     """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
     it differently."""
+    drop_cells: float = 0.0
+    """Cached codes: each epoch leaves out a random share of an object's codes, up to this one."""
     positions: str = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4

@@ -10,6 +10,7 @@ import os
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
@@ -134,6 +135,7 @@ class CachedCodesDataset(_WithTexts):
         caption_share: how often a caption of the table is taken where there are records too.
         shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
             other blocks; the coordinates then reach beyond the latent grid by as much.
+        drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words.
@@ -149,8 +151,9 @@ class CachedCodesDataset(_WithTexts):
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
         shift_cells: int = 0,
+        drop_cells: float = 0.0,
     ) -> None:
-        self.shift_cells = shift_cells
+        self.shift_cells, self.drop_cells = shift_cells, drop_cells
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
         texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
@@ -163,12 +166,15 @@ class CachedCodesDataset(_WithTexts):
     def for_validation(self) -> CachedCodesDataset:
         """Return the same objects where they are, with a caption each (see `_WithTexts`)."""
         made = super().for_validation()
-        made.shift_cells = 0
+        made.shift_cells, made.drop_cells = 0, 0.0
         return made
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
         codes, coords = self.codes[self.names[number]]
+        if self.drop_cells:
+            kept = self._kept(len(codes), self.names[number])
+            codes, coords = codes[kept], coords[kept]
         feats = self.codes.codebook[codes.long()]
         if self.shift_cells:
             drawn = pick(self._seed, int(self._epoch), self.names[number], "shift")
@@ -179,6 +185,14 @@ class CachedCodesDataset(_WithTexts):
         if titles:
             words["title"] = min(titles, key=len)
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
+
+    def _kept(self, count: int, name: str) -> Tensor:  # [M], bool
+        """Return which of an object's codes this epoch leaves in: at least one."""
+        random = torch.Generator().manual_seed(pick(self._seed, int(self._epoch), name, "drop") >> 1)
+        share, *drawn = torch.rand(count + 1, generator=random).split([1, count])
+        kept = drawn[0] >= share * self.drop_cells
+        kept[drawn[0].argmax()] = True
+        return kept
 
 
 class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):

@@ -474,9 +474,9 @@ class Qwen3VLWith3DBranch(nn.Module):
         logger.info("loaded a projector of %d layers, merge %d, from %s", projector.num_layers, projector.merge, path)
         return description
 
-    def add_lora(self, r: int = 8, alpha: int = 32, dropout: float = 0.05) -> None:
-        """Put trainable LoRA adapters on q, k, v and o of the language model's text layers."""
-        self.vl_model = adapters.add_lora(self.vl_model, r, alpha, dropout)
+    def add_lora(self, r: int = 8, alpha: int = 32, dropout: float = 0.05, targets: str = "attention") -> None:
+        """Put trainable LoRA adapters on the language model's text layers; `adapters.TARGETS` has the `targets`."""
+        self.vl_model = adapters.add_lora(self.vl_model, r, alpha, dropout, targets)
 
     def save_lora(self, folder: str | os.PathLike[str]) -> None:
         """Write the LoRA adapters, if there are any, as a peft folder in bfloat16."""

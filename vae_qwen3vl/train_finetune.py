@@ -199,7 +199,8 @@ def build_model(
         **config.model_settings(),
     )
     if config.use_lora:
-        model.add_lora(config.lora_r, config.lora_alpha or 2 * config.lora_r, config.lora_dropout)
+        alpha = config.lora_alpha or 2 * config.lora_r
+        model.add_lora(config.lora_r, alpha, config.lora_dropout, config.lora_targets)
     if config.compile_layers:
         compile_layers(model.vl_model)
     if config.use_gradient_checkpointing:

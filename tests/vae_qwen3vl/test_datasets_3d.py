@@ -260,6 +260,27 @@ def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
     assert len(seen) > 2
 
 
+def test_dropped_cells_leave_a_part_of_an_object_anew_each_epoch_and_nothing_out_of_validation(codes):
+    plain = CachedCodesDataset(codes, split="train")
+    thinned = CachedCodesDataset(codes, split="train", drop_cells=0.6)
+    whole = dict(zip(map(tuple, plain[0]["coords"].tolist()), plain[0]["codes"].tolist(), strict=True))
+    seen = set()
+    for epoch in range(20):
+        thinned.set_epoch(epoch)
+        item = thinned[0]
+        left = dict(zip(map(tuple, item["coords"].tolist()), item["codes"].tolist(), strict=True))
+        assert left.items() <= whole.items() and left
+        assert torch.equal(item["feats_3d"], thinned.codes.codebook[item["codes"]])
+        assert torch.equal(item["coords"], thinned[0]["coords"])
+        seen.add(len(left))
+    assert len(seen) > 2
+    assert torch.equal(thinned.for_validation()[0]["coords"], plain[0]["coords"])
+    everything = CachedCodesDataset(codes, split="train", drop_cells=1.0)
+    for epoch in range(20):
+        everything.set_epoch(epoch)
+        assert min(len(everything[n]["codes"]) for n in range(len(everything))) >= 1
+
+
 @pytest.mark.slow
 def test_a_worker_that_lives_on_hears_of_the_next_epoch(codes):
     items = CachedCodesDataset(codes, split="train", shift_cells=3)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl import candidate_scores
 from vae_qwen3vl.blind_controls import OWN, most_frequent, nearest_by_codes, other_objects, scattered
 from vae_qwen3vl.candidate_scores import answer_scores
 from vae_qwen3vl.closed_sets import closed_questions, closed_sets, group_of
@@ -45,8 +46,11 @@ def data_of(objects: list[EvalObject]) -> EvalData:
     return EvalData(objects=objects, codebook=codebook, latent_side=SIDE, vae_hash="x")
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
-def test_likelihoods_behind_a_cache_are_those_of_whole_sequences(kind: str, vl_models, tokenizer) -> None:
+@pytest.mark.parametrize(("kind", "held"), [("qwen2_vl", 10**9), ("qwen3_vl", 10**9), ("qwen2_vl", 1)])
+def test_likelihoods_behind_a_cache_are_those_of_whole_sequences(
+    kind: str, held: int, vl_models, tokenizer, monkeypatch
+) -> None:
+    monkeypatch.setitem(candidate_scores._MOST_CACHE, "cpu", held)
     model = Qwen3VLWith3DBranch(use_vl_model=vl_models[kind], latent_dim=8, merge=2, max_3d_tokens=0).eval()
     processor = Processor3D(tokenizer)
     objects = [shape("a", 5, 0), None, shape("b", 40, 1), shape("c", 17, 2)]

@@ -148,10 +148,16 @@ def test_a_batch_of_text_alone_takes_part_in_training_with_zero_gradients(build,
         assert value.grad is not None and not value.grad.any(), name
 
 
-def test_lora_trains_the_text_layers_and_comes_back_from_its_folder(build, processor, make_codes, make_vl, tmp_path):
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_lora_trains_the_text_layers_and_comes_back_from_its_folder(
+    build, processor, make_codes, make_vl, tmp_path, targets
+):
     pytest.importorskip("peft")
     model = build()
-    model.add_lora(r=2, alpha=4, dropout=0.0)
+    model.add_lora(r=2, alpha=4, dropout=0.0, targets=targets)
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
+    mlp = {"gate_proj", "up_proj", "down_proj"}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"} | (mlp if targets == "all" else set())
     inputs = {**processor(PROMPTS, ANSWERS)}
     feats, coords = make_codes([5, 20])
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.5)
