@@ -71,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one_layer": {"projector_layers": 1},
     "three_layers": {"projector_layers": 3},
     "projector_only": {"use_lora": False},
-    "pretrained": {"pretrain_epochs": 30},
+    "pretrained": {"pretrain_epochs": 10},
     "no_contrast": {"contrastive_weight": 0.0},
     "contrast_1": {"contrastive_weight": 1.0},
     "no_shifts": {"shift_cells": 0},
