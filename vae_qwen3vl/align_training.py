@@ -32,6 +32,7 @@ from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sharding import average_gradients, is_sharding, shard_frozen
+from vae_qwen3vl.vl_backbone import uncompiled
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -273,6 +274,7 @@ class AlignmentTrainer:
         """
         assert self.data.val is not None
         self.branch.eval()
+        as_written = uncompiled() if self.config.compile_layers else contextlib.nullcontext()
         sums = [0.0, 0.0, 0.0]
         size, rank, world = self.config.batch_size, self.accelerator.process_index, self.accelerator.num_processes
         numbers = list(range(len(self.data.val)))  # type: ignore[arg-type]
@@ -281,7 +283,7 @@ class AlignmentTrainer:
             batch = self.data.collate([self.data.val[i] for i in own or numbers[:size]])
             batch = _moved(batch, self.accelerator.device)
             count = int((batch["labels"] != IGNORED_LABEL).sum()) if own else 0
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), as_written:
                 sums[0] += float(self.branch(**batch, loss_only=True)["loss"]) * count
                 sums[1] += float(self.branch(**with_other_shapes(batch), loss_only=True)["loss"]) * count
             sums[2] += count

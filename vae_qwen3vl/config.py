@@ -49,7 +49,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
     **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
-    "plain_text": "JSONL",
+    **{"plain_text": "JSONL", "init_projector": "FILE", "init_lora": "DIR"},
 }
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
@@ -127,6 +127,12 @@ class AlignmentConfig:
     """Scale of the adapters; twice the rank by default."""
     lora_dropout: float = 0.05
     """Dropout in front of the adapters."""
+    init_projector: str | None = None
+    """Trained projector (a file of an earlier run, or the shipped one) to start from; its layers, merge and position
+    encoding must be these settings'."""
+    init_lora: str | None = None
+    """Trained adapters (a folder of an earlier run, or the shipped ones) to start from, with use_lora; their rank,
+    scale and targets stay what they are."""
     lora_targets: str = "attention"
     """Linear maps of a text layer that get adapters: attention (q, k, v, o) or all (the MLP's too)."""
     merge: int = 4
@@ -217,12 +223,13 @@ class AlignmentConfig:
             temporary.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def check_files(self) -> None:
-        """Raise a ValueError if the VAE's config or weights are named but absent."""
-        for key in ("vae_config", "vae_ckpt"):
+        """Raise a ValueError if the VAE's config or weights, or parts to start from, are named but absent."""
+        for key in ("vae_config", "vae_ckpt", "init_projector", "init_lora"):
             value = getattr(self, key)
-            if value is not None and not Path(value).is_file():
+            kind, there = ("folder", Path.is_dir) if key == "init_lora" else ("file", Path.is_file)
+            if value is not None and not there(Path(value)):
                 where = "" if Path(value).is_absolute() else f" in the current directory {Path.cwd()}"
-                raise ValueError(f"{key}: there is no file {value}{where}; give --{key}")
+                raise ValueError(f"{key}: there is no {kind} {value}{where}; give --{key}")
 
     def model_settings(self) -> dict[str, Any]:
         """Return the arguments of `Qwen3VLWith3DBranch` that these settings decide."""

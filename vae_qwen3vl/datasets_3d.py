@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
-from vae_qwen3vl.data_workers import SharedEpoch
+from vae_qwen3vl.data_workers import SharedEpoch, SharedTexts
 from vae_qwen3vl.sequence_3d import coords_of_cells
 
 _Own = TypeVar("_Own", bound="_WithTexts")
@@ -29,7 +30,7 @@ class _WithTexts(Dataset[dict[str, Any]]):
     """What datasets with words share: which text of an object is said in which epoch."""
 
     def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int, caption_share: float) -> None:
-        self._texts = texts
+        self._texts = SharedTexts({name: texts[name] for name in names})
         self._caption_share = caption_share
         self._seed = seed
         self._epoch = SharedEpoch()
@@ -55,10 +56,9 @@ class _WithTexts(Dataset[dict[str, Any]]):
         made._seed = 0
         return made
 
-    def _words(self, name: str) -> dict[str, Any]:
-        text = choose(
-            self._texts[name], name, seed=self._seed, epoch=int(self._epoch), caption_share=self._caption_share
-        )
+    def _words(self, name: str, texts: Sequence[Text]) -> dict[str, Any]:
+        """Return the chosen one of an object's texts as an item has it."""
+        text = choose(texts, name, seed=self._seed, epoch=int(self._epoch), caption_share=self._caption_share)
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -117,7 +117,8 @@ class SDF3DCaptionDataset(_WithTexts):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""
         field = self.fields[self._rows[number]]
-        return {"inputs_3d": collate_sparse_sdf([field]), **self._words(self.names[number])}
+        name = self.names[number]
+        return {"inputs_3d": collate_sparse_sdf([field]), **self._words(name, self._texts[name])}
 
 
 class CachedCodesDataset(_WithTexts):
@@ -171,17 +172,19 @@ class CachedCodesDataset(_WithTexts):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
-        codes, coords = self.codes[self.names[number]]
+        name = self.names[number]
+        codes, coords = self.codes[name]
         if self.drop_cells:
-            kept = self._kept(len(codes), self.names[number])
+            kept = self._kept(len(codes), name)
             codes, coords = codes[kept], coords[kept]
         feats = self.codes.codebook[codes.long()]
         if self.shift_cells:
-            drawn = pick(self._seed, int(self._epoch), self.names[number], "shift")
+            drawn = pick(self._seed, int(self._epoch), name, "shift")
             steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
             coords = coords + torch.tensor(steps, dtype=coords.dtype)
-        words = self._words(self.names[number])
-        titles = [text.answer for text in self._texts[self.names[number]] if not text.kind]
+        texts = self._texts[name]
+        words = self._words(name, texts)
+        titles = [text.answer for text in texts if not text.kind]
         if titles:
             words["title"] = min(titles, key=len)
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}

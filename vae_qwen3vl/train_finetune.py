@@ -83,7 +83,7 @@ def work(options: argparse.Namespace) -> int:
     source = str(resolve_vl_model(config.vl_model))
     data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
     lesson = ProjectorLesson.of(config, data, accelerator.device)
-    model = build_model(config, source, vae, width, accelerator.device)
+    model = build_model(config, source, vae, width, accelerator.device, vae_hash=vae_hash)
     folder = open_run_folder(config, accelerator)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
     if lesson is not None:
@@ -185,9 +185,13 @@ def tokenizer_of(
 
 
 def build_model(
-    config: AlignmentConfig, source: str, vae: Any, width: int, device: torch.device
+    config: AlignmentConfig, source: str, vae: Any, width: int, device: torch.device, *, vae_hash: str | None = None
 ) -> Qwen3VLWith3DBranch:
-    """Return the 3D branch as the settings say, with new projector and adapters."""
+    """Return the 3D branch as the settings say, with new projector and adapters or those to start from.
+
+    Raises:
+        ValueError: what is to be started from doesn't fit the settings, the language model or the tokenizer.
+    """
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.vl_backbone import compile_layers
 
@@ -198,7 +202,11 @@ def build_model(
         torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         **config.model_settings(),
     )
-    if config.use_lora:
+    if config.init_projector is not None:
+        start_from(model, config, vae_hash)
+    if config.use_lora and config.init_lora is not None:
+        model.load_lora(config.init_lora, trainable=True)
+    elif config.use_lora:
         alpha = config.lora_alpha or 2 * config.lora_r
         model.add_lora(config.lora_r, alpha, config.lora_dropout, config.lora_targets)
     if config.compile_layers:
@@ -206,6 +214,24 @@ def build_model(
     if config.use_gradient_checkpointing:
         model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def start_from(model: Qwen3VLWith3DBranch, config: AlignmentConfig, vae_hash: str | None) -> None:
+    """Give a model the projector to start from; what reads it stays as the settings say.
+
+    Raises:
+        ValueError: the projector is another one than the settings describe.
+    """
+    new, reading = model.projector, (model.positions, model.max_3d_tokens, model.truncate_mode)
+    model.load_projector(str(config.init_projector), vae_hash=vae_hash)
+    found = model.projector.float()
+    for key, name in (("projector_layers", "num_layers"), ("merge", "merge"), ("use_3d_pos", "use_3d_pos")):
+        if getattr(found, name) != getattr(new, name):
+            raise ValueError(
+                f"init_projector: {config.init_projector} has {key} {getattr(found, name)}, the settings say "
+                f"{getattr(new, name)}; give --{key} {getattr(found, name)}"
+            )
+    model.positions, model.max_3d_tokens, model.truncate_mode = reading
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Knows transformers' public interface; knows nothing of 3D.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -71,6 +72,16 @@ def compile_layers(vl_model: Any, backend: str = "inductor") -> None:
     """Compile every text layer in place, for any batch and length; names and weights stay what they are."""
     for layer in text_layers(vl_model):
         layer.compile(dynamic=True, backend=backend)
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which compiled layers run as they are written.
+
+    For what a run does now and then, such as validation: each mode of gradients would be compiled anew, and after
+    eight versions of a layer PyTorch compiles no more.
+    """
+    stance = getattr(torch.compiler, "set_stance", None)  # PyTorch 2.6
+    return contextlib.nullcontext() if stance is None else stance("force_eager")
 
 
 def name_cache(vl_model: Any, arguments: dict[str, Any]) -> dict[str, Any]:

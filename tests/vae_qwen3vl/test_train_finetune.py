@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.train_finetune import main
@@ -63,6 +64,33 @@ def test_cached_codes_train_without_a_tokenizer_on_their_split(place: Path, vl: 
     _, about = load_projector(folder / "projector_final.pt")
     assert about.vae_hash == CodeFolder(codes).manifest.vae_hash
     assert about.merge == 2
+
+
+def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, codes: Path, capsys) -> None:
+    from safetensors.torch import load_file
+
+    from vae_qwen3vl.projector_file import load_projector
+
+    def parts(folder: Path) -> dict[str, torch.Tensor]:
+        adapter = load_file(folder / "lora_final" / "adapter_model.safetensors")
+        return {**load_projector(folder / "projector_final.pt")[0].state_dict(), **adapter}
+
+    common = ("--data_dir", str(codes), "--vl_model", vl, "--merge", "2", "--use_lora", "--projector_share", "0")
+    assert train(*common, "--lr", "1e-2", "--lora_lr", "1e-2") == 0
+    first = Path(capsys.readouterr().out.strip())
+    start = ("--init_projector", str(first / "projector_final.pt"), "--init_lora", str(first / "lora_final"))
+    assert train(*common, *start, "--lr", "1e-9", "--lora_lr", "1e-9", "--max_3d_tokens", "64") == 0
+    second = Path(capsys.readouterr().out.strip())
+    assert second != first
+    before, after = parts(first), parts(second)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0, msg=name)
+    assert load_projector(second / "projector_final.pt")[1].max_3d_tokens == 64
+    assert train(*common[:4], "--merge", "4", *start[:2]) == 2
+    assert "has merge 2, the settings say 4; give --merge 2" in capsys.readouterr().err
+    assert train(*common, "--init_lora", "nowhere") == 2
+    assert "init_lora: there is no folder nowhere" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_and_an_ended_one_does_not(place: Path, vl: str, capsys) -> None:
