@@ -1,12 +1,11 @@
 """How likely a language model finds each of many answers about each object: for ranking closed sets and retrieval.
 
-A prompt with its shape is read once; the answers are then read behind it from the cache. Knows the model and its
-processor; nothing of measures.
+A prompt with its shape is read once; all answers are then read behind it, beginnings they share once. Knows the model
+and its processor; nothing of measures.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vae_qwen3vl.answer_tree import AnswerTree, groups_alike
 from vae_qwen3vl.eval_objects import EvalData, EvalObject
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL, Processor3D
@@ -22,8 +22,8 @@ from vae_qwen3vl.vl_backbone import kept_cache, name_cache
 
 _MOST_LOGITS = {"cuda": 3_000_000_000, "cpu": 40_000_000}
 """Values of the vocabulary's logits that are held at a time."""
-_MOST_CACHE = {"cuda": 24_000_000_000, "cpu": 1_000_000_000}
-"""Bytes of the key-value cache that are held at a time: every answer reads its prompt from a copy."""
+_MOST_TOKENS = 1024
+"""Tokens of answers that are read together behind a prompt; attention among them grows by the square."""
 
 
 @torch.no_grad()
@@ -58,7 +58,6 @@ def answer_scores(
     if len(objects) != len(prompts) or not answers:
         raise ValueError(f"{len(objects)} objects, {len(prompts)} prompts and {len(answers)} answers")
     replies = [_reply(processor, answer) for answer in answers]
-    by_length = sorted(range(len(replies)), key=lambda i: len(replies[i]))
     scores = np.zeros((len(objects), len(answers)))
     bar = tqdm(total=len(objects), desc=describe, unit="object", disable=True if describe is None else None)
     with bar:
@@ -66,8 +65,8 @@ def answer_scores(
             cache, mask, last, first = _read_prompts(
                 model, processor, data, [objects[n] for n in numbers], [prompts[n] for n in numbers]
             )
-            most = _most_answers(cache, model.device)
-            for chosen in _chunks(by_length, replies, len(numbers), first.shape[-1], model.device, most):
+            most = _most_tokens(len(numbers), first.shape[-1], model.device)
+            for chosen in groups_alike(replies, most):
                 found = _read_replies(model, cache, mask, last, first, [replies[i] for i in chosen])
                 scores[np.ix_(numbers, chosen)] = found.double().cpu().numpy()
             bar.update(len(numbers))
@@ -107,53 +106,35 @@ def _read_prompts(
     return kept_cache(out), inputs.attention_mask, inputs.position_ids[0, :, -1], first
 
 
-def _most_answers(cache: Any, device: torch.device) -> int:
-    """Return how many answers may read copies of a cache at the same time."""
-    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-    return max(1, _MOST_CACHE["cuda" if device.type == "cuda" else "cpu"] // held)
-
-
-def _chunks(
-    order: Sequence[int],
-    replies: Sequence[Sequence[int]],
-    rows: int,
-    vocabulary: int,
-    device: torch.device,
-    most_replies: int,
-) -> Iterator[list[int]]:
-    """Yield numbers of replies whose logits and caches fit together, of similar length."""
-    most = _MOST_LOGITS["cuda" if device.type == "cuda" else "cpu"]
-    chunk: list[int] = []
-    for number in order:
-        values = (len(chunk) + 1) * rows * len(replies[number]) * vocabulary
-        if chunk and (values > most or len(chunk) == most_replies):
-            yield chunk
-            chunk = []
-        chunk.append(number)
-    if chunk:
-        yield chunk
+def _most_tokens(rows: int, vocabulary: int, device: torch.device) -> int:
+    """Return how many tokens of answers are read together behind each of `rows` prompts."""
+    values = _MOST_LOGITS["cuda" if device.type == "cuda" else "cpu"]
+    return max(1, min(_MOST_TOKENS, values // (rows * vocabulary)))
 
 
 def _read_replies(
     model: Qwen3VLWith3DBranch, cache: Any, mask: Tensor, last: Tensor, first: Tensor, replies: Sequence[list[int]]
 ) -> Tensor:  # [B, C]
-    """Return the log-likelihood of each reply behind each prompt."""
-    rows, count = len(mask), len(replies)
-    longest = max(len(reply) for reply in replies)
-    ids = torch.tensor([reply + [0] * (longest - len(reply)) for reply in replies], device=mask.device)  # [C, L]
-    real = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in replies], device=mask.device)
-    total = first[:, ids[:, 0]]  # [B, C]
-    if longest == 1:
-        return total
-    grown = copy.deepcopy(cache)
-    grown.batch_repeat_interleave(count)
-    read = ids[:, :-1].repeat(rows, 1)  # [B * C, L - 1]
-    whole = torch.cat([mask.repeat_interleave(count, 0), real[:, :-1].repeat(rows, 1)], dim=1)
-    steps = torch.arange(1, longest, device=mask.device)
-    positions = (last.repeat_interleave(count)[:, None] + steps).expand(3, -1, -1)
-    behind = name_cache(model.vl_model, {"past_key_values": grown})
-    out = model.vl_model(input_ids=read, attention_mask=whole, position_ids=positions, **behind)
-    losses = torch.nn.functional.cross_entropy(
-        out.logits.float().transpose(1, 2), ids[:, 1:].repeat(rows, 1), reduction="none"
-    )  # [B * C, L - 1]
-    return total - (losses * real[:, 1:].repeat(rows, 1)).sum(1).view(rows, count)
+    """Return the log-likelihood of each reply behind each prompt; the cache is as it was when this returns."""
+    rows, device = len(mask), mask.device
+    tree = AnswerTree.of(replies)
+    places, targets = tree.places.to(device), tree.targets.to(device)
+    found = first[:, targets]  # [B, E]
+    if len(tree.tokens):
+        count = len(tree.tokens)
+        visible = torch.cat(
+            [mask.bool()[:, None].expand(-1, count, -1), tree.visible.to(device).expand(rows, -1, -1)], dim=2
+        )  # [B, N, P + N]
+        dtype = model.vl_model.dtype
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=device)
+        hidden = hidden.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+        positions = (last[:, None] + tree.depths.to(device)).expand(3, -1, -1)
+        behind = name_cache(model.vl_model, {"past_key_values": cache})
+        ids = tree.tokens.to(device).expand(rows, -1)
+        logits = model.vl_model(input_ids=ids, attention_mask=hidden, position_ids=positions, **behind).logits.float()
+        cache.crop(-count)
+        node = (places - 1).clamp(min=0)
+        later = logits[:, node, targets] - logits.logsumexp(-1)[:, node]
+        found = torch.where(places == 0, found, later)
+    total = torch.zeros(rows, len(replies), dtype=found.dtype, device=device)
+    return total.index_add(1, tree.replies.to(device), found)

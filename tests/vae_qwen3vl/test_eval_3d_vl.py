@@ -46,11 +46,11 @@ def data_of(objects: list[EvalObject]) -> EvalData:
     return EvalData(objects=objects, codebook=codebook, latent_side=SIDE, vae_hash="x")
 
 
-@pytest.mark.parametrize(("kind", "held"), [("qwen2_vl", 10**9), ("qwen3_vl", 10**9), ("qwen2_vl", 1)])
+@pytest.mark.parametrize(("kind", "most"), [("qwen2_vl", 1024), ("qwen3_vl", 1024), ("qwen2_vl", 1), ("qwen3_vl", 7)])
 def test_likelihoods_behind_a_cache_are_those_of_whole_sequences(
-    kind: str, held: int, vl_models, tokenizer, monkeypatch
+    kind: str, most: int, vl_models, tokenizer, monkeypatch
 ) -> None:
-    monkeypatch.setitem(candidate_scores._MOST_CACHE, "cpu", held)
+    monkeypatch.setattr(candidate_scores, "_MOST_TOKENS", most)
     model = Qwen3VLWith3DBranch(use_vl_model=vl_models[kind], latent_dim=8, merge=2, max_3d_tokens=0).eval()
     processor = Processor3D(tokenizer)
     objects = [shape("a", 5, 0), None, shape("b", 40, 1), shape("c", 17, 2)]
