@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
+from sdf_vqvae.field_folder import ID_COLUMN
 from vae_qwen3vl.align_training import AlignmentData
 from vae_qwen3vl.captions import read_plain_texts
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
@@ -113,12 +114,15 @@ def alignment_data(
     if not texts:
         return data
     train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed)
+    limited = data.limited if train.count else ()
     logger.info("%d of %d training items are plain text", train.places, len(train))
-    return dataclasses.replace(data, train=train, lengths=train.lengths)
+    return dataclasses.replace(data, train=train, lengths=train.lengths, limited=limited)
 
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
-    splits = {row.get("split") for row in codes.table()}
+    rows = list(codes.table())
+    splits = {row.get("split") for row in rows}
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     data = CachedCodesDataset(
         codes,
@@ -131,7 +135,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     )
     if _VAL not in splits:
         own = data.names, _sizes(data), collate
-        return _split(config, data, data.for_validation(), *own, captioned=data.with_captions())
+        return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
     val: Dataset[Any] | None = None
     if config.val_samples:
         val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))
@@ -140,6 +144,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         lengths=_sizes(data),
         val=val,
         collate=collate,
+        limited=_limited(config, data.names, sources),
         captioned=Tolerant(data.with_captions()),
     )
 
@@ -166,7 +171,8 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    return _split(config, data, data.for_validation(), data.names, data.sizes, collate)
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in data.fields.rows}
+    return _split(config, data, data.for_validation(), data.names, data.sizes, collate, sources=sources)
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
@@ -175,7 +181,7 @@ def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -
     vocabulary = len(processor.tokenizer)
     data = Dummy3DTextDataset(count, most, vocab_size=vocabulary, latent_dim=latent_dim)
     collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
-    return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate)
+    return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate, sources={})
 
 
 def _split(
@@ -186,6 +192,7 @@ def _split(
     sizes: Sequence[float],
     collate: Any,
     *,
+    sources: Mapping[str, str],
     captioned: Dataset[Any] | None = None,
 ) -> AlignmentData:
     """Keep some objects for validation; `val` and `captioned` are the same objects as `data` with other words."""
@@ -196,8 +203,28 @@ def _split(
         lengths=[sizes[i] for i in kept],
         val=Tolerant(Subset(val, held)) if held else None,
         collate=collate,
+        limited=_limited(config, [names[i] for i in kept], sources),
         captioned=None if captioned is None else Tolerant(Subset(captioned, kept)),
     )
+
+
+def _limited(
+    config: AlignmentConfig, names: Sequence[str], sources: Mapping[str, str]
+) -> list[tuple[list[int], int]]:
+    """Return the items of each source that is limited, and its limit.
+
+    Raises:
+        ValueError: no object is of a limited source.
+    """
+    found = []
+    for source, most in config.source_limits.items():
+        items = [number for number, name in enumerate(names) if sources.get(name) == source]
+        if not items:
+            known = sorted({sources.get(name, "") for name in names} - {""})
+            there = f"there are {', '.join(known)}" if known else "the table has no column source"
+            raise ValueError(f"epoch_limits: no object is of the source {source!r} ({there})")
+        found.append((items, most))
+    return found
 
 
 def held_out(names: Sequence[str], val_samples: int) -> list[int]:

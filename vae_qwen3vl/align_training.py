@@ -57,6 +57,8 @@ class AlignmentData:
     val: Dataset[Any] | None
     collate: Callable[[list[Any]], Batch]
     """Joins items to what the model's `forward` takes."""
+    limited: Sequence[tuple[Sequence[int], int]] = ()
+    """Groups of items of which an epoch takes at most so many each."""
     captioned: Dataset[Any] | None = None
     """The objects of `train` with captions alone, where the codes are cached: what the projector's first lesson is
     about."""
@@ -122,6 +124,7 @@ class AlignmentTrainer:
             seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            limited=data.limited,
         )
         self.epoch = 0
         self.batches_done = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 _WINDOW = 32
@@ -18,8 +19,8 @@ _WINDOW = 32
 class BucketSampler(Sampler[list[int]]):
     """Batches of one process: item numbers, `batch_size` a batch.
 
-    Every item occurs once an epoch; the last global batch is filled up from the epoch's beginning, so that no
-    process runs out before the others.
+    Every item occurs once an epoch, of a limited group so many, in turn; the last global batch is filled up from the
+    epoch's beginning, so that no process runs out before the others.
 
     Args:
         lengths: length of every item, in any unit.
@@ -27,10 +28,18 @@ class BucketSampler(Sampler[list[int]]):
         seed: of the order.
         rank: this process.
         world_size: number of processes.
+        limited: groups of item numbers, each with how many of them an epoch takes at most.
     """
 
     def __init__(
-        self, lengths: Sequence[float], batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        lengths: Sequence[float],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        limited: Sequence[tuple[Sequence[int], int]] = (),
     ) -> None:
         if not lengths:
             raise ValueError("there is nothing to make batches of")
@@ -41,12 +50,17 @@ class BucketSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.limited = [(torch.as_tensor(group), most) for group, most in limited if most < len(group)]
+        self.items = len(self.lengths) - sum(len(group) - most for group, most in self.limited)
+        """Items of an epoch."""
+        if not self.items:
+            raise ValueError("the limits leave nothing to make batches of")
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+        return -(-self.items // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch's order, and how many of its batches are left out because they are done."""
@@ -56,7 +70,7 @@ class BucketSampler(Sampler[list[int]]):
         """Yield what is left of the epoch."""
         size = self.batch_size * self.world_size
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
+        order = self._chosen()[torch.randperm(self.items, generator=generator)]
         missing = len(self) * size - len(order)
         order = torch.cat([order, order.repeat(-(-missing // len(order)))[:missing]])
         batches = []
@@ -64,3 +78,12 @@ class BucketSampler(Sampler[list[int]]):
             batches += list(window[self.lengths[window].argsort(stable=True)].split(size))
         for number in torch.randperm(len(batches), generator=generator).tolist()[self.start :]:
             yield batches[number][self.rank :: self.world_size].tolist()
+
+    def _chosen(self) -> Tensor:  # [items]
+        """Return the items of the epoch: limited groups walk through an order of their own."""
+        left = torch.ones(len(self.lengths), dtype=torch.bool)
+        for group, most in self.limited:
+            order = group[torch.randperm(len(group), generator=torch.Generator().manual_seed(self.seed))]
+            left[group] = False
+            left[order[(self.epoch * most + torch.arange(most)) % len(group)]] = True
+        return left.nonzero().flatten()

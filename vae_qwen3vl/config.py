@@ -49,7 +49,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
     **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
-    **{"plain_text": "JSONL", "init_projector": "FILE", "init_lora": "DIR"},
+    **{"plain_text": "JSONL", "epoch_limits": "SOURCE=N", "init_projector": "FILE", "init_lora": "DIR"},
 }
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
@@ -97,6 +97,8 @@ class AlignmentConfig:
     """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
     max_samples: int = 0
     """Objects taken from it; 0 takes all."""
+    epoch_limits: str | None = None
+    """Sources (the table's column) of which an epoch takes at most so many objects, in turn: ldraw=2000,other=500."""
     plain_text: str | None = None
     """Records without an object that are trained on too, so that the language model keeps its other skills."""
     plain_text_share: float = 0.1
@@ -198,6 +200,18 @@ class AlignmentConfig:
         """Check every value; the message names the key."""
         for key in _option_names():
             _checked(key, getattr(self, key))
+        self.source_limits  # noqa: B018  (it checks)
+
+    @property
+    def source_limits(self) -> dict[str, int]:
+        """What `epoch_limits` says. Raises a ValueError where it says nothing that can be read."""
+        found = {}
+        for part in (self.epoch_limits or "").split(",") if self.epoch_limits else ():
+            source, _, number = part.strip().rpartition("=")
+            if not source or not number.isdigit():
+                raise ValueError(f"epoch_limits must be SOURCE=N, such as ldraw=2000, got {part.strip()!r}")
+            found[source] = int(number)
+        return found
 
     @property
     def lora_rate(self) -> float:

@@ -34,6 +34,28 @@ def test_two_processes_see_together_what_one_sees(lengths: list[int], half: int)
     assert alone == [sorted(a + b) for a, b in zip(*both, strict=True)]
 
 
+@given(st.integers(2, 60), st.integers(0, 40), st.integers(1, 30), st.integers(1, 4))
+def test_of_a_limited_group_an_epoch_takes_so_many_and_all_have_their_turn(
+    group: int, others: int, most: int, batch: int
+) -> None:
+    sampler = BucketSampler(range(1, group + others + 1), batch, limited=[(range(others, group + others), most)])
+    most = min(most, group)
+    turns = torch.zeros(group + others)
+    for epoch in range(-(-group // most)):
+        sampler.set_epoch(epoch)
+        seen = torch.tensor([i for b in sampler for i in b])
+        assert len(seen) == len(sampler) * batch
+        assert int((seen.unique() >= others).sum()) == most
+        assert len(seen.unique()) == others + most
+        turns[seen.unique()] += 1
+    assert int(turns.min()) >= 1
+
+
+def test_limits_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave nothing"):
+        BucketSampler([1.0, 2.0], 1, limited=[([0, 1], 0)])
+
+
 def test_an_epoch_goes_on_where_it_stopped_and_the_next_has_another_order() -> None:
     sampler = BucketSampler(range(1, 200), 4)
     whole = list(sampler)

@@ -66,6 +66,20 @@ def test_cached_codes_train_without_a_tokenizer_on_their_split(place: Path, vl: 
     assert about.merge == 2
 
 
+def test_an_epoch_takes_so_many_objects_of_a_limited_source(place: Path, vl: str, codes: Path, capsys) -> None:
+    command = ("--data_dir", str(codes), "--vl_model", vl, "--merge", "2", "--batch_size", "1")
+    assert train(*command, "--epoch_limits", "ldraw") == 2
+    assert "epoch_limits must be SOURCE=N, such as ldraw=2000, got 'ldraw'" in capsys.readouterr().err
+    assert train(*command, "--epoch_limits", "ldraw=1") == 2
+    assert "no object is of the source 'ldraw' (the table has no column source)" in capsys.readouterr().err
+    table = codes / "metadata.csv"
+    head, *rows = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([f"{head},source", *(f"{row},ldraw" for row in rows)]) + "\n", encoding="utf-8")
+    assert main([*command, "--device", "cpu", "--epochs", "2", "--epoch_limits", "ldraw=1"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert json.loads((folder / "result.json").read_text())["objects"] == 2  # one of three objects in each epoch
+
+
 def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, codes: Path, capsys) -> None:
     from safetensors.torch import load_file
 
