@@ -132,6 +132,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         caption_share=config.caption_share,
         shift_cells=config.shift_cells,
         drop_cells=config.drop_cells,
+        kind_weights=config.numbers("kind_weights"),
     )
     if _VAL not in splits:
         own = data.names, _sizes(data), collate
@@ -167,6 +168,7 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
         max_samples=config.max_samples,
         seed=config.seed,
         caption_share=config.caption_share,
+        kind_weights=config.numbers("kind_weights"),
     )
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
@@ -217,7 +219,7 @@ def _limited(
         ValueError: no object is of a limited source.
     """
     found = []
-    for source, most in config.source_limits.items():
+    for source, most in config.numbers("epoch_limits").items():
         items = [number for number, name in enumerate(names) if sources.get(name) == source]
         if not items:
             known = sorted({sources.get(name, "") for name in names} - {""})

@@ -6,7 +6,9 @@ texts is chosen by a seed, so that a run can be repeated.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,7 +86,13 @@ def read_plain_texts(path: str | os.PathLike[str]) -> list[Text]:
 
 
 def choose(
-    texts: Sequence[Text], sample_id: str, *, seed: int, epoch: int, caption_share: float = CAPTION_SHARE
+    texts: Sequence[Text],
+    sample_id: str,
+    *,
+    seed: int,
+    epoch: int,
+    caption_share: float = CAPTION_SHARE,
+    kind_weights: Mapping[str, int] | None = None,
 ) -> Text:
     """Return one of an object's texts: the same for the same seed, epoch and object, on every machine.
 
@@ -95,6 +103,7 @@ def choose(
         epoch: each draws anew.
         caption_share: how often a caption of the table is taken where there are records too. Among records, first the
             kind is drawn, then one of that kind: kinds with many questions don't crowd out the others.
+        kind_weights: how often a kind (of any language) is drawn, beside 1 for kinds that are not named.
     """
     captions = [text for text in texts if not text.kind]
     records = [text for text in texts if text.kind]
@@ -102,7 +111,11 @@ def choose(
     if captions and (not records or pick(seed, epoch, sample_id, "form") < caption_share * 2**64):
         return captions[drawn % len(captions)]
     kinds = sorted({text.kind for text in records})
-    kind = kinds[pick(seed, epoch, sample_id, "kind") % len(kinds)]
+    weights = [(kind_weights or {}).get(kind.partition(" ")[0], 1) for kind in kinds]
+    if not any(weights):
+        weights = [1] * len(kinds)
+    place = pick(seed, epoch, sample_id, "kind") % sum(weights)
+    kind = kinds[bisect.bisect_right(list(itertools.accumulate(weights)), place)]
     own = [text for text in records if text.kind == kind]
     return own[drawn % len(own)]
 

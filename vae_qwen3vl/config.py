@@ -49,8 +49,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
     **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
-    **{"plain_text": "JSONL", "epoch_limits": "SOURCE=N", "init_projector": "FILE", "init_lora": "DIR"},
+    **{"plain_text": "JSONL", "epoch_limits": "SOURCE=N", "kind_weights": "KIND=N"},
+    **{"init_projector": "FILE", "init_lora": "DIR"},
 }
+_NUMBERED = {"epoch_limits": "ldraw=2000", "kind_weights": "organ=6"}
+"""Settings that say a number a name, with examples."""
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
@@ -141,6 +144,8 @@ class AlignmentConfig:
     """Cells an axis in one 3D token: 1, 2 or 4."""
     caption_share: float = CAPTION_SHARE
     """How often a caption of the table is learned where an object has questions too."""
+    kind_weights: str | None = None
+    """How often kinds of questions are drawn, beside 1 for the others: organ=6,category=4."""
     shift_cells: int = 0
     """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
     it differently."""
@@ -200,17 +205,21 @@ class AlignmentConfig:
         """Check every value; the message names the key."""
         for key in _option_names():
             _checked(key, getattr(self, key))
-        self.source_limits  # noqa: B018  (it checks)
+        for key in _NUMBERED:
+            self.numbers(key)
 
-    @property
-    def source_limits(self) -> dict[str, int]:
-        """What `epoch_limits` says. Raises a ValueError where it says nothing that can be read."""
+    def numbers(self, key: str) -> dict[str, int]:
+        """Return what `epoch_limits` or `kind_weights` says, by name.
+
+        Raises:
+            ValueError: it says nothing that can be read.
+        """
         found = {}
-        for part in (self.epoch_limits or "").split(",") if self.epoch_limits else ():
-            source, _, number = part.strip().rpartition("=")
-            if not source or not number.isdigit():
-                raise ValueError(f"epoch_limits must be SOURCE=N, such as ldraw=2000, got {part.strip()!r}")
-            found[source] = int(number)
+        for part in (getattr(self, key) or "").split(",") if getattr(self, key) else ():
+            name, _, number = part.strip().rpartition("=")
+            if not name or not number.isdigit():
+                raise ValueError(f"{key} must be {_METAVARS[key]}, such as {_NUMBERED[key]}, got {part.strip()!r}")
+            found[name] = int(number)
         return found
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -29,9 +29,21 @@ _FEWEST_TOKENS = 100
 class _WithTexts(Dataset[dict[str, Any]]):
     """What datasets with words share: which text of an object is said in which epoch."""
 
-    def __init__(self, texts: dict[str, list[Text]], names: list[str], seed: int, caption_share: float) -> None:
+    def __init__(
+        self,
+        texts: dict[str, list[Text]],
+        names: list[str],
+        seed: int,
+        caption_share: float,
+        kind_weights: Mapping[str, int] | None,
+    ) -> None:
         self._texts = SharedTexts({name: texts[name] for name in names})
-        self._caption_share = caption_share
+        kinds = {text.kind.partition(" ")[0] for name in names for text in texts[name]} - {""}
+        unknown = sorted(set(kind_weights or ()) - kinds)
+        if unknown:
+            there = f"there are {', '.join(sorted(kinds))}" if kinds else "there are captions alone"
+            raise ValueError(f"kind_weights: no text is of the kind {unknown[0]!r} ({there})")
+        self._caption_share, self._kind_weights = caption_share, kind_weights
         self._seed = seed
         self._epoch = SharedEpoch()
         self.names = names
@@ -58,7 +70,14 @@ class _WithTexts(Dataset[dict[str, Any]]):
 
     def _words(self, name: str, texts: Sequence[Text]) -> dict[str, Any]:
         """Return the chosen one of an object's texts as an item has it."""
-        text = choose(texts, name, seed=self._seed, epoch=int(self._epoch), caption_share=self._caption_share)
+        text = choose(
+            texts,
+            name,
+            seed=self._seed,
+            epoch=int(self._epoch),
+            caption_share=self._caption_share,
+            kind_weights=self._kind_weights,
+        )
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -81,6 +100,7 @@ class SDF3DCaptionDataset(_WithTexts):
         records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
         caption_share: how often a caption of the table is taken where there are records too.
+        kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
 
     Raises:
         ValueError: the folder has no usable object with words.
@@ -97,6 +117,7 @@ class SDF3DCaptionDataset(_WithTexts):
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
+        kind_weights: Mapping[str, int] | None = None,
     ) -> None:
         self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
         texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN)
@@ -112,7 +133,8 @@ class SDF3DCaptionDataset(_WithTexts):
         column = f"r{resolution}_num_points"
         self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
         """Voxels of each object, 0 where the table does not say."""
-        super().__init__(texts, [self.fields.rows[i][ID_COLUMN] for i in self._rows], seed, caption_share)
+        names = [self.fields.rows[i][ID_COLUMN] for i in self._rows]
+        super().__init__(texts, names, seed, caption_share, kind_weights)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""
@@ -134,6 +156,7 @@ class CachedCodesDataset(_WithTexts):
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, and of the shifts.
         caption_share: how often a caption of the table is taken where there are records too.
+        kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
         shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
             other blocks; the coordinates then reach beyond the latent grid by as much.
         drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
@@ -151,6 +174,7 @@ class CachedCodesDataset(_WithTexts):
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
+        kind_weights: Mapping[str, int] | None = None,
         shift_cells: int = 0,
         drop_cells: float = 0.0,
     ) -> None:
@@ -162,7 +186,7 @@ class CachedCodesDataset(_WithTexts):
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
-        super().__init__(texts, names, seed, caption_share)
+        super().__init__(texts, names, seed, caption_share, kind_weights)
 
     def for_validation(self) -> CachedCodesDataset:
         """Return the same objects where they are, with a caption each (see `_WithTexts`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from vae_qwen3vl import (
     collate_3d_text,
     collate_sdf_caption,
 )
-from vae_qwen3vl.captions import captions_in, read_records
+from vae_qwen3vl.captions import Text, captions_in, choose, read_records
 from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.datasets_3d import CachedCodesDataset
 
@@ -258,6 +259,23 @@ def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
         seen.add(tuple(step[0].tolist()))
         assert torch.equal(moved[0]["coords"], moved[0]["coords"])
     assert len(seen) > 2
+
+
+def test_kinds_are_drawn_as_often_as_they_weigh(codes):
+    texts = [
+        Text(answer=f"{kind} {n}", kind=kind) for kind in ("organ en", "organ zh", "side en", "size en") for n in "ab"
+    ]
+    drawn = collections.Counter(
+        choose(texts, "x", seed=1, epoch=epoch, kind_weights={"organ": 4, "side": 0}).kind for epoch in range(3000)
+    )
+    assert drawn["side en"] == 0
+    for kind, weight in (("organ en", 4), ("organ zh", 4), ("size en", 1)):
+        assert drawn[kind] / 3000 == pytest.approx(weight / 9, abs=0.03)
+    even = [choose(texts, "x", seed=1, epoch=epoch) for epoch in range(50)]
+    assert even == [choose(texts, "x", seed=1, epoch=epoch, kind_weights={"organ": 1}) for epoch in range(50)]
+    assert choose(texts[4:6], "x", seed=1, epoch=0, kind_weights={"side": 0}).kind == "side en"
+    with pytest.raises(ValueError, match="kind_weights: no text is of the kind 'organ' \\(there are captions alone"):
+        CachedCodesDataset(codes, split="train", kind_weights={"organ": 2})
 
 
 def test_dropped_cells_leave_a_part_of_an_object_anew_each_epoch_and_nothing_out_of_validation(codes):
