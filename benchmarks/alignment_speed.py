@@ -198,12 +198,17 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
                         "tflops_per_gpu": round(work / seconds / 1e12, 1),
                         "share_of_peak": round(work / seconds / 1e12 / rate, 3),
                     }
-                    rows.append(row)
-                    if accelerator.is_main_process:
-                        print(row, flush=True)
+                    keep(rows, row, accelerator)
             del branch
             _free()
     return rows
+
+
+def keep(rows: list[dict[str, Any]], row: dict[str, Any], accelerator: Any) -> None:
+    """Append a row, and print it in the first process."""
+    rows.append(row)
+    if accelerator.is_main_process:
+        print(row, flush=True)
 
 
 def large_branch(
@@ -323,9 +328,7 @@ def measure_sources(
                         branch, accelerator, {**shapes, **text_batch(len(own), vocabulary, 0)}, options.steps
                     ),
                 }
-                rows.append(row)
-                if accelerator.is_main_process:
-                    print(row, flush=True)
+                keep(rows, row, accelerator)
         del branch
         _free()
     return rows
