@@ -22,12 +22,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_config import check_keys
+from vae_qwen3vl.accelerate_section import checked_accelerate
 from vae_qwen3vl.captions import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
 from vae_qwen3vl.strict_files import read_mapping
@@ -80,8 +80,6 @@ _LATER = {
     "resume_ckpt_epoch": "--resume goes on from the latest checkpoint",
 }
 _LATER_CHOICES = {"random_sample", "fps"}
-# YAML 1.1 reads an unquoted no as false; in these keys of accelerate it is the word.
-_NO = {"downcast_bf16": "no", "mixed_precision": "no", "distributed_type": "NO", "dynamo_backend": "NO"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,32 +471,6 @@ def _read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
         refused = _LATER | {key: "there are no such switches" for key in document if key.startswith("debug_")}
         check_keys("settings", document, (*_option_names(), "accelerate"), refused)
         values = {key: _checked(key, value) for key, value in document.items() if key != "accelerate"}
-        return values | {"accelerate": _checked_accelerate(document.get("accelerate") or {})}
+        return values | {"accelerate": checked_accelerate(document.get("accelerate") or {})}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _checked_accelerate(section: Any) -> dict[str, Any]:
-    """Return the `accelerate` section, checked against accelerate's own settings where it is installed."""
-    if not isinstance(section, dict):
-        raise ValueError(f"accelerate must be a mapping, got {section!r}")
-    values = {key: _NO.get(key, value) if value is False else value for key, value in section.items()}
-    if not values or find_spec("accelerate") is None:
-        return values
-    from accelerate.commands.config.config_args import ClusterConfig
-    from accelerate.utils import PrecisionType
-
-    known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(ClusterConfig)}
-    check_keys("accelerate", values, (*known, "fp16", "dynamo_backend"))  # the last two are its older spellings
-    for key, value in values.items():
-        kind = known.get(key)
-        if kind in (bool, int) and key not in _NO and type(value) is not kind:
-            raise ValueError(f"accelerate.{key} must be {_NAMES[kind.__name__]}, got {value!r}")
-    precision = values.get("mixed_precision")
-    if precision is not None and precision not in PrecisionType.list():
-        raise ValueError(f"accelerate.mixed_precision must be one of {PrecisionType.list()}, got {precision!r}")
-    try:
-        ClusterConfig(**ClusterConfig.process_config(copy.deepcopy(values)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"accelerate: {error}") from error
-    return values
