@@ -126,12 +126,14 @@ def _read_replies(
             [mask.bool()[:, None].expand(-1, count, -1), tree.visible.to(device).expand(rows, -1, -1)], dim=2
         )  # [B, N, P + N]
         dtype = model.vl_model.dtype
-        hidden = torch.zeros(visible.shape, dtype=dtype, device=device)
-        hidden = hidden.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+        unseen = torch.zeros(visible.shape, dtype=dtype, device=device)
+        unseen = unseen.masked_fill(~visible, torch.finfo(dtype).min)[
+            :, None
+        ]  # [B, 1, N, P + N], added to the scores
         positions = (last[:, None] + tree.depths.to(device)).expand(3, -1, -1)
         behind = name_cache(model.vl_model, {"past_key_values": cache})
         ids = tree.tokens.to(device).expand(rows, -1)
-        logits = model.vl_model(input_ids=ids, attention_mask=hidden, position_ids=positions, **behind).logits.float()
+        logits = model.vl_model(input_ids=ids, attention_mask=unseen, position_ids=positions, **behind).logits.float()
         cache.crop(-count)
         node = (places - 1).clamp(min=0)
         later = logits[:, node, targets] - logits.logsumexp(-1)[:, node]

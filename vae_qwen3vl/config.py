@@ -205,6 +205,8 @@ class AlignmentConfig:
             _checked(key, getattr(self, key))
         for key in _NUMBERED:
             self.numbers(key)
+        if self.init_lora is not None and not self.use_lora:
+            raise ValueError("init_lora needs use_lora: the adapters it starts from are trained on")
 
     def numbers(self, key: str) -> dict[str, int]:
         """Return what `epoch_limits` or `kind_weights` says, by name.

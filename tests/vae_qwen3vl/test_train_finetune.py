@@ -103,6 +103,11 @@ def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, cod
     assert load_projector(second / "projector_final.pt")[1].max_3d_tokens == 64
     assert train(*common[:4], "--merge", "4", *start[:2]) == 2
     assert "has merge 2, the settings say 4; give --merge 2" in capsys.readouterr().err
+    assert train(*common[:-3], "--init_lora", str(first / "lora_final")) == 2
+    assert "init_lora needs use_lora" in capsys.readouterr().err
+    assert train(*common, *start, "--lr", "1e-1", "--lora_lr", "1e-1") == 0
+    moved = parts(Path(capsys.readouterr().out.strip()))
+    assert all(not torch.equal(moved[name], value) for name, value in before.items() if value.ndim > 1)
     assert train(*common, "--init_lora", "nowhere") == 2
     assert "init_lora: there is no folder nowhere" in capsys.readouterr().err
 
