@@ -48,7 +48,7 @@ BASE: dict[str, Any] = {
     "shift_cells": 3,
     "contrastive_weight": 0.1,
     "batch_size": 128,
-    "num_workers": 6,
+    "num_workers": 3,
 }
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from sdf_vqvae.field_folder import ID_COLUMN
 from vae_qwen3vl.align_training import AlignmentData
+from vae_qwen3vl.bucketing import items_of_an_epoch
 from vae_qwen3vl.captions import read_plain_texts
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
@@ -113,7 +114,8 @@ def alignment_data(
         data = _from_fields(config, processor, Path(str(config.data_dir)))
     if not texts:
         return data
-    train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed)
+    objects = items_of_an_epoch(len(data.lengths), data.limited)
+    train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed, beside=objects)
     limited = data.limited if train.count else ()
     logger.info("%d of %d training items are plain text", train.places, len(train))
     return dataclasses.replace(data, train=train, lengths=train.lengths, limited=limited)

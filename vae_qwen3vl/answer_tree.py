@@ -33,6 +33,11 @@ class AnswerTree:
     targets: Tensor
     """int64 `[E]`: the predicted token."""
 
+    @property
+    def answers(self) -> int:
+        """R."""
+        return int(self.replies[-1]) + 1
+
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> AnswerTree:
         """Return the tree of answers, none of which is empty."""

@@ -51,7 +51,7 @@ class BucketSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.limited = [(torch.as_tensor(group), most) for group, most in limited if most < len(group)]
-        self.items = len(self.lengths) - sum(len(group) - most for group, most in self.limited)
+        self.items = items_of_an_epoch(len(self.lengths), limited)
         """Items of an epoch."""
         if not self.items:
             raise ValueError("the limits leave nothing to make batches of")
@@ -87,3 +87,8 @@ class BucketSampler(Sampler[list[int]]):
             left[group] = False
             left[order[(self.epoch * most + torch.arange(most)) % len(group)]] = True
         return left.nonzero().flatten()
+
+
+def items_of_an_epoch(count: int, limited: Sequence[tuple[Sequence[int], int]]) -> int:
+    """Return how many of `count` items an epoch takes where groups of them are limited (see `BucketSampler`)."""
+    return count - sum(max(0, len(group) - most) for group, most in limited)

@@ -58,6 +58,7 @@ def answer_scores(
     if len(objects) != len(prompts) or not answers:
         raise ValueError(f"{len(objects)} objects, {len(prompts)} prompts and {len(answers)} answers")
     replies = [_reply(processor, answer) for answer in answers]
+    trees: dict[int, list[tuple[list[int], AnswerTree]]] = {}  # by the tokens that are read together
     scores = np.zeros((len(objects), len(answers)))
     bar = tqdm(total=len(objects), desc=describe, unit="object", disable=True if describe is None else None)
     with bar:
@@ -66,8 +67,11 @@ def answer_scores(
                 model, processor, data, [objects[n] for n in numbers], [prompts[n] for n in numbers]
             )
             most = _most_tokens(len(numbers), first.shape[-1], model.device)
-            for chosen in groups_alike(replies, most):
-                found = _read_replies(model, cache, mask, last, first, [replies[i] for i in chosen])
+            if most not in trees:
+                groups = groups_alike(replies, most)
+                trees[most] = [(chosen, AnswerTree.of([replies[i] for i in chosen])) for chosen in groups]
+            for chosen, tree in trees[most]:
+                found = _read_tree(model, cache, mask, last, first, tree)
                 scores[np.ix_(numbers, chosen)] = found.double().cpu().numpy()
             bar.update(len(numbers))
     return scores
@@ -112,12 +116,11 @@ def _most_tokens(rows: int, vocabulary: int, device: torch.device) -> int:
     return max(1, min(_MOST_TOKENS, values // (rows * vocabulary)))
 
 
-def _read_replies(
-    model: Qwen3VLWith3DBranch, cache: Any, mask: Tensor, last: Tensor, first: Tensor, replies: Sequence[list[int]]
-) -> Tensor:  # [B, C]
-    """Return the log-likelihood of each reply behind each prompt; the cache is as it was when this returns."""
+def _read_tree(
+    model: Qwen3VLWith3DBranch, cache: Any, mask: Tensor, last: Tensor, first: Tensor, tree: AnswerTree
+) -> Tensor:  # [B, R]
+    """Return the log-likelihood of each answer behind each prompt; the cache is as it was when this returns."""
     rows, device = len(mask), mask.device
-    tree = AnswerTree.of(replies)
     places, targets = tree.places.to(device), tree.targets.to(device)
     found = first[:, targets]  # [B, E]
     if len(tree.tokens):
@@ -138,5 +141,5 @@ def _read_replies(
         node = (places - 1).clamp(min=0)
         later = logits[:, node, targets] - logits.logsumexp(-1)[:, node]
         found = torch.where(places == 0, found, later)
-    total = torch.zeros(rows, len(replies), dtype=found.dtype, device=device)
+    total = torch.zeros(rows, tree.answers, dtype=found.dtype, device=device)
     return total.index_add(1, tree.replies.to(device), found)

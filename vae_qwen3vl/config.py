@@ -30,7 +30,7 @@ from sdf_vqvae.training_config import check_keys
 from vae_qwen3vl.accelerate_section import checked_accelerate
 from vae_qwen3vl.captions import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
-from vae_qwen3vl.strict_files import read_mapping
+from vae_qwen3vl.strict_files import named_number, read_mapping
 
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
@@ -214,12 +214,14 @@ class AlignmentConfig:
         Raises:
             ValueError: it says nothing that can be read.
         """
-        found = {}
-        for part in (getattr(self, key) or "").split(",") if getattr(self, key) else ():
-            name, _, number = part.strip().rpartition("=")
-            if not name or not number.isdigit():
+        text, found = getattr(self, key), {}
+        for part in text.split(",") if text else ():
+            pair = named_number(part)
+            if pair is None:
                 raise ValueError(f"{key} must be {_METAVARS[key]}, such as {_NUMBERED[key]}, got {part.strip()!r}")
-            found[name] = int(number)
+            if pair[0] in found:
+                raise ValueError(f"{key} names {pair[0]!r} twice")
+            found[pair[0]] = pair[1]
         return found
 
     @property

@@ -38,11 +38,12 @@ class _WithTexts(Dataset[dict[str, Any]]):
         kind_weights: Mapping[str, int] | None,
     ) -> None:
         self._texts = SharedTexts({name: texts[name] for name in names})
-        kinds = {text.kind.partition(" ")[0] for name in names for text in texts[name]} - {""}
-        unknown = sorted(set(kind_weights or ()) - kinds)
-        if unknown:
-            there = f"there are {', '.join(sorted(kinds))}" if kinds else "there are captions alone"
-            raise ValueError(f"kind_weights: no text is of the kind {unknown[0]!r} ({there})")
+        if kind_weights:
+            kinds = {text.kind.partition(" ")[0] for name in names for text in texts[name]} - {""}
+            unknown = sorted(set(kind_weights) - kinds)
+            if unknown:
+                there = f"there are {', '.join(sorted(kinds))}" if kinds else "there are captions alone"
+                raise ValueError(f"kind_weights: no text is of the kind {unknown[0]!r} ({there})")
         self._caption_share, self._kind_weights = caption_share, kind_weights
         self._seed = seed
         self._epoch = SharedEpoch()

@@ -22,6 +22,7 @@ from vae_qwen3vl.mesh_facts import measure_mesh
 from vae_qwen3vl.programs import USER_ERROR, check_records_name, positive_int, run_program
 from vae_qwen3vl.question_making import KINDS, YES_NO, balance, make_questions
 from vae_qwen3vl.questions import ANATOMY, LANGUAGES, KnownObject, Question
+from vae_qwen3vl.strict_files import named_number
 
 PROGRAM = "python -m vae_qwen3vl.make_questions"
 ABOUT = """\
@@ -269,10 +270,10 @@ def _print(found: QuestionReport, output: Path) -> None:
 
 
 def _limit(text: str) -> tuple[str, int]:
-    source, _, number = text.rpartition("=")
-    if not source or not number.isdigit():
+    found = named_number(text)
+    if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=N, such as ldraw=2000")
-    return source, int(number)
+    return found
 
 
 if __name__ == "__main__":

@@ -32,13 +32,21 @@ class WithPlainText(Dataset[Any]):
         texts: each with a conversation.
         share: of texts among all items, 0 to 1. At 1 the items are all the texts, and no objects.
         seed: of the draws.
+        beside: objects of an epoch, where it does not take all.
 
     Raises:
         ValueError: there are no texts, or one lacks its conversation.
     """
 
     def __init__(
-        self, objects: Dataset[Any], lengths: Sequence[float], texts: Sequence[Text], share: float, *, seed: int = 0
+        self,
+        objects: Dataset[Any],
+        lengths: Sequence[float],
+        texts: Sequence[Text],
+        share: float,
+        *,
+        seed: int = 0,
+        beside: int | None = None,
     ) -> None:
         if not texts or any(text.conversation is None for text in texts):
             raise ValueError("plain text needs at least one text, each with a conversation before the answer")
@@ -47,7 +55,8 @@ class WithPlainText(Dataset[Any]):
         self.seed = seed
         self.count = 0 if share >= 1 else len(lengths)
         """Items that are objects; they come first."""
-        self.places = len(texts) if share >= 1 else round(self.count * share / (1 - share))
+        taken = self.count if beside is None else beside
+        self.places = len(texts) if share >= 1 else round(taken * share / (1 - share))
         """Items that are texts."""
         self.lengths = [*lengths[: self.count], *(_length(self.texts[i]) for i in self._spread())]
         """Expected length of every item."""

@@ -1,4 +1,4 @@
-"""Files of settings, read strictly: YAML (safe loader) or JSON, one mapping, plain values, no key given twice.
+"""Settings, read strictly: files of YAML (safe loader) or JSON, one mapping, plain values, no key twice; and NAME=N.
 
 Knows nothing of what the keys mean.
 """
@@ -9,6 +9,12 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+
+def named_number(text: str) -> tuple[str, int] | None:
+    """Return what NAME=N says, None where a text is something else."""
+    name, _, number = text.strip().rpartition("=")
+    return (name, int(number)) if name and number.isdigit() else None
 
 
 def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_qwen3vl.bucketing import BucketSampler
+from vae_qwen3vl.bucketing import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.captions import Text, read_plain_texts
 from vae_qwen3vl.collate import collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.layout import PLACEHOLDER_3D
@@ -89,6 +89,16 @@ def test_an_epoch_draws_its_share_of_texts_anew_and_repeatably() -> None:
     assert answers(other, 7) != drawn[7]
     with pytest.raises(IndexError):
         data[100]
+
+
+def test_texts_are_a_share_of_the_objects_that_an_epoch_takes() -> None:
+    limited = [(range(90, 690), 90)]
+    lengths = [50.0] * 690
+    data = WithPlainText(lengths, lengths, texts(40), 0.1, beside=items_of_an_epoch(690, limited))
+    sampler = BucketSampler(data.lengths, 10, limited=limited)
+    seen = [number for batch in sampler for number in batch]
+    assert len(seen) == 200
+    assert sum(number >= data.count for number in seen) == 20
 
 
 def test_few_texts_are_repeated_evenly_and_a_share_of_one_is_text_alone() -> None:

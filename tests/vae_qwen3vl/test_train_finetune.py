@@ -72,6 +72,8 @@ def test_an_epoch_takes_so_many_objects_of_a_limited_source(place: Path, vl: str
     assert "epoch_limits must be SOURCE=N, such as ldraw=2000, got 'ldraw'" in capsys.readouterr().err
     assert train(*command, "--epoch_limits", "ldraw=1") == 2
     assert "no object is of the source 'ldraw' (the table has no column source)" in capsys.readouterr().err
+    assert train(*command, "--epoch_limits", "ldraw=1,ldraw=2") == 2
+    assert "epoch_limits names 'ldraw' twice" in capsys.readouterr().err
     table = codes / "metadata.csv"
     head, *rows = table.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join([f"{head},source", *(f"{row},ldraw" for row in rows)]) + "\n", encoding="utf-8")
