@@ -1,14 +1,17 @@
 """Which choices make a language model read shapes best: one thing changed at a time, equal time, chosen on `val`.
 
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers
-    python benchmarks/alignment_choices.py --codes train_codes --latents latents    (see continuous_latents.py)
+    python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents --mirrored mirrored
+
+The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
 Every variant is a run of train_finetune.py on the same objects for as many seconds of steps; what costs more a step
 does fewer. Measured is the validation loss of the captions of the split `val` with the objects' own shapes and with
 other objects' (nats a token), and with --closed_sets also closed questions by likelihood, beside their best blind
 control. Variants run one after another in one process; with --compile_layers short runs come first, so that no
 variant's time goes into compiling. One seed each: differences between `base` and `base_again`, which differ in the
-seed alone, are noise. With --latents, only `codes` and `continuous` run, both on the objects of that folder.
+seed alone, are noise. With --latents, two more runs learn from the objects of that folder alone: `few_codes` from their
+codes, `continuous` from the encoder's own vectors. With --mirrored, one more run sees mirror images too.
 """
 
 from __future__ import annotations
@@ -39,13 +42,15 @@ BASE: dict[str, Any] = {
     "positions": "mrope",
     "projector_layers": 2,
     "use_lora": True,
-    "lora_r": 16,
+    "lora_r": 6,
+    "lora_targets": "all",
     "lora_dropout": 0.0,
-    "lr": 1e-3,
+    "lr": 5e-4,
     "lora_lr": 1e-3,
     "weight_decay": 0.05,
     "projector_share": 0.05,
     "shift_cells": 3,
+    "drop_cells": 0.3,
     "contrastive_weight": 0.1,
     "batch_size": 128,
     "num_workers": 3,
@@ -76,8 +81,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrast_1": {"contrastive_weight": 1.0},
     "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
-    "drop_cells": {"drop_cells": 0.5},
-    "lora_everywhere": {"lora_targets": "all", "lora_r": 6},
+    "no_drops": {"drop_cells": 0.0},
+    "batch_64": {"batch_size": 64},
+    "batch_256": {"batch_size": 256},
+    "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }
 _COMPILING = 10.0
 """Seconds of a run that compiles; its first steps take longer, and then it ends."""
@@ -176,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=Path, required=True, help="folder of cached codes with splits and questions")
     parser.add_argument("--latents", type=Path, help="folder of continuous latents of the same objects")
+    parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--seconds", type=float, default=30, help="of steps a variant (default %(default)s)")
@@ -184,16 +192,17 @@ def main() -> None:
     parser.add_argument("--closed_sets", action="store_true", help="ask closed questions too")
     parser.add_argument("--max_eval_samples", type=int, default=0, help="objects to evaluate (default: all)")
     parser.add_argument("--work", type=Path, default=Path("choices_out"), help="folder of the runs")
-    parser.add_argument("--name", help="of the result's file (default: alignment_choices, or alignment_latents)")
+    parser.add_argument("--name", default="alignment_choices", help="of the result's file (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
     if options.latents is not None:
-        options.max_samples = sum(row["split"] == "train" for row in CodeFolder(options.latents).table())
-        jobs = {"codes": (options.codes, {}), "continuous": (options.latents, {})}
-    named = options.name or ("alignment_choices" if options.latents is None else "alignment_latents")
+        few = {"max_samples": sum(row["split"] == "train" for row in CodeFolder(options.latents).table())}
+        jobs |= {"few_codes": (options.codes, few), "continuous": (options.latents, few)}
+    if options.mirrored is not None:
+        jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
     found: dict[str, Any] = {}
-    for changed in ({}, {"use_lora": False}, VARIANTS["lora_everywhere"]) if options.compile_layers else ():
+    for changed in ({}, {"use_lora": False}, VARIANTS["lora_attention"]) if options.compile_layers else ():
         if any(changed.items() <= settings.items() for _, settings in jobs.values()):
             train("compiling", options.codes, {"max_samples": 2_000, **changed}, options, _COMPILING)
     folder = CodeFolder(options.codes)
@@ -203,7 +212,7 @@ def main() -> None:
         except (RuntimeError, OSError, ValueError) as error:
             found[name] = {"error": str(error)[:500]}
         print(name, json.dumps(found[name]), flush=True)
-        write_result(named, {"base": BASE, "seconds": options.seconds, "runs": found}, options.out)
+        write_result(options.name, {"base": BASE, "seconds": options.seconds, "runs": found}, options.out)
 
 
 if __name__ == "__main__":

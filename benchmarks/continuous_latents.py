@@ -1,7 +1,7 @@
 """Latents before quantization, in the form of cached codes: what training would see without a codebook.
 
     python benchmarks/continuous_latents.py --codes train_codes --pack ../shared/data/shapes --count 2000 -o latents
-    python benchmarks/alignment_choices.py --codes train_codes --latents latents
+    python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents
 
 The folder holds the first so many `train` objects of the cached codes and all of `val`, encoded again from their
 meshes. Its codebook has an entry for every latent cell of the dataset, so training and evaluation read it as they

@@ -154,6 +154,22 @@ class SparseSDF:
         """Return a copy on another device."""
         return replace(self, sdf=self.sdf.to(device), index=self.index.to(device))
 
+    def mirrored(self) -> SparseSDF:
+        """Return the field of the object's mirror image, left and right exchanged (x -> -x).
+
+        Raises:
+            ValueError: the values stand at corners, whose mirror images the grid does not have.
+        """
+        if self.field.sampling != "center":
+            raise ValueError("a field sampled at corners has no mirror image on its own grid")
+        index = self.index.clone()
+        index[:, 0] = self.field.resolution - 1 - index[:, 0]
+        side = self.field.resolution
+        place = (index[:, 0].long() * side + index[:, 1]) * side + index[:, 2]
+        order = place.argsort()
+        x, y, z = self.center
+        return replace(self, sdf=self.sdf[order], index=index[order], center=(-x, y, z))
+
     def to_batch(self) -> dict[str, Tensor]:
         """Return the batch dict of this object alone."""
         return collate_sparse_sdf([self])

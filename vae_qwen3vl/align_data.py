@@ -105,6 +105,8 @@ def alignment_data(
         ValueError: no data is named, or none of it can be used.
     """
     check_data(config)
+    if codes is None and config.mirrored_dir is not None:
+        raise ValueError("mirrored_dir goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
     texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
@@ -134,6 +136,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         caption_share=config.caption_share,
         shift_cells=config.shift_cells,
         drop_cells=config.drop_cells,
+        mirrored=config.mirrored_dir,
         kind_weights=config.numbers("kind_weights"),
     )
     if _VAL not in splits:

@@ -41,15 +41,18 @@ class Manifest:
     data_resolution: int
     latent_resolution: int
     codebook_size: int
+    mirrored: bool = False
+    """Whether the codes are of the objects' mirror images."""
 
     @classmethod
-    def of(cls, vae: SparseSDFVQVAE) -> Manifest:
+    def of(cls, vae: SparseSDFVQVAE, *, mirrored: bool = False) -> Manifest:
         """Return the manifest of a tokenizer's codes."""
         return cls(
             vae_hash=vae.fingerprint(),
             data_resolution=vae.config.data_resolution,
             latent_resolution=vae.config.latent_resolution,
             codebook_size=len(vae.vq.embeddings.weight),
+            mirrored=mirrored,
         )
 
     def save(self, folder: Path) -> None:
@@ -74,12 +77,20 @@ class Manifest:
             numbers = {key: about[key] for key in ("data_resolution", "latent_resolution", "codebook_size")}
             if not all(type(value) is int and value > 0 for value in numbers.values()):
                 raise ValueError(f"its numbers must be whole and positive: {numbers}")
-            return cls(vae_hash=str(about["vae_hash"]), **numbers)
+            mirrored = about.get("mirrored", False)  # which folders of earlier versions don't say
+            if type(mirrored) is not bool:
+                raise ValueError(f"mirrored must be true or false, not {mirrored!r}")
+            return cls(vae_hash=str(about["vae_hash"]), mirrored=mirrored, **numbers)
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path} is not a readable manifest: {error}") from error
 
     def check(self, other: Manifest, folder: Path) -> None:
-        """Raise a ValueError unless the other manifest is of the same tokenizer."""
+        """Raise a ValueError unless the other manifest is of the same tokenizer and the same sort of objects."""
+        if self.mirrored != other.mirrored:
+            there, here = (
+                "mirror images" if manifest.mirrored else "objects as they are" for manifest in (self, other)
+            )
+            raise ValueError(f"{folder} holds codes of {there}, not of {here}: give another --output")
         if self != other:
             raise ValueError(
                 f"the codes in {folder} are stale: made by the VAE {self.vae_hash[:12]} ({self.data_resolution}^3 to "
@@ -93,13 +104,21 @@ class CodeFolder:
 
     Shards are read once and kept: codes of 18,000 objects are about 400 MB.
 
+    Args:
+        folder: what `encode` made.
+        mirrored: whether codes of mirror images are wanted (`encode --mirror`).
+
     Raises:
-        ValueError: the folder is no folder of codes, or a shard is damaged or of another tokenizer.
+        ValueError: the folder is no folder of codes, or of the other sort; or a shard is damaged or of another
+            tokenizer.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, mirrored: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
+        if self.manifest.mirrored != mirrored:
+            are = "are of mirror images: they go into mirrored_dir" if not mirrored else "are not of mirror images"
+            raise ValueError(f"the codes in {self.folder} {are}")
         tensors, _ = read_safetensors(self.folder / CODEBOOK, "codebook", ("codebook",))
         self.codebook = tensors["codebook"]
         """float32 `[K, D]`."""
@@ -167,14 +186,15 @@ class CodeFolderWriter:
     Args:
         folder: created where missing; of the same tokenizer where there is one.
         vae: the tokenizer.
+        mirrored: whether what is added is of the objects' mirror images.
 
     Raises:
-        ValueError: the folder holds codes of another tokenizer, or other files.
+        ValueError: the folder holds codes of another tokenizer or of the other sort of objects, or other files.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], vae: SparseSDFVQVAE) -> None:
+    def __init__(self, folder: str | os.PathLike[str], vae: SparseSDFVQVAE, *, mirrored: bool = False) -> None:
         self.folder = Path(folder)
-        self.manifest = Manifest.of(vae)
+        self.manifest = Manifest.of(vae, mirrored=mirrored)
         self.done: dict[str, int] = {}
         """Number of codes of every object that is there, by id."""
         if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / MANIFEST).is_file():

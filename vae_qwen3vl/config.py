@@ -94,6 +94,9 @@ class AlignmentConfig:
     """Weights of the VAE."""
     data_dir: str | None = None
     """Folder of the captioned data set."""
+    mirrored_dir: str | None = None
+    """Cached codes of the objects' mirror images (encode --mirror): each epoch half of the objects are theirs, with
+    left and right exchanged in what is said."""
     data_format: str = "sdf_caption"
     """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
     max_samples: int = 0

@@ -19,6 +19,7 @@ from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.data_workers import SharedEpoch, SharedTexts
+from vae_qwen3vl.mirror_words import looks_like_the_other_side, mirrored_text
 from vae_qwen3vl.sequence_3d import coords_of_cells
 
 _Own = TypeVar("_Own", bound="_WithTexts")
@@ -69,8 +70,8 @@ class _WithTexts(Dataset[dict[str, Any]]):
         made._seed = 0
         return made
 
-    def _words(self, name: str, texts: Sequence[Text]) -> dict[str, Any]:
-        """Return the chosen one of an object's texts as an item has it."""
+    def _words(self, name: str, texts: Sequence[Text], *, mirrored: bool = False) -> dict[str, Any]:
+        """Return the chosen one of an object's texts as an item has it, or as it is said of the mirror image."""
         text = choose(
             texts,
             name,
@@ -79,6 +80,8 @@ class _WithTexts(Dataset[dict[str, Any]]):
             caption_share=self._caption_share,
             kind_weights=self._kind_weights,
         )
+        if mirrored:
+            text = mirrored_text(text)
         words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
         if text.conversation is not None:
             words["conversation"] = [dict(turn) for turn in text.conversation]
@@ -161,9 +164,12 @@ class CachedCodesDataset(_WithTexts):
         shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
             other blocks; the coordinates then reach beyond the latent grid by as much.
         drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
+        mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
+            that have one are their mirror image, and left and right are exchanged in their words.
 
     Raises:
-        ValueError: the folder is no folder of codes, or none of its objects has words.
+        ValueError: the folder is no folder of codes, or none of its objects has words; or `mirrored` is of another
+            tokenizer, or not of mirror images.
     """
 
     def __init__(
@@ -178,27 +184,36 @@ class CachedCodesDataset(_WithTexts):
         kind_weights: Mapping[str, int] | None = None,
         shift_cells: int = 0,
         drop_cells: float = 0.0,
+        mirrored: str | os.PathLike[str] | None = None,
     ) -> None:
         self.shift_cells, self.drop_cells = shift_cells, drop_cells
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
+        self.mirrored = None if mirrored is None else CodeFolder(mirrored, mirrored=True)
+        if self.mirrored is not None and self.mirrored.manifest.vae_hash != self.codes.manifest.vae_hash:
+            raise ValueError(f"{self.mirrored.folder} and {self.codes.folder} are of different tokenizers")
         rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
         texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
         names = [row[ID_COLUMN] for row in rows if row[ID_COLUMN] in self.codes and texts[row[ID_COLUMN]]]
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
+        self._with_mirror_image: set[str] = set()
+        if self.mirrored is not None:
+            there = self.mirrored
+            self._with_mirror_image = {n for n in names if n in there and looks_like_the_other_side(texts[n])}
         super().__init__(texts, names, seed, caption_share, kind_weights)
 
     def for_validation(self) -> CachedCodesDataset:
-        """Return the same objects where they are, with a caption each (see `_WithTexts`)."""
+        """Return the same objects as they are and where they are, with a caption each (see `_WithTexts`)."""
         made = super().for_validation()
-        made.shift_cells, made.drop_cells = 0, 0.0
+        made.shift_cells, made.drop_cells, made.mirrored, made._with_mirror_image = 0, 0.0, None, set()
         return made
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
         name = self.names[number]
-        codes, coords = self.codes[name]
+        mirrored = name in self._with_mirror_image and bool(pick(self._seed, int(self._epoch), name, "mirror") % 2)
+        codes, coords = self.mirrored[name] if mirrored and self.mirrored is not None else self.codes[name]
         if self.drop_cells:
             kept = self._kept(len(codes), name)
             codes, coords = codes[kept], coords[kept]
@@ -208,8 +223,8 @@ class CachedCodesDataset(_WithTexts):
             steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
             coords = coords + torch.tensor(steps, dtype=coords.dtype)
         texts = self._texts[name]
-        words = self._words(name, texts)
-        titles = [text.answer for text in texts if not text.kind]
+        words = self._words(name, texts, mirrored=mirrored)
+        titles = [mirrored_text(text).answer if mirrored else text.answer for text in texts if not text.kind]
         if titles:
             words["title"] = min(titles, key=len)
         return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}

@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group("datasets")
     many.add_argument("--split", help="only objects whose row says so in its column `split`")
     many.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N objects")
+    many.add_argument(
+        "--mirror",
+        action="store_true",
+        help="encode the mirror images, left and right exchanged: a second folder of codes for training's mirrored_dir",
+    )
     many.add_argument("--workers", type=positive_int, metavar="N", help="processes (default: one a device)")
     many.add_argument("--gpu_nums", type=int, metavar="N", help="use N GPUs (default -1: all, or the CPU)")
     many.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or a Ray cluster")
@@ -129,6 +134,7 @@ def _encode_dataset(options: argparse.Namespace) -> int:
         threshold_factor=options.threshold_factor,
         split=options.split,
         max_samples=options.max_samples,
+        mirror=options.mirror,
         batch_voxels=options.batch_voxels,
         shard_seconds=options.shard_seconds,
         workers=options.workers or len(devices),

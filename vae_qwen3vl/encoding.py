@@ -50,6 +50,8 @@ class EncodeSettings:
     """Only objects whose row says so in its column `split`."""
     max_samples: int | None = None
     """The first so many."""
+    mirror: bool = False
+    """Encode the objects' mirror images, left and right exchanged."""
     batch_voxels: int = 2_000_000
     """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
     shard_seconds: float = 10.0
@@ -119,7 +121,7 @@ def _encode_missing(
     """Encode the places that the output lacks, and write the table of all rows."""
     from tqdm import tqdm
 
-    writer = CodeFolderWriter(settings.output, vae)
+    writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
     wanted = [place for place in places if place.name not in writer.done]
     kept = len(places) - len(wanted)
     make = functools.partial(EncodeWorker, settings=settings)
@@ -261,7 +263,7 @@ class EncodeWorker:
         return [result for part in parts for result in self._encode(part)]
 
     def fields_of(self, places: list[Place]) -> list[SparseSDF | str]:
-        """Return each object's field, or the reason why it has none."""
+        """Return each object's field (or its mirror image's), or the reason why it has none."""
         found: list[Any] = []
         for place in places:
             try:
@@ -280,7 +282,7 @@ class EncodeWorker:
         )
         for i, field_or_reason in zip(meshes, made, strict=True):
             found[i] = field_or_reason
-        return found
+        return [_mirror_image(one) for one in found] if self.settings.mirror else found
 
     def _encode(self, part: list[tuple[str, SparseSDF]]) -> list[_Result]:
         """Encode fields together; where that fails, one by one."""
@@ -297,6 +299,16 @@ class EncodeWorker:
         rows = zip(part, values, coords, strict=True)
         # Copies: a part of a tensor would be sent between processes whole.
         return [(name, own.clone(), where.clone(), "") for (name, _), own, where in rows]
+
+
+def _mirror_image(field: SparseSDF | str) -> SparseSDF | str:
+    """Return a field's mirror image, or why there is none."""
+    if isinstance(field, str):
+        return field
+    try:
+        return field.mirrored()
+    except ValueError as error:
+        return one_line(error)
 
 
 def _by_size(fields: list[tuple[str, SparseSDF]], most: int) -> Iterator[list[tuple[str, SparseSDF]]]:

@@ -247,3 +247,21 @@ def test_a_batch_of_nothing_or_of_unlike_fields_is_refused():
         collate_sparse_sdf([])
     with pytest.raises(ValueError, match="one kind of field"):
         collate_sparse_sdf([small(), small(field=description(resolution=128))])
+
+
+def test_a_mirror_image_has_left_and_right_exchanged():
+    wedge = trimesh.creation.box(extents=[2, 1, 1])
+    wedge.vertices[wedge.vertices[:, 0] > 0] *= [1, 0.3, 0.6]
+    wedge.apply_translation([5, 0, 0])
+    field = SparseSDF.from_mesh(wedge, 32, device="cpu")
+    mirrored = field.mirrored()
+    assert not torch.equal(mirrored.index, field.index)
+    assert_same(mirrored.mirrored(), field)
+    turned = wedge.copy()
+    turned.vertices[:, 0] *= -1
+    turned.invert()
+    own = SparseSDF.from_mesh(turned, 32, device="cpu")
+    assert torch.equal(own.index, mirrored.index) and own.center == pytest.approx(mirrored.center)
+    torch.testing.assert_close(own.sdf, mirrored.sdf, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="corners has no mirror image"):
+        small(field=description(sampling="corner")).mirrored()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -134,6 +135,59 @@ def test_codes_of_another_tokenizer_are_refused(tmp_path, vae_config, capsys):
     (tmp_path / "mine" / "diary.txt").write_text("dear diary")
     assert encode(folder, tmp_path / "mine", vae_config) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_mirror_images_have_a_folder_of_their_own(tmp_path, vae_config, capsys):
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    wedge = trimesh.creation.box(extents=[2, 1, 1])
+    wedge.vertices[wedge.vertices[:, 0] > 0] *= [1, 0.3, 0.6]
+    wedge.export(folder / "wedge.ply")
+    write_table(folder / "metadata.csv", [{"file": "wedge.ply", "captions": "wedge with the right side low"}])
+    plain, mirrored = tmp_path / "codes", tmp_path / "mirrored"
+    assert encode(folder, plain, vae_config) == 0
+    assert encode(folder, mirrored, vae_config, "--mirror") == 0
+    name, there = next(iter(CodeFolder(plain))), CodeFolder(mirrored, mirrored=True)
+    coords, turned = CodeFolder(plain)[name][1].tolist(), there[name][1].tolist()
+    assert sorted([7 - x, y, z] for x, y, z in coords) == sorted(turned) != sorted(coords)
+    with pytest.raises(ValueError, match="of mirror images: they go into mirrored_dir"):
+        CodeFolder(mirrored)
+    with pytest.raises(ValueError, match="are not of mirror images"):
+        CodeFolder(plain, mirrored=True)
+    capsys.readouterr()
+    assert encode(folder, plain, vae_config, "--mirror") == 2
+    assert "holds codes of objects as they are, not of mirror images: give another" in capsys.readouterr().err
+    assert encode(folder, mirrored, vae_config) == 2
+    assert "holds codes of mirror images, not of objects as they are" in capsys.readouterr().err
+
+    both = CachedCodesDataset(plain, mirrored=mirrored)
+    said = set()
+    for epoch in range(20):
+        both.set_epoch(epoch)
+        item = both[0]
+        is_mirrored = "left" in item["caption"]
+        assert ("left" in item["title"]) == is_mirrored
+        assert item["coords"].tolist() == (turned if is_mirrored else coords)
+        said.add(item["caption"])
+    assert said == {"wedge with the right side low", "wedge with the left side low"}
+    checked = both.for_validation()
+    for epoch in range(20):
+        checked.set_epoch(epoch)
+        assert checked[0]["coords"].tolist() == coords and "right" in checked[0]["caption"]
+
+
+def test_a_field_without_a_mirror_image_is_listed(tmp_path, vae_config):
+    folder = make_meshes(tmp_path / "fields", 0)
+    vae = load_vae_from_config(vae_config, device="cpu")
+    field = voxelize_for(vae, trimesh.creation.box())
+    corners = dataclasses.replace(field.field, sampling="corner")
+    field.save(folder / "good_r64.npz")
+    dataclasses.replace(field, field=corners).save(folder / "old_r64.npz")
+    write_table(folder / "metadata.csv", [{"sha256": name, "captions": "a box"} for name in ("good", "old")])
+    assert encode(folder, tmp_path / "codes", vae_config, "--mirror") == 0
+    found = CodeFolder(tmp_path / "codes", mirrored=True)
+    assert set(found) == {"good"}
+    assert {row["sha256"]: row["codes_error"] for row in found.table()}["old"]
 
 
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(tmp_path, vae_config, capsys, monkeypatch):

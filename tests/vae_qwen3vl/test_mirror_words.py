@@ -1,0 +1,57 @@
+"""Left and right exchanged in what is said of an object."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vae_qwen3vl.captions import Text
+from vae_qwen3vl.mirror_words import exchange_sides, looks_like_the_other_side, mirrored_text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("Left kidney.", "Right kidney."),
+        ("patella (VH M Knee L, male)", "patella (VH M Knee R, male)"),
+        ("Vas deferens L", "Vas deferens R"),
+        ("rib_left_9", "rib_right_9"),
+        ("RIGHT ARM", "LEFT ARM"),
+        ("Left or right?", "Right or left?"),
+        ("左肾，在身体左侧", "右肾，在身体右侧"),
+        ("a bright, upright leftover", "a bright, upright leftover"),
+        ("Technic Connector at a right angle", "Technic Connector at a right angle"),
+        ("Tyre 43 R, Liebherr R 9800", "Tyre 43 R, Liebherr R 9800"),
+    ],
+)
+def test_sides_are_exchanged_and_nothing_else(words, expected):
+    assert exchange_sides(words) == expected
+    assert exchange_sides(expected) == words
+
+
+@given(st.text(alphabet="leftrigh LR左右,.()-_", max_size=40))
+def test_exchanged_twice_is_what_it_was(words):
+    assert exchange_sides(exchange_sides(words)) == words
+
+
+def test_question_and_answer_are_exchanged_together():
+    asked = ({"role": "user", "content": "Is it the left one?"},)
+    text = mirrored_text(Text(answer="No, right.", conversation=asked, kind="side en"))
+    assert text == Text(answer="No, left.", conversation=({"role": "user", "content": "Is it the right one?"},), kind="side en")
+    assert asked[0]["content"] == "Is it the left one?"
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["left kidney", "Left."], True),
+        (["chair"], True),
+        (["heart"], True),
+        (["heart left ventricle"], False),
+        (["kidney", "right hepatic artery"], False),
+        (["左肺"], False),
+    ],
+)
+def test_organs_without_a_pair_have_no_mirror_image_where_a_side_is_named(answers, expected):
+    assert looks_like_the_other_side(Text(answer=answer) for answer in answers) is expected
