@@ -10,8 +10,8 @@ does fewer. Measured is the validation loss of the captions of the split `val` w
 other objects' (nats a token), and with --closed_sets also closed questions by likelihood, beside their best blind
 control. Variants run one after another in one process; with --compile_layers short runs come first, so that no
 variant's time goes into compiling. One seed each: differences between `base` and `base_again`, which differ in the
-seed alone, are noise. With --latents, two more runs learn from the objects of that folder alone: `few_codes` from their
-codes, `continuous` from the encoder's own vectors. With --mirrored, one more run sees mirror images too.
+seed alone, are noise. With --latents, two more runs learn from the objects of that folder alone: `few_codes` from
+their codes, `continuous` from the encoder's own vectors. With --mirrored, one more run sees mirror images too.
 """
 
 from __future__ import annotations

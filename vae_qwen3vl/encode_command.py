@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--mirror",
         action="store_true",
-        help="encode the mirror images, left and right exchanged: a second folder of codes for training's mirrored_dir",
+        help="encode mirror images, left and right exchanged: a second folder of codes, for training's mirrored_dir",
     )
     many.add_argument("--workers", type=positive_int, metavar="N", help="processes (default: one a device)")
     many.add_argument("--gpu_nums", type=int, metavar="N", help="use N GPUs (default -1: all, or the CPU)")

@@ -38,7 +38,8 @@ def test_exchanged_twice_is_what_it_was(words):
 def test_question_and_answer_are_exchanged_together():
     asked = ({"role": "user", "content": "Is it the left one?"},)
     text = mirrored_text(Text(answer="No, right.", conversation=asked, kind="side en"))
-    assert text == Text(answer="No, left.", conversation=({"role": "user", "content": "Is it the right one?"},), kind="side en")
+    turns = ({"role": "user", "content": "Is it the right one?"},)
+    assert text == Text(answer="No, left.", conversation=turns, kind="side en")
     assert asked[0]["content"] == "Is it the left one?"
 
 
