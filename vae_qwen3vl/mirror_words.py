@@ -12,9 +12,7 @@ from dataclasses import replace
 
 from vae_qwen3vl.captions import Text
 
-_SIDES = re.compile(
-    r"(?i:(?<![a-z])(?:left|right)(?![a-z]|[- ]ang))|[左右]|(?<=[A-Za-z]{3} )[LR](?=[,.)]| \(|$)"
-)
+_SIDES = re.compile(r"(?i:(?<![a-z])(?:left|right)(?![a-z]|[- ]ang))|[左右]|(?<=[A-Za-z]{3} )[LR](?=[,.)]| \(|$)")
 """Words of sides, and the L or R at the end of an organ's name (`Knee L, male`); no right angles, no `tire 43 R`."""
 _WITHOUT_PAIR = re.compile(
     r"ventric|atri(?:um|al|oventricular)|coronary|cardiac|marginal|heart|lung|pulmon|bronch|lobe|hepat|liver|biliary|"
