@@ -9,10 +9,12 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset, Subset
 
 from sdf_vqvae.field_folder import ID_COLUMN
@@ -140,14 +142,14 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         kind_weights=config.numbers("kind_weights"),
     )
     if _VAL not in splits:
-        own = data.names, _sizes(data), collate
+        own = data.names, _tokens_of(data, config), collate
         return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
     val: Dataset[Any] | None = None
     if config.val_samples:
         val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))
     return AlignmentData(
         train=Tolerant(data),
-        lengths=_sizes(data),
+        lengths=_tokens_of(data, config),
         val=val,
         collate=collate,
         limited=_limited(config, data.names, sources),
@@ -155,9 +157,15 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     )
 
 
-def _sizes(data: CachedCodesDataset) -> list[float]:
-    """Return the number of codes of each item."""
-    return [float(len(data.codes[name][0])) for name in data.names]
+def _tokens_of(data: CachedCodesDataset, config: AlignmentConfig) -> list[float]:
+    """Return how many 3D tokens each item makes where it is, with all its codes."""
+    most = config.max_3d_tokens if config.max_3d_tokens > 0 else sys.maxsize
+    side = data.codes.manifest.latent_resolution
+    counts = []
+    for name in data.names:
+        x, y, z = (data.codes[name][1].long() // config.merge).unbind(1)
+        counts.append(float(min(most, len(torch.unique((x * side + y) * side + z)))))
+    return counts
 
 
 def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:

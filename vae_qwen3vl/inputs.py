@@ -126,7 +126,8 @@ def _fill_embeds(
     padding = text.new_zeros((1, text.shape[1]))
     blocks = [start.expand(objects, -1), end.expand(objects, -1), tokens.embeds.to(text)]
     pool = torch.cat([text, *blocks, padding])  # in the layout's order
-    return pool.index_select(0, layout.source.flatten()).unflatten(0, layout.source.shape)
+    # No view, as the input of the first layer alone would be: layers are compiled once for both sorts of inputs.
+    return nn.functional.embedding(layout.source, pool)
 
 
 def _fill_labels(layout: SequenceLayout, labels: Tensor) -> Tensor:  # [B, S']

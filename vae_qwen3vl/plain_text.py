@@ -28,7 +28,7 @@ class WithPlainText(Dataset[Any]):
 
     Args:
         objects: the objects; its `set_epoch`, if there is one, is called too.
-        lengths: of the objects, in codes or voxels: much the same as tokens next to texts, which are shorter.
+        lengths: of the objects, in 3D tokens, or in voxels, next to which texts are short as well.
         texts: each with a conversation.
         share: of texts among all items, 0 to 1. At 1 the items are all the texts, and no objects.
         seed: of the draws.
