@@ -133,7 +133,8 @@ class AlignmentTrainer:
         self.objects = 0
         self.skipped = 0
         self.best: dict[str, Tensor] | None = None
-        self.best_loss, self.best_step = math.inf, 0
+        self.best_score, self.best_step = -math.inf, 0
+        self.best_losses: dict[str, float] = {}
         self.log: RunLog | None = None
 
     @cached_property
@@ -293,8 +294,11 @@ class AlignmentTrainer:
         self.branch.train()
         matching, other, tokens = (self._sum(value) for value in sums)
         losses = {"val_loss": matching / tokens, "val_loss_other_shape": other / tokens}
-        if losses["val_loss"] < self.best_loss:
-            self.best_loss, self.best_step = losses["val_loss"], self.step_number
+        gap = losses["val_loss_other_shape"] - losses["val_loss"]
+        scores = {"gap": gap, "val_loss": -losses["val_loss"], "last": float(self.step_number)}
+        if scores[self.config.best_by] >= self.best_score:
+            self.best_score, self.best_step = scores[self.config.best_by], self.step_number
+            self.best_losses = losses
             self.best = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
         if self.log is not None:
             self.log.write("val", self.step_number, {**losses, "seconds": self.seconds})
@@ -310,8 +314,9 @@ class AlignmentTrainer:
             "seconds": self.seconds,
             "objects": self.objects,
             "skipped": self.skipped,
-            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "best_score": self.best_score if math.isfinite(self.best_score) else None,
             "best_step": self.best_step,
+            "best_losses": self.best_losses,
         }
         checkpoints.write(
             self.folder,
@@ -348,7 +353,8 @@ class AlignmentTrainer:
         self.seconds, self.objects, self.skipped = state["seconds"], state["objects"], state["skipped"]
         if found.averages:
             self.best = dict(found.averages[0])
-            self.best_loss, self.best_step = state["best_loss"], state["best_step"]
+            self.best_score, self.best_step = state["best_score"], state["best_step"]
+            self.best_losses = state["best_losses"]
         checkpoints.restore_generators(found.rank_tensors, self.accelerator.device)
         logger.info("going on from step %d in %s", self.step_number, self.folder)
 
@@ -356,13 +362,14 @@ class AlignmentTrainer:
         """Write `projector_final.pt` and `lora_final/` with the best weights (the first process only)."""
         if self.best is not None and self.best_step != self.step_number:
             self.trained.load(self.best)
-            logger.info("the results are the weights of step %d, with the lowest validation loss", self.best_step)
+            logger.info("the results are the weights of step %d, the best by %s", self.best_step, self.config.best_by)
         self.branch.save_projector(self.folder / PROJECTOR_FINAL, prompt=self.config.prompt, vae_hash=self.vae_hash)
         self.branch.save_lora(self.folder / LORA_FINAL)
         summary = {
             "steps": self.step_number,
             "best_step": self.best_step,
-            "val_loss": None if self.best is None else self.best_loss,
+            "val_loss": self.best_losses.get("val_loss"),
+            "val_loss_other_shape": self.best_losses.get("val_loss_other_shape"),
             "objects": self.objects,
             "seconds": round(self.seconds, 1),
         }

@@ -45,6 +45,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "positions": ("mrope", "sequential"),
     "merge": (1, 2, 4),
     "lora_targets": ("attention", "all"),
+    "best_by": ("gap", "val_loss", "last"),
 }
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
@@ -191,6 +192,9 @@ class AlignmentConfig:
     """Objects kept from training to validate on, where the data has no split `val`; 0 for none."""
     val_every: int = 200
     """Steps between validations."""
+    best_by: str = "gap"
+    """Which weights are a run's result: of the validation where other objects' shapes cost most (gap), with the lowest
+    val_loss, or of the last step (last)."""
     log_every: int = 10
     """Steps between log records."""
     save_every: int = 500

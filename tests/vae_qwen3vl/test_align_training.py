@@ -84,11 +84,31 @@ def test_batches_of_one_step_count_as_one_batch(align, accelerator, tmp_path: Pa
     assert losses[0]["grad_norm"] == pytest.approx(losses[1]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("best_by", "expected"), [("gap", 3), ("val_loss", 2), ("last", 4)])
+def test_what_is_best_is_what_the_settings_say(
+    align, accelerator, tmp_path: Path, monkeypatch, best_by: str, expected: int
+) -> None:
+    train = align.objects(8)
+    data = align.make_data(train, train[:4])
+    trainer = align.make_trainer(tmp_path, accelerator, data, best_by=best_by)
+    own, other = [3.0, 2.0, 2.5, 2.6], [3.1, 2.4, 3.0, 2.9]
+    told = iter([value for pair in zip(own, other, strict=True) for value in pair])
+    monkeypatch.setattr(trainer.branch, "forward", lambda **_: {"loss": torch.tensor(next(told))})
+    for step in range(1, 5):
+        trainer.step_number = step
+        with torch.no_grad():
+            next(p for p in trainer.trained.parameters()).fill_(step)
+        trainer.validate()
+    assert trainer.best is not None and trainer.best_step == expected
+    assert float(next(iter(trainer.best.values())).flatten()[0]) == expected
+    assert trainer.best_losses["val_loss"] == pytest.approx(own[expected - 1])
+
+
 def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> None:
     train = align.objects(8)
     trainer = align.make_trainer(tmp_path, accelerator, align.make_data(train, train[:4]))
     best = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
-    trainer.best, trainer.best_loss, trainer.best_step = best, -1.0, 1
+    trainer.best, trainer.best_score, trainer.best_step = best, 1e9, 1
     trainer.run()
     assert json.loads((tmp_path / "result.json").read_text())["best_step"] == 1
     assert all(torch.equal(trainer.trained.state_dict()[name], value) for name, value in best.items())
