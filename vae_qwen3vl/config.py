@@ -193,8 +193,8 @@ class AlignmentConfig:
     val_every: int = 200
     """Steps between validations."""
     best_by: str = "gap"
-    """Which weights are a run's result: of the validation where other objects' shapes cost most (gap), with the lowest
-    val_loss, or of the last step (last)."""
+    """Which weights are a run's result: those to which other objects' shapes cost most (gap), those with the lowest
+    val_loss, or the last step's (last)."""
     log_every: int = 10
     """Steps between log records."""
     save_every: int = 500

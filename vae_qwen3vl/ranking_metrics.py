@@ -49,6 +49,21 @@ def ranking_scores(
     return made | {"reciprocal_rank": _expected_reciprocal_rank(better, equal)}
 
 
+def mutual_information(scores: Array) -> Array:
+    """Return how much likelier each text is with an object than with one of the objects at random.
+
+    Without the second part, some texts would be likely, or unlikely, whatever the shape.
+
+    Args:
+        scores: log-likelihoods `[objects, texts]`.
+
+    Returns:
+        log p(text | object) - log p(text), p(text) being the mean of p(text | object) over the objects (Church and
+        Hanks, 1990), `[objects, texts]`.
+    """
+    return scores - (np.logaddexp.reduce(scores, axis=0) - np.log(len(scores)))
+
+
 def retrieval_scores(scores: npt.ArrayLike, *, tops: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, Array]]:
     """Return `recall_k` for every k of `tops` and `reciprocal_rank`, for both directions.
 

@@ -32,6 +32,7 @@ from vae_qwen3vl.closed_sets import ClosedSet
 from vae_qwen3vl.eval_objects import TRAIN, EvalData, EvalObject, from_codes
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.ranking_metrics import mutual_information
 
 Scores = npt.NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Understanding:
     closed: list[Answered] = field(default_factory=list)
     retrieval: Scores | None = None
     """Pointwise mutual information of every object and every object's first caption: how much likelier the words are
-    with the shape than without. `[objects, objects]`"""
+    with this shape than with one of the objects' shapes at random. `[objects, objects]`"""
     retrieval_scattered: Scores | None = None
     """The same with the codes at random places."""
 
@@ -128,10 +129,9 @@ class Interviewer:
         unique = list(dict.fromkeys(captions))
         columns = [unique.index(caption) for caption in captions]
         prompts = [understanding.prompt] * len(objects)
-        alone = self._score([None], prompts[:1], unique, None)
         for name, shapes in (("retrieval", objects), ("retrieval_scattered", self._scattered)):
-            found = self._score(shapes, prompts, unique, name.replace("_", ", ")) - alone
-            setattr(understanding, name, found[:, columns])
+            found = self._score(shapes, prompts, unique, name.replace("_", ", "))
+            setattr(understanding, name, mutual_information(found)[:, columns])
 
     @cached_property
     def _scattered(self) -> list[EvalObject]:

@@ -41,8 +41,8 @@ FORMULAS = {
     "top_k": "the right answer is among the k with the highest log-likelihood, end of turn included; equal ones "
     "count by chance",
     MACRO: f"mean, over the answers that at least {LEAST_OBJECTS} objects have, of top_1 of their objects",
-    "recall_k": "the right caption (object) is among the k with the highest pointwise mutual information: the "
-    "log-likelihood with the shape minus that without",
+    "recall_k": "the right caption (object) is among the k with the highest pointwise mutual information: "
+    "log p(text | shape) - log p(text), p(text) being the mean over the evaluated objects' shapes",
     "no 3D": "the prompt alone",
     OTHER_SHAPE: "another evaluated object's shape, a fixed random cycle",
     SCATTERED: "the object's own codes at random cells: which codes there are stays known",

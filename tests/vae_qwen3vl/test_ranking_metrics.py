@@ -18,6 +18,7 @@ from vae_qwen3vl.ranking_metrics import (
     gap_to_best,
     in_large_groups,
     merge_candidates,
+    mutual_information,
     paired_gap,
     ranking_scores,
     retrieval_scores,
@@ -155,3 +156,14 @@ def test_other_shapes_are_refused():
         gap_to_best(np.zeros(2), {})
     with pytest.raises(ValueError, match="each candidate one"):
         merge_candidates(np.zeros((1, 2)), ["a"])
+
+
+@given(
+    arrays(float, (4, 3), elements=st.floats(-40, 0)),
+    arrays(float, (3,), elements=st.floats(-20, 20)),
+)
+def test_what_is_likely_with_every_shape_tells_nothing(scores, usual):
+    found = mutual_information(scores)
+    np.testing.assert_allclose(np.exp(found).mean(axis=0), 1)
+    np.testing.assert_allclose(mutual_information(scores + usual), found, atol=1e-9)
+    np.testing.assert_allclose(np.ptp(found - scores, axis=0), 0, atol=1e-9)
