@@ -1,0 +1,105 @@
+"""How far organs can be told by their shape alone: the training organ whose occupied cells lie most alike.
+
+    python benchmarks/organ_neighbors.py --codes train_codes
+
+No language model and no codes: each object is its occupied cells of the latent grid, blurred by a Gaussian of one cell,
+and the nearest training organ by cosine lends its name (left and right counted as one). Printed for the names that
+training has, as `eval_3d_vl` asks for them: training organs as they are, and with their mirror images (x -> -x), which
+are known here without encoding anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from record import write_result
+from scipy.ndimage import gaussian_filter
+
+from sdf_vqvae.bootstrap import mean_interval
+from sdf_vqvae.field_folder import ID_COLUMN
+from vae_qwen3vl.code_folder import CodeFolder
+
+Array = npt.NDArray[np.float64]
+TOPS = (1, 5)
+
+
+def organs_of(codes: CodeFolder, files: list[str]) -> dict[str, str]:
+    """Return the organ of each object that is asked for it in English, without its side."""
+    found = {}
+    for file in files:
+        for line in (codes.folder / file).read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["kind"] == "organ" and record["language"] == "en" and record["sample_id"] in codes:
+                name = re.sub(r"\b(left|right)\b", "", record["answer"].lower())
+                found[record["sample_id"]] = " ".join(name.strip(" .").split())
+    return found
+
+
+def grid_of(codes: CodeFolder, name: str) -> Array:
+    """Return an object's blurred occupancy `[R, R, R]`, axes x, y, z."""
+    side = codes.manifest.latent_resolution
+    grid = np.zeros((side, side, side))
+    grid[tuple(codes[name][1].long().T.numpy())] = 1
+    blurred: Array = gaussian_filter(grid, 1)
+    return blurred
+
+
+def rows_of(grids: list[Array]) -> Array:
+    """Return grids as rows of length 1."""
+    rows = np.stack([grid.ravel() for grid in grids])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def hits(likeness: Array, known: list[str], asked: list[str]) -> dict[str, Any]:
+    """Return how often an organ's name is among the first different names of its neighbours."""
+    right: dict[int, list[bool]] = {top: [] for top in TOPS}
+    for row, name in zip(likeness, asked, strict=True):
+        names = list(dict.fromkeys(known[number] for number in np.argsort(-row, kind="stable")))
+        for top in TOPS:
+            right[top].append(name in names[:top])
+    found = {}
+    for top, values in right.items():
+        interval = mean_interval(np.array(values, dtype=float))
+        assert interval is not None
+        found[f"top_{top}"] = {key: round(getattr(interval, key), 4) for key in ("mean", "low", "high")}
+    return found
+
+
+def main() -> None:
+    """Print the shares and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--codes", type=Path, required=True, help="folder of cached codes with questions of each split"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    options = parser.parse_args()
+    codes = CodeFolder(options.codes)
+    splits = {row[ID_COLUMN]: row["split"] for row in codes.table()}
+    organs = organs_of(codes, [f"conversations{part}.jsonl" for part in ("", "_val", "_test")])
+    train = [name for name in organs if splits[name] == "train"]
+    known = [organs[name] for name in train]
+    grids = [grid_of(codes, name) for name in train]
+    references = rows_of(grids), rows_of([grid[::-1] for grid in grids])
+    found: dict[str, Any] = {"training_organs": len(train), "training_names": len(set(known))}
+    for split in ("val", "test"):
+        names = [name for name in organs if splits[name] == split and organs[name] in set(known)]
+        asked = [organs[name] for name in names]
+        rows = rows_of([grid_of(codes, name) for name in names])
+        plain, mirrored = (rows @ reference.T for reference in references)
+        found[split] = {
+            "organs": len(names),
+            "as they are": hits(plain, known, asked),
+            "with mirror images": hits(np.maximum(plain, mirrored), known, asked),
+        }
+        print(split, json.dumps(found[split]))
+    write_result("organ_neighbors", found, options.out)
+
+
+if __name__ == "__main__":
+    main()
