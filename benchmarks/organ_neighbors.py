@@ -2,10 +2,10 @@
 
     python benchmarks/organ_neighbors.py --codes train_codes
 
-No language model and no codes: each object is its occupied cells of the latent grid, blurred by a Gaussian of one cell,
-and the nearest training organ by cosine lends its name (left and right counted as one). Printed for the names that
-training has, as `eval_3d_vl` asks for them: training organs as they are, and with their mirror images (x -> -x), which
-are known here without encoding anything.
+No language model and no codes: each object is its occupied cells of the latent grid, blurred by a Gaussian of one
+cell, and the nearest training organ by cosine lends its name (left and right counted as one). Printed for the names
+that training has, as `eval_3d_vl` asks for them: training organs as they are, and with their mirror images (x -> -x),
+which are known here without encoding anything.
 """
 
 from __future__ import annotations

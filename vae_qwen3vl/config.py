@@ -36,6 +36,7 @@ _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
     **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
     **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells", "pretrain_epochs"), 0),
+    "shape_tokens": 0,
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "drop_cells", "plain_text_share")
 _FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
@@ -144,6 +145,8 @@ class AlignmentConfig:
     """Linear maps of a text layer that get adapters: attention (q, k, v, o) or all (the MLP's too)."""
     merge: int = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
+    shape_tokens: int = 0
+    """3D tokens in front that tell of the object as a whole, from its coarse occupancy."""
     caption_share: float = CAPTION_SHARE
     """How often a caption of the table is learned where an object has questions too."""
     kind_weights: str | None = None
@@ -271,6 +274,7 @@ class AlignmentConfig:
             "use_3d_pos": self.use_3d_pos,
             "projector_num_layers": self.projector_layers,
             "merge": self.merge,
+            "shape_tokens": self.shape_tokens,
             "positions": self.positions,
         }
 

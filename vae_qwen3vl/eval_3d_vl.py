@@ -289,7 +289,7 @@ def _lent(
 def describe_projector(model: Qwen3VLWith3DBranch) -> dict[str, Any]:
     """Return what of the 3D branch decides an answer."""
     about = model.description()
-    keys = ("num_layers", "merge", "use_3d_pos", "positions", "max_3d_tokens", "truncate_mode")
+    keys = ("num_layers", "merge", "shape_tokens", "use_3d_pos", "positions", "max_3d_tokens", "truncate_mode")
     return {key: getattr(about, key) for key in keys}
 
 

@@ -20,7 +20,7 @@ from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.losses import answer_loss, title_contrast
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
-from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
+from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
 from vae_qwen3vl.vae_latent_extractor import (
@@ -54,6 +54,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         torch_dtype: dtype of the language model (float32 if None). The projector stays float32.
         use_vl_model: an already built model to use instead of loading one.
         merge: latent cells per 3D token and axis: 1, 2 or 4.
+        shape_tokens: 3D tokens in front that tell of the object as a whole (see `Projector3D`).
         positions: "mrope" gives 3D tokens their block's (z, y, x) on the M-RoPE axes, "sequential" counts.
         truncate_mode: over budget, "pool" averages neighbouring blocks (all of the object is seen), "head" keeps
             the first tokens only.
@@ -73,6 +74,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         use_vl_model: nn.Module | None = None,
         *,
         merge: int = 1,
+        shape_tokens: int = 0,
         positions: Positions = "mrope",
         truncate_mode: OverBudget = "pool",
         freeze_vl: bool = True,
@@ -98,7 +100,14 @@ class Qwen3VLWith3DBranch(nn.Module):
             vl_model.requires_grad_(False)
         self.vl_model: Any = vl_model
         table = embedding_table(self.vl_model)
-        projector = Projector3D(latent_dim, table.shape[1], projector_num_layers, use_3d_pos=use_3d_pos, merge=merge)
+        projector = Projector3D(
+            latent_dim,
+            table.shape[1],
+            projector_num_layers,
+            use_3d_pos=use_3d_pos,
+            merge=merge,
+            shape_tokens=shape_tokens,
+        )
         projector.output_rms.fill_(embedding_rms(table))
         self.projector = projector.to(table.device)
 
@@ -275,6 +284,8 @@ class Qwen3VLWith3DBranch(nn.Module):
         gain = self.projector.output_gain
         coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
         embeds = self.projector(gain.new_zeros((0, self.projector.in_features)), coords)
+        if self.projector.shape_tokens:
+            embeds = torch.cat([embeds, self.projector.shape_vectors(gain.new_zeros((0, SHAPE_BOXES)))])
         return Tokens3D(embeds=embeds.to(self.device), coords=coords.to(self.device))
 
     def forward(
@@ -414,6 +425,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             hidden_size=projector.hidden_size,
             num_layers=projector.num_layers,
             merge=projector.merge,
+            shape_tokens=projector.shape_tokens,
             use_3d_pos=projector.use_3d_pos,
             pos_mode=projector.pos_mode,
             max_coord=projector.max_coord,

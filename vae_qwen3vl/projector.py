@@ -12,15 +12,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vae_qwen3vl.sequence_3d import group_blocks, keep_head, object_counts, pool_to_budget
+from vae_qwen3vl.sequence_3d import (
+    check_coords,
+    coarse_occupancy,
+    group_blocks,
+    keep_head,
+    object_counts,
+    pool_to_budget,
+)
 
 MERGES = (1, 2, 4)
+_SHAPE_SIDE, _SHAPE_WIDTH = 8, 160
+SHAPE_BOXES = _SHAPE_SIDE**3
+"""Boxes whose occupancy tells of an object as a whole."""
 OverBudget = Literal["pool", "head"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens3D:
-    """3D tokens of a batch of objects, sorted by (batch, z, y, x)."""
+    """3D tokens of a batch of objects, sorted by (batch, z, y, x); those of whole shapes come first, at (0, 0, 0)."""
 
     embeds: Tensor
     """`[T, H]`."""
@@ -89,6 +99,8 @@ class Projector3D(nn.Module):
         pos_mode: its mode.
         max_coord: its largest coordinate.
         merge: latent cells per token and axis: 1, 2 or 4.
+        shape_tokens: tokens in front of the others that tell of the object as a whole: a two-layer network on the
+            occupancy of 8^3 boxes round it.
     """
 
     output_rms: Tensor
@@ -102,6 +114,7 @@ class Projector3D(nn.Module):
         pos_mode: Literal["sinusoidal", "learned"] = "sinusoidal",
         max_coord: int = 64,
         merge: int = 1,
+        shape_tokens: int = 0,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -115,6 +128,7 @@ class Projector3D(nn.Module):
             merge,
         )
         self.use_3d_pos, self.pos_mode, self.max_coord = use_3d_pos, pos_mode, max_coord
+        self.shape_tokens = shape_tokens
         self.in_features = latent_dim if merge == 1 else merge**3 * (latent_dim + 1)
         layers: list[nn.Module] = [nn.Linear(self.in_features, hidden_size)]
         for _ in range(num_layers - 1):
@@ -123,6 +137,9 @@ class Projector3D(nn.Module):
         if use_3d_pos:
             self.position = PositionEncoder3D(hidden_size, max_coord, pos_mode)
             self.position_gain = nn.Parameter(torch.ones(()))
+        if shape_tokens:
+            wide = shape_tokens * hidden_size
+            self.shape = nn.Sequential(nn.Linear(SHAPE_BOXES, _SHAPE_WIDTH), nn.GELU(), nn.Linear(_SHAPE_WIDTH, wide))
         self.output_gain = nn.Parameter(torch.zeros(hidden_size))
         self.marker_vectors = nn.Parameter(torch.randn(2, hidden_size))
         self.register_buffer("output_rms", torch.ones(()))
@@ -139,7 +156,7 @@ class Projector3D(nn.Module):
         Args:
             feats: `[M, D]` codebook vectors.
             coords: `[M, 4]` = (object, x, y, z) latent cells, in any order.
-            max_tokens: tokens an object may have; 0 or less means no limit.
+            max_tokens: tokens an object may have, those of the whole shape among them; 0 or less means no limit.
             over_budget: "pool" averages neighbouring blocks of an object that has more, so that all of it is
                 seen; "head" keeps its first `max_tokens` (the lowest z).
 
@@ -147,6 +164,10 @@ class Projector3D(nn.Module):
             ValueError: there are no codes, or none for a sample between others; a cell appears twice; or a width
                 doesn't fit.
         """
+        if 0 < max_tokens <= self.shape_tokens:
+            raise ValueError(
+                f"of {max_tokens} 3D tokens {self.shape_tokens} of the whole shape leave none for its parts"
+            )
         if feats.ndim != 2 or feats.shape[1] != self.latent_dim:
             raise ValueError(
                 f"expected 3D features [M, {self.latent_dim}] (latent_dim={self.latent_dim}), got {list(feats.shape)}"
@@ -155,12 +176,26 @@ class Projector3D(nn.Module):
             raise ValueError("the 3D batch holds no codes at all: every sample needs at least one")
         rows, blocks = group_blocks(feats, coords, self.merge)
         object_counts(blocks)
+        max_tokens -= self.shape_tokens if max_tokens > 0 else 0
         if over_budget == "head":
             rows, blocks = keep_head(rows, blocks, max_tokens)
             hidden = self._lift(rows)
         else:
             hidden, blocks = pool_to_budget(self._lift(rows), blocks, max_tokens)
-        return Tokens3D(embeds=self._finish(hidden, blocks), coords=blocks)
+        embeds = self._finish(hidden, blocks)
+        if not self.shape_tokens:
+            return Tokens3D(embeds=embeds, coords=blocks)
+        whole = self.shape_vectors(coarse_occupancy(check_coords(coords), _SHAPE_SIDE))
+        front = blocks.new_zeros(len(whole), 4)
+        front[:, 0] = torch.arange(len(whole), device=blocks.device) // self.shape_tokens
+        merged = torch.cat([front, blocks])
+        order = merged[:, 0].argsort(stable=True)
+        return Tokens3D(embeds=torch.cat([whole, embeds])[order], coords=merged[order])
+
+    def shape_vectors(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H]
+        """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`."""
+        made = self.shape(_unit_rms(occupancy.to(self.output_gain.dtype)))
+        return self._scaled(made.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1))
 
     def markers(self) -> Tensor:  # [2, H]
         """Return the vectors of the start and the end marker."""
@@ -179,6 +214,9 @@ class Projector3D(nn.Module):
             if coords is None:
                 raise ValueError("this projector has use_3d_pos=True: pass coords [..., 4] with the features")
             hidden = hidden + self.position_gain * self.position(coords)
+        return self._scaled(hidden)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:  # [..., H]
         return _unit_rms(hidden) * (self.output_rms * (1 + self.output_gain))
 
 

@@ -34,6 +34,7 @@ class ProjectorDescription:
     hidden_size: int
     num_layers: int
     merge: int = 1
+    shape_tokens: int = 0
     use_3d_pos: bool = False
     pos_mode: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_coord: int = 64
@@ -57,6 +58,7 @@ class ProjectorDescription:
             pos_mode=self.pos_mode,
             max_coord=self.max_coord,
             merge=self.merge,
+            shape_tokens=self.shape_tokens,
         )
 
 

@@ -226,6 +226,32 @@ def pool_to_budget(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, 
     return mean.to(feats.dtype), centroid // size[:, None]
 
 
+def coarse_occupancy(coords: Tensor, side: int) -> Tensor:  # [N, 4] -> [B, side^3]
+    """Return how full each box of a coarse grid is that lies round each object's bounding cube.
+
+    The same wherever the object stands, and about the same on a finer latent grid.
+
+    Args:
+        coords: int `[N, 4]` = (batch, x, y, z), every object with at least one row.
+        side: boxes along an axis.
+
+    Returns:
+        Share of each box's cells that are occupied, float32, x slowest. Of an object of fewer cells than boxes along
+        its longest side, boxes are no smaller than cells.
+    """
+    objects, xyz = coords[:, 0], coords[:, 1:].float()
+    count = len(object_counts(coords))
+    rows = objects[:, None].expand_as(xyz)
+    low = xyz.new_full((count, 3), torch.inf).scatter_reduce(0, rows, xyz, "amin")
+    high = xyz.new_zeros(count, 3).scatter_reduce(0, rows, xyz, "amax") + 1
+    extent = (high - low).amax(1).clamp(min=side)  # [B]
+    place = (xyz + 0.5 - ((low + high) / 2)[objects]) / extent[objects, None] * side + side / 2
+    x, y, z = place.long().clamp(0, side - 1).unbind(1)
+    box = ((objects * side + x) * side + y) * side + z
+    full = torch.bincount(box, minlength=count * side**3).view(count, -1)
+    return full / (extent[:, None] / side) ** 3
+
+
 def keep_head(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """Keep the first `budget` rows of each object (`coords` sorted by batch); 0 or less keeps all."""
     if budget <= 0:

@@ -231,6 +231,14 @@ def start_from(model: Qwen3VLWith3DBranch, config: AlignmentConfig, vae_hash: st
                 f"init_projector: {config.init_projector} has {key} {getattr(found, name)}, the settings say "
                 f"{getattr(new, name)}; give --{key} {getattr(found, name)}"
             )
+    if found.shape_tokens != new.shape_tokens:
+        if found.shape_tokens:
+            raise ValueError(
+                f"init_projector: {config.init_projector} has shape_tokens {found.shape_tokens}, the settings say "
+                f"{new.shape_tokens}; give --shape_tokens {found.shape_tokens}"
+            )
+        new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
+        model.projector = new
     model.positions, model.max_3d_tokens, model.truncate_mode = reading
 
 

@@ -142,7 +142,7 @@ def test_checkpointed_activations_give_the_same_gradients(build, processor, make
 
 
 def test_a_batch_of_text_alone_takes_part_in_training_with_zero_gradients(build, processor):
-    model = build(use_3d_pos=True)
+    model = build(use_3d_pos=True, shape_tokens=2)
     model(**processor(PROMPTS, ANSWERS, objects=0)).loss.backward()
     for name, value in model.projector.named_parameters():
         assert value.grad is not None and not value.grad.any(), name

@@ -154,3 +154,29 @@ def test_files_that_are_no_projector_are_refused(tmp_path):
     save_projector(tmp_path / "wrong.pt", Projector3D(9, 48), about)
     with pytest.raises(ValueError, match=r"1 tensors differ: proj\.weight"):
         load_projector(tmp_path / "wrong.pt")
+
+
+def test_tokens_of_the_whole_shape_stand_in_front(make_codes):
+    feats, coords = make_codes([40, 25, 60])
+    plain = Projector3D(8, 32, 2, merge=2)
+    whole = Projector3D(8, 32, 2, merge=2, shape_tokens=3)
+    whole.load_state_dict({**whole.state_dict(), **plain.state_dict()})
+    parts, tokens = plain.project(feats, coords), whole.project(feats, coords)
+    starts = torch.searchsorted(tokens.coords[:, 0].contiguous(), torch.arange(3))
+    front = torch.zeros(len(tokens.coords), dtype=torch.bool)
+    for start in starts.tolist():
+        front[start : start + 3] = True
+    assert (tokens.coords[front][:, 1:] == 0).all()
+    torch.testing.assert_close(tokens.embeds[~front], parts.embeds)
+    assert torch.equal(tokens.coords[~front], parts.coords)
+    own = tokens.embeds[front].unflatten(0, (3, 3))
+    assert not torch.allclose(own[0], own[1])
+    torch.testing.assert_close(rms(own), torch.ones(3, 3))
+    last = coords[:, 0] == 2
+    alone = whole.project(feats[last], coords[last] - torch.tensor([2, 0, 0, 0]))
+    torch.testing.assert_close(alone.embeds[:3], own[2])
+    few = whole.project(feats, coords, 8)
+    assert int(torch.bincount(few.coords[:, 0]).max()) <= 8
+    torch.testing.assert_close(few.embeds[:3], own[0])
+    with pytest.raises(ValueError, match="of 3 3D tokens 3 of the whole shape leave none for its parts"):
+        whole.project(feats, coords, 3)

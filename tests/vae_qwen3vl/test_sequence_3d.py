@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vae_qwen3vl.sequence_3d import (
+    coarse_occupancy,
     group_blocks,
     keep_head,
     object_counts,
@@ -152,3 +158,24 @@ def test_bad_coordinates_are_refused():
         pool_to_budget(torch.zeros(1, 8), torch.tensor([[10**12, 0, 0, 0]]), 4)
     with pytest.raises(ValueError, match="'head' or 'none'"):
         prepare_3d_sequence(torch.zeros(1, 8), torch.zeros(1, 4), truncate_mode="tail")
+
+
+@given(seed=st.integers(0, 99), step=st.tuples(*[st.integers(0, 9)] * 3), factor=st.sampled_from([1, 2]))
+def test_coarse_occupancy_is_the_same_wherever_an_object_stands_and_on_a_finer_grid(seed, step, factor):
+    cells = torch.randperm(16**3, generator=torch.Generator().manual_seed(seed))[:300]
+    xyz = torch.stack([cells // 256, cells // 16 % 16, cells % 16], dim=1)
+    fine = torch.cat([xyz * factor + torch.tensor(part) for part in itertools.product(range(factor), repeat=3)])
+    one = coarse_occupancy(F.pad(xyz, (1, 0)), 8)
+    other = coarse_occupancy(torch.cat([F.pad(xyz, (1, 0)), F.pad(fine + torch.tensor(step), (1, 0), value=1)]), 8)
+    torch.testing.assert_close(other[:1], one)
+    torch.testing.assert_close(other[1:], one)
+
+
+def test_coarse_occupancy_by_hand():
+    solid = torch.tensor(list(itertools.product(range(16), repeat=3)))
+    torch.testing.assert_close(coarse_occupancy(F.pad(solid, (1, 0)), 4), torch.ones(1, 64))
+    half = coarse_occupancy(F.pad(solid[solid[:, 0] < 8], (1, 0)), 4).view(4, 4, 4)  # in the middle of its cube
+    assert half[:, 0, 0].tolist() == [0, 1, 1, 0]
+    assert float(coarse_occupancy(torch.tensor([[0, 5, 5, 5]]), 8).sum()) == 1
+    with pytest.raises(ValueError, match="has id 1, but only 1 codes"):
+        coarse_occupancy(torch.tensor([[1, 0, 0, 0]]), 8)

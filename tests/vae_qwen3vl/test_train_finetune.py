@@ -103,6 +103,15 @@ def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, cod
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0, msg=name)
     assert load_projector(second / "projector_final.pt")[1].max_3d_tokens == 64
+    assert train(*common, *start, "--shape_tokens", "2", "--lr", "1e-9", "--lora_lr", "1e-9") == 0
+    whole = Path(capsys.readouterr().out.strip())
+    grown = parts(whole)
+    assert {name for name in grown if name not in before} == {
+        f"shape.{n}.{p}" for n in (0, 2) for p in ("weight", "bias")
+    }
+    assert all(torch.allclose(grown[name], value, atol=1e-5) for name, value in before.items())
+    assert train(*common, "--init_projector", str(whole / "projector_final.pt")) == 2
+    assert "has shape_tokens 2, the settings say 0; give --shape_tokens 2" in capsys.readouterr().err
     assert train(*common[:4], "--merge", "4", *start[:2]) == 2
     assert "has merge 2, the settings say 4; give --merge 2" in capsys.readouterr().err
     assert train(*common[:-3], "--init_lora", str(first / "lora_final")) == 2
