@@ -75,6 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mrope_and_sine": {"use_3d_pos": True},
     "one_layer": {"projector_layers": 1},
     "three_layers": {"projector_layers": 3},
+    "whole_shape": {"shape_tokens": 2},
     "projector_only": {"use_lora": False},
     "pretrained": {"pretrain_epochs": 10},
     "no_contrast": {"contrastive_weight": 0.0},
