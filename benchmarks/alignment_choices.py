@@ -172,7 +172,7 @@ def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
                 codes.codebook[indices.long()], F.pad(coords.int(), (1, 0)), settings["max_3d_tokens"]
             )
             counts.append(len(tokens.coords))
-    return sorted(counts)[len(counts) // 2]
+    return sorted(counts)[len(counts) // 2] + settings.get("shape_tokens", 0)
 
 
 def _best_blind(found: dict[str, Any]) -> float:

@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from sdf_vqvae.field_folder import ID_COLUMN
@@ -27,6 +28,7 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
 from vae_qwen3vl.plain_text import WithPlainText
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.sequence_3d import pool_to_budget, sequence_keys
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,11 @@ def alignment_data(
     check_data(config)
     if codes is None and config.mirrored_dir is not None:
         raise ValueError("mirrored_dir goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
+    if config.mirrored_dir is not None and not (Path(config.mirrored_dir) / MANIFEST).is_file():
+        raise ValueError(
+            f"mirrored_dir: there are no codes in {config.mirrored_dir}; make them with: "
+            f"vae-qwen3vl encode DATASET -o {config.mirrored_dir} --mirror"
+        )
     if config.dummy_data:
         return _dummies(config, processor, latent_dim)
     texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
@@ -159,13 +166,21 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
 
 def _tokens_of(data: CachedCodesDataset, config: AlignmentConfig) -> list[float]:
     """Return how many 3D tokens each item makes where it is, with all its codes."""
-    most = config.max_3d_tokens if config.max_3d_tokens > 0 else sys.maxsize
-    side = data.codes.manifest.latent_resolution
+    most = max(0, config.max_3d_tokens - config.shape_tokens) if config.max_3d_tokens > 0 else 0
     counts = []
     for name in data.names:
-        x, y, z = (data.codes[name][1].long() // config.merge).unbind(1)
-        counts.append(float(min(most, len(torch.unique((x * side + y) * side + z)))))
+        coords = F.pad(data.codes[name][1].long() // config.merge, (1, 0))
+        count = len(torch.unique(sequence_keys(coords)))
+        if most and count > most:
+            count = most if config.truncate_mode == "head" else _pooled(coords, most)
+        counts.append(float(count + config.shape_tokens))
     return counts
+
+
+def _pooled(coords: Tensor, most: int) -> int:
+    """Return how many tokens the blocks at `coords [M, 4]` become."""
+    blocks = torch.unique(coords[:, [0, 3, 2, 1]], dim=0)[:, [0, 3, 2, 1]]  # by (z, y, x)
+    return len(pool_to_budget(torch.zeros(len(blocks), 1), blocks, most)[1])
 
 
 def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:

@@ -70,7 +70,7 @@ class AlignmentTrainer:
     The loss of a step is the mean over all answer tokens of its objects, whatever processes and parts they were
     spread over, so that one process and many do the same. Validation has two losses: with the objects' own shapes,
     and with another object's (the blind control); only their difference says that shapes are read. The weights
-    with the lowest validation loss are the run's result.
+    that are the best by `best_by` are the run's result.
 
     Args:
         model: with adapters if they are to be trained; everything else is frozen.
@@ -273,6 +273,7 @@ class AlignmentTrainer:
     def validate(self) -> dict[str, float]:
         """Measure both validation losses, remember the weights if they are the best, and return the losses.
 
+        Batches hold two objects at least, where there are so many: one alone has no other shape beside it.
         Every process runs equally many batches, for those that share a sharded model wait for each other. One that
         has no objects left runs the first ones again, which don't count.
         """
@@ -280,7 +281,11 @@ class AlignmentTrainer:
         self.branch.eval()
         as_written = uncompiled() if self.config.compile_layers else contextlib.nullcontext()
         sums = [0.0, 0.0, 0.0]
-        size, rank, world = self.config.batch_size, self.accelerator.process_index, self.accelerator.num_processes
+        size, rank, world = (
+            max(2, self.config.batch_size),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
         numbers = list(range(len(self.data.val)))  # type: ignore[arg-type]
         for first in range(0, len(numbers), world * size):
             own = numbers[first + rank * size : first + (rank + 1) * size]
@@ -296,8 +301,9 @@ class AlignmentTrainer:
         losses = {"val_loss": matching / tokens, "val_loss_other_shape": other / tokens}
         gap = losses["val_loss_other_shape"] - losses["val_loss"]
         scores = {"gap": gap, "val_loss": -losses["val_loss"], "last": float(self.step_number)}
-        if scores[self.config.best_by] >= self.best_score:
-            self.best_score, self.best_step = scores[self.config.best_by], self.step_number
+        score = scores[self.config.best_by]
+        if math.isfinite(score) and score >= self.best_score:
+            self.best_score, self.best_step = score, self.step_number
             self.best_losses = losses
             self.best = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
         if self.log is not None:
@@ -352,6 +358,8 @@ class AlignmentTrainer:
         self.step_number, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
         self.seconds, self.objects, self.skipped = state["seconds"], state["objects"], state["skipped"]
         if found.averages:
+            if "best_score" not in state:
+                raise ValueError(f"{self.folder} holds a run of an earlier version, which this one can't go on with")
             self.best = dict(found.averages[0])
             self.best_score, self.best_step = state["best_score"], state["best_step"]
             self.best_losses = state["best_losses"]

@@ -215,6 +215,8 @@ class AlignmentConfig:
             _checked(key, getattr(self, key))
         for key in _NUMBERED:
             self.numbers(key)
+        if 0 < self.max_3d_tokens <= self.shape_tokens:
+            raise ValueError(f"{self.shape_tokens} shape_tokens leave nothing of max_3d_tokens {self.max_3d_tokens}")
         if self.init_lora is not None and not self.use_lora:
             raise ValueError("init_lora needs use_lora: the adapters it starts from are trained on")
 

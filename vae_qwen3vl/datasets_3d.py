@@ -6,6 +6,7 @@ Items are dictionaries; `collate` joins them to what `Qwen3VLWith3DBranch.forwar
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.data_workers import SharedEpoch, SharedTexts
 from vae_qwen3vl.mirror_words import looks_like_the_other_side, mirrored_text
 from vae_qwen3vl.sequence_3d import coords_of_cells
+
+logger = logging.getLogger(__name__)
 
 _Own = TypeVar("_Own", bound="_WithTexts")
 _LATENT_SIDE = 64
@@ -169,7 +172,7 @@ class CachedCodesDataset(_WithTexts):
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words; or `mirrored` is of another
-            tokenizer, or not of mirror images.
+            tokenizer, not of mirror images, or of none of these objects.
     """
 
     def __init__(
@@ -201,6 +204,9 @@ class CachedCodesDataset(_WithTexts):
         if self.mirrored is not None:
             there = self.mirrored
             self._with_mirror_image = {n for n in names if n in there and looks_like_the_other_side(texts[n])}
+            if not self._with_mirror_image:
+                raise ValueError(f"{there.folder} has a mirror image of none of the {len(names)} objects")
+            logger.info("%d of %d objects have a mirror image", len(self._with_mirror_image), len(names))
         super().__init__(texts, names, seed, caption_share, kind_weights)
 
     def for_validation(self) -> CachedCodesDataset:

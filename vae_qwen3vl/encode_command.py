@@ -88,6 +88,8 @@ def _encode_one(options: argparse.Namespace) -> int:
     from sdf_vqvae.sparse_sdf import SparseSDF
     from vae_qwen3vl.cli import print_stages
 
+    if options.mirror:
+        raise ValueError("--mirror is for datasets: what is said of one shape is said of it as it is")
     if options.output.suffix != CODES_SUFFIX:
         raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
     source = load_shape(options.mesh)

@@ -12,8 +12,13 @@ from dataclasses import replace
 
 from vae_qwen3vl.captions import Text
 
-_SIDES = re.compile(r"(?i:(?<![a-z])(?:left|right)(?![a-z]|[- ]ang))|[左右]|(?<=[A-Za-z]{3} )[LR](?=[,.)]| \(|$)")
-"""Words of sides, and the L or R at the end of an organ's name (`Knee L, male`); no right angles, no `tire 43 R`."""
+_SIDES = re.compile(
+    r"(?i:(?<![a-z])(?:left|right)(?![a-z]|[- ](?:ang|triang|circular|prism|cone)))"
+    r"|(?<!左)[左右](?![左右轮])"
+    r"|(?<=[A-Za-z]{3} )(?<![Ss]ize )(?:[LR](?=[,.)]| \(|$)|[lr](?= \(whole))"
+)
+"""Words of sides, and the L or R at the end of an organ's name (`Knee L, male`); no right angles, no `tire 43 R`, no
+revolver (左轮), no "on both sides" (左右)."""
 _WITHOUT_PAIR = re.compile(
     r"ventric|atri(?:um|al|oventricular)|coronary|cardiac|marginal|heart|lung|pulmon|bronch|lobe|hepat|liver|biliary|"
     r"colic|gastr|carotid|subclavian|brachiocephalic|aort|室|房|心|肺|肝|叶|支气管",
@@ -36,8 +41,18 @@ def exchange_sides(words: str) -> str:
 
 
 def looks_like_the_other_side(texts: Iterable[Text]) -> bool:
-    """Say whether the object's mirror image is what its texts say with the sides exchanged."""
-    return not any(_SIDES.search(text.answer) and _WITHOUT_PAIR.search(text.answer) for text in texts)
+    """Say whether the object's mirror image is what its texts say with the sides exchanged.
+
+    It is not where an organ without a pair is in the same text as a side, or is the object's caption and any text
+    names a side.
+    """
+    sided, unpaired = False, False
+    for text in texts:
+        side, alone = bool(_SIDES.search(text.answer)), bool(_WITHOUT_PAIR.search(text.answer))
+        if side and alone:
+            return False
+        sided, unpaired = sided or side, unpaired or (alone and not text.kind)
+    return not (sided and unpaired)
 
 
 def _exchange(found: re.Match[str]) -> str:

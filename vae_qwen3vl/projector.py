@@ -119,6 +119,8 @@ class Projector3D(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"projector_layers must be 1 (one Linear) or more (an MLP), not {num_layers}")
+        if shape_tokens < 0:
+            raise ValueError(f"shape_tokens must be 0 or more, not {shape_tokens}")
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {MERGES} cells per axis, not {merge}")
         self.latent_dim, self.hidden_size, self.num_layers, self.merge = (

@@ -229,15 +229,16 @@ def pool_to_budget(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, 
 def coarse_occupancy(coords: Tensor, side: int) -> Tensor:  # [N, 4] -> [B, side^3]
     """Return how full each box of a coarse grid is that lies round each object's bounding cube.
 
-    The same wherever the object stands, and about the same on a finer latent grid.
+    The same wherever the object stands, and on a grid twice as fine. Boxes hold equally many cells where the longest
+    side is a multiple of `side` cells, as it is for objects that fill the latent grid; else some hold more.
 
     Args:
         coords: int `[N, 4]` = (batch, x, y, z), every object with at least one row.
         side: boxes along an axis.
 
     Returns:
-        Share of each box's cells that are occupied, float32, x slowest. Of an object of fewer cells than boxes along
-        its longest side, boxes are no smaller than cells.
+        Occupied cells over the mean number of cells of a box, float32, x slowest. Of an object of fewer cells than
+        boxes along its longest side, boxes are no smaller than cells.
     """
     objects, xyz = coords[:, 0], coords[:, 1:].float()
     count = len(object_counts(coords))

@@ -9,7 +9,7 @@ which the tokenizer then encodes in every step; train_sdf_dataset where none is 
 and from flags, which win.
 
 Every run gets its own folder in --output_dir, named after its settings: projector_final.pt and lora_final/ (the
-weights with the lowest validation loss), train_args.json, log.jsonl, tensorboard/, checkpoints/. `--resume` with the
+weights that --best_by chooses), train_args.json, log.jsonl, tensorboard/, checkpoints/. `--resume` with the
 same settings goes on with a run that was stopped. What the console says, and more, is in logs/ by time and process.
 """
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdf_vqvae.archives import one_line
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
 from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_program
 
@@ -237,7 +238,10 @@ def start_from(model: Qwen3VLWith3DBranch, config: AlignmentConfig, vae_hash: st
                 f"init_projector: {config.init_projector} has shape_tokens {found.shape_tokens}, the settings say "
                 f"{new.shape_tokens}; give --shape_tokens {found.shape_tokens}"
             )
-        new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
+        try:
+            new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
+        except RuntimeError as error:
+            raise ValueError(f"init_projector: {config.init_projector} does not fit ({one_line(error)})") from error
         model.projector = new
     model.positions, model.max_3d_tokens, model.truncate_mode = reading
 

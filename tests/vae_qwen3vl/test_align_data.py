@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,37 @@ from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Projector3D
 
 
-@pytest.mark.parametrize(("merge", "most"), [(1, 0), (2, 0), (1, 20), (4, 512)])
-def test_objects_are_as_long_as_their_3d_tokens(codes: Path, tokenizer, merge: int, most: int) -> None:
-    config = AlignmentConfig(data_dir=str(codes), merge=merge, max_3d_tokens=most, shift_cells=3)
+@pytest.mark.parametrize("mode", ["pool", "head"])
+@pytest.mark.parametrize(("merge", "most", "shape"), [(1, 0, 0), (2, 0, 2), (1, 20, 0), (1, 20, 3), (4, 512, 0)])
+def test_objects_are_as_long_as_their_3d_tokens(
+    codes: Path, tokenizer, merge: int, most: int, shape: int, mode
+) -> None:
+    told = {"merge": merge, "max_3d_tokens": most, "shape_tokens": shape, "truncate_mode": mode}
+    config = AlignmentConfig(data_dir=str(codes), shift_cells=3, **told)
     folder = cached_codes(config)
     assert folder is not None
     data = alignment_data(config, Processor3D(tokenizer), folder, latent_dim=folder.codebook.shape[1])
-    projector = Projector3D(folder.codebook.shape[1], 8, merge=merge)
+    projector = Projector3D(folder.codebook.shape[1], 8, merge=merge, shape_tokens=shape)
     expected = []
     for row in folder.table():
         if row["split"] == "train":
             own, coords = folder[row["sha256"]]
             feats = folder.codebook[own.long()]
-            expected.append(len(projector.project(feats, F.pad(coords.int(), (1, 0)), most, "head").coords))
+            expected.append(len(projector.project(feats, F.pad(coords.int(), (1, 0)), most, mode).coords))
     assert list(data.lengths) == expected
+
+
+def test_mirror_images_that_are_not_there_are_missed(codes: Path, tokenizer, tmp_path: Path) -> None:
+    config = AlignmentConfig(data_dir=str(codes), mirrored_dir=str(tmp_path / "mirrored"))
+    with pytest.raises(ValueError, match=r"mirrored_dir: there are no codes in .*mirrored; make them .* --mirror"):
+        alignment_data(config, Processor3D(tokenizer), cached_codes(config), latent_dim=8)
+    mirrored = tmp_path / "mirrored"
+    mirrored.mkdir()
+    about = json.loads((codes / "manifest.json").read_text())
+    (mirrored / "manifest.json").write_text(json.dumps({**about, "mirrored": True}))
+    (mirrored / "codebook.safetensors").write_bytes((codes / "codebook.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="has a mirror image of none of the 3 objects"):
+        alignment_data(config, Processor3D(tokenizer), cached_codes(config), latent_dim=8)
 
 
 def test_mirror_images_go_with_cached_codes(tokenizer) -> None:

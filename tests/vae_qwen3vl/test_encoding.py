@@ -160,6 +160,10 @@ def test_mirror_images_have_a_folder_of_their_own(tmp_path, vae_config, capsys):
     assert encode(folder, mirrored, vae_config) == 2
     assert "holds codes of mirror images, not of objects as they are" in capsys.readouterr().err
 
+    mesh = str(folder / "wedge.ply")
+    assert main(["encode", mesh, "-o", str(tmp_path / "x.safetensors"), "--device", "cpu", "--mirror"]) == 2
+    assert "--mirror is for datasets" in capsys.readouterr().err
+
     both = CachedCodesDataset(plain, mirrored=mirrored)
     said = set()
     for epoch in range(20):

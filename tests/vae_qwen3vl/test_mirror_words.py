@@ -17,12 +17,15 @@ from vae_qwen3vl.mirror_words import exchange_sides, looks_like_the_other_side, 
         ("patella (VH M Knee L, male)", "patella (VH M Knee R, male)"),
         ("Vas deferens L", "Vas deferens R"),
         ("rib_left_9", "rib_right_9"),
+        ("knee l (whole organ)", "knee r (whole organ)"),
         ("RIGHT ARM", "LEFT ARM"),
         ("Left or right?", "Right or left?"),
         ("左肾，在身体左侧", "右肾，在身体右侧"),
         ("a bright, upright leftover", "a bright, upright leftover"),
         ("Technic Connector at a right angle", "Technic Connector at a right angle"),
         ("Tyre 43 R, Liebherr R 9800", "Tyre 43 R, Liebherr R 9800"),
+        ("right triangle, right circular cone, shirt size L", "right triangle, right circular cone, shirt size L"),
+        ("左轮手枪，左右对称", "左轮手枪，左右对称"),
     ],
 )
 def test_sides_are_exchanged_and_nothing_else(words, expected):
@@ -30,7 +33,7 @@ def test_sides_are_exchanged_and_nothing_else(words, expected):
     assert exchange_sides(expected) == words
 
 
-@given(st.text(alphabet="leftrigh LR左右,.()-_", max_size=40))
+@given(st.text(alphabet="leftrigh LR左右轮,.()-_", max_size=40))
 def test_exchanged_twice_is_what_it_was(words):
     assert exchange_sides(exchange_sides(words)) == words
 
@@ -51,6 +54,7 @@ def test_question_and_answer_are_exchanged_together():
         (["heart"], True),
         (["heart left ventricle"], False),
         (["kidney", "right hepatic artery"], False),
+        (["branch of circumflex coronary artery", "Left."], False),
         (["左肺"], False),
     ],
 )

@@ -178,5 +178,7 @@ def test_tokens_of_the_whole_shape_stand_in_front(make_codes):
     few = whole.project(feats, coords, 8)
     assert int(torch.bincount(few.coords[:, 0]).max()) <= 8
     torch.testing.assert_close(few.embeds[:3], own[0])
+    with pytest.raises(ValueError, match="shape_tokens must be 0 or more, not -1"):
+        Projector3D(8, 32, shape_tokens=-1)
     with pytest.raises(ValueError, match="of 3 3D tokens 3 of the whole shape leave none for its parts"):
         whole.project(feats, coords, 3)
