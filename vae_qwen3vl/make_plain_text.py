@@ -37,7 +37,9 @@ plain_text. Trained on beside the objects, they hold adapters to what the model 
 text and fit any language model, but only the one that said them.
 
 Answers are sampled at temperature 1, for on such samples the untouched model is itself the best one. One that has not
-ended after 96 tokens is left out rather than cut, which would teach to end early."""
+ended after 96 tokens is left out rather than cut, which would teach to end early.
+
+Answers come in by the batch, into FILE.part; FILE appears when all are there. The same command goes on with it."""
 EXAMPLES = f"""\
 examples:
   {PROGRAM} -o plain_text.jsonl
@@ -77,8 +79,9 @@ def write_plain_text(
 ) -> PlainTextReport:
     """Write `count` questions with the model's own answers as JSON lines; fewer if it hardly ends any.
 
-    The same model, device, seed and batch size write the same file. Prompts come in random order, and again with
-    other answers after all were asked. Empty and repeated answers are left out too.
+    The same model, device, seed and batch size write the same file, in one go or in several: every batch of answers
+    is appended to `path` with `.part` behind it, and what is there is not asked again. Prompts come in random order,
+    and again with other answers after all were asked. Empty and repeated answers are left out too.
 
     Args:
         model: without adapters, in evaluation mode.
@@ -88,18 +91,35 @@ def write_plain_text(
         split: of the prompts: `train`, or `held_out` to measure with.
         seed: of prompts and answers.
         batch_size: prompts that are answered together.
+
+    Raises:
+        ValueError: the part that is there was asked with other settings.
     """
     from tqdm import tqdm
 
-    torch.manual_seed(seed)
+    settings = {"vl_model": model.vl_label, "split": split, "seed": seed, "batch_size": batch_size}
+    part = path.with_name(path.name + ".part")
+    known = _read_part(part, settings)
     found: dict[tuple[str, str], None] = {}
     asked = unfinished = 0
-    batches = _prompt_batches(plain_prompts(split), seed, batch_size)
-    with tqdm(total=count, desc="answers", unit="answer", disable=None) as bar:
+    batches = enumerate(_prompt_batches(plain_prompts(split), seed, batch_size))
+    with (
+        tqdm(total=count, desc="answers", unit="answer", disable=None) as bar,
+        part.open("a", encoding="utf-8") as file,
+    ):
         while len(found) < count and asked < _MOST_TRIES * count:
-            prompts = next(batches)
+            number, prompts = next(batches)
+            if number < len(known):
+                answers = known[number]
+            else:
+                torch.manual_seed(
+                    (seed << 32) + number
+                )  # a batch's answers are the same whoever asked the ones before
+                answers = own_answers(model, processor, prompts)
+                file.write(json.dumps(answers, ensure_ascii=False) + "\n")
+                file.flush()
             asked += len(prompts)
-            for prompt, answer in zip(prompts, own_answers(model, processor, prompts), strict=True):
+            for prompt, answer in zip(prompts, answers, strict=True):
                 unfinished += answer is None
                 if answer and len(found) < count:
                     found[prompt, answer] = None
@@ -107,7 +127,20 @@ def write_plain_text(
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for prompt, answer in found:
             file.write(json.dumps({"question": prompt, "answer": answer}, ensure_ascii=False) + "\n")
+    part.unlink()
     return PlainTextReport(texts=len(found), asked=asked, unfinished=unfinished)
+
+
+def _read_part(part: Path, settings: dict[str, Any]) -> list[list[str | None]]:
+    """Return the answers of each batch of an earlier run, and leave a file to which the next ones can be appended."""
+    lines = part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if part.is_file() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may have left half a line
+    if whole and whole[0] != settings:
+        raise ValueError(f"{part} was begun with {whole[0]}, not {settings}: give those again, or delete it")
+    with atomic_path(part) as temporary:
+        kept = [settings, *whole[1:]]
+        temporary.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept), encoding="utf-8")
+    return whole[1:]
 
 
 def own_answers(

@@ -202,6 +202,35 @@ def test_own_answers_are_written_and_the_seed_repeats_them(tmp_path: Path, token
     assert {question for question, _ in made("held.jsonl", split="held_out")} <= set(plain_prompts("held_out"))
 
 
+def test_a_killed_run_goes_on_and_writes_what_one_run_would(tmp_path: Path, tokenizer, make_vl) -> None:
+    model, processor = Loud(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval(), Processor3D(tokenizer)
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
+    write_plain_text(model, processor, whole, 40, batch_size=4)
+    asked: list[int] = []
+    generate = model.generate
+
+    def killed(*given, **settings):
+        asked.append(1)
+        if len(asked) == 4 and not path.exists():
+            raise KeyboardInterrupt
+        return generate(*given, **settings)
+
+    model.generate = killed
+    with pytest.raises(KeyboardInterrupt):
+        write_plain_text(model, processor, path, 40, batch_size=4)
+    part = tmp_path / "texts.jsonl.part"
+    assert not path.exists() and len(part.read_text().splitlines()) == 4  # settings and three batches
+    with pytest.raises(ValueError, match="was begun with"):
+        write_plain_text(model, processor, path, 40, batch_size=5)
+    part.write_bytes(part.read_bytes()[:-9])  # the last batch half written
+    write_plain_text(model, processor, path, 40, batch_size=4)
+    assert path.read_bytes() == whole.read_bytes() and not part.exists()
+    batches = len(asked) - 4
+    asked.clear()
+    write_plain_text(model, processor, path, 40, batch_size=4)
+    assert len(asked) == batches + 2  # two whole batches had been kept
+
+
 def test_an_unfinished_answer_is_no_answer(tmp_path: Path, tokenizer, make_vl) -> None:
     model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval()
     model.vl_model.generation_config.eos_token_id = [399]
