@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 
 from sdf_vqvae.bootstrap import mean_interval
 from sdf_vqvae.field_folder import ID_COLUMN
+from vae_qwen3vl.closed_sets import group_of
 from vae_qwen3vl.code_folder import CodeFolder
 
 Array = npt.NDArray[np.float64]
@@ -36,8 +36,7 @@ def organs_of(codes: CodeFolder, files: list[str]) -> dict[str, str]:
         for line in (codes.folder / file).read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if record["kind"] == "organ" and record["language"] == "en" and record["sample_id"] in codes:
-                name = re.sub(r"\b(left|right)\b", "", record["answer"].lower())
-                found[record["sample_id"]] = " ".join(name.strip(" .").split())
+                found[record["sample_id"]] = group_of("organ", record["answer"])
     return found
 
 
@@ -88,7 +87,7 @@ def main() -> None:
     references = rows_of(grids), rows_of([grid[::-1] for grid in grids])
     found: dict[str, Any] = {"training_organs": len(train), "training_names": len(set(known))}
     for split in ("val", "test"):
-        names = [name for name in organs if splits[name] == split and organs[name] in set(known)]
+        names = [name for name in organs if splits[name] == split and organs[name] in known]
         asked = [organs[name] for name in names]
         rows = rows_of([grid_of(codes, name) for name in names])
         plain, mirrored = (rows @ reference.T for reference in references)

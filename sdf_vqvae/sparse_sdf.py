@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import trimesh
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdf_vqvae.archives import npz_shapes, read_npz, regular_file, write_npz
 from sdf_vqvae.field import FieldDescription
@@ -22,6 +22,7 @@ from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_field
 from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
+from sdf_vqvae.sparse.coordinates import linear_keys
 
 _FORMAT = 1
 MAX_VOXELS = 2**26
@@ -164,9 +165,7 @@ class SparseSDF:
             raise ValueError("a field sampled at corners has no mirror image on its own grid")
         index = self.index.clone()
         index[:, 0] = self.field.resolution - 1 - index[:, 0]
-        side = self.field.resolution
-        place = (index[:, 0].long() * side + index[:, 1]) * side + index[:, 2]
-        order = place.argsort()
+        order = linear_keys(nn.functional.pad(index, (1, 0)), self.field.resolution).argsort()
         x, y, z = self.center
         return replace(self, sdf=self.sdf[order], index=index[order], center=(-x, y, z))
 

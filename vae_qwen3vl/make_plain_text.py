@@ -112,9 +112,7 @@ def write_plain_text(
             if number < len(known):
                 answers = known[number]
             else:
-                torch.manual_seed(
-                    (seed << 32) + number
-                )  # a batch's answers are the same whoever asked the ones before
+                torch.manual_seed((seed << 32) + number)  # the same answers whichever run asked those before
                 answers = own_answers(model, processor, prompts)
                 file.write(json.dumps(answers, ensure_ascii=False) + "\n")
                 file.flush()
@@ -133,8 +131,8 @@ def write_plain_text(
 
 def _read_part(part: Path, settings: dict[str, Any]) -> list[list[str | None]]:
     """Return the answers of each batch of an earlier run, and leave a file to which the next ones can be appended."""
-    lines = part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if part.is_file() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may have left half a line
+    text = part.read_text(encoding="utf-8", errors="replace") if part.is_file() else ""
+    whole = [json.loads(line) for line in text.split("\n")[:-1]]  # a killed run may have left half a line behind them
     if whole and whole[0] != settings:
         raise ValueError(f"{part} was begun with {whole[0]}, not {settings}: give those again, or delete it")
     with atomic_path(part) as temporary:

@@ -226,18 +226,15 @@ def start_from(model: Qwen3VLWith3DBranch, config: AlignmentConfig, vae_hash: st
     new, reading = model.projector, (model.positions, model.max_3d_tokens, model.truncate_mode)
     model.load_projector(str(config.init_projector), vae_hash=vae_hash)
     found = model.projector.float()
-    for key, name in (("projector_layers", "num_layers"), ("merge", "merge"), ("use_3d_pos", "use_3d_pos")):
+    grows = new.shape_tokens > found.shape_tokens == 0
+    same = {"projector_layers": "num_layers", "merge": "merge", "use_3d_pos": "use_3d_pos"}
+    for key, name in (same if grows else {**same, "shape_tokens": "shape_tokens"}).items():
         if getattr(found, name) != getattr(new, name):
             raise ValueError(
                 f"init_projector: {config.init_projector} has {key} {getattr(found, name)}, the settings say "
                 f"{getattr(new, name)}; give --{key} {getattr(found, name)}"
             )
-    if found.shape_tokens != new.shape_tokens:
-        if found.shape_tokens:
-            raise ValueError(
-                f"init_projector: {config.init_projector} has shape_tokens {found.shape_tokens}, the settings say "
-                f"{new.shape_tokens}; give --shape_tokens {found.shape_tokens}"
-            )
+    if grows:
         try:
             new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
         except RuntimeError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vae_qwen3vl import make_plain_text as make_plain_text_module
 from vae_qwen3vl.bucketing import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.captions import Text, read_plain_texts
 from vae_qwen3vl.collate import collate_codes_caption, collate_sdf_caption
@@ -222,6 +223,13 @@ def test_a_killed_run_goes_on_and_writes_what_one_run_would(tmp_path: Path, toke
     assert not path.exists() and len(part.read_text().splitlines()) == 4  # settings and three batches
     with pytest.raises(ValueError, match="was begun with"):
         write_plain_text(model, processor, path, 40, batch_size=5)
+    kept = part.read_text(encoding="utf-8").split("\n")
+    said = json.loads(kept[1])
+    kept[1] = json.dumps(["one\u2028two", *said[1:]], ensure_ascii=False)  # which str.splitlines takes for two lines
+    part.write_text("\n".join(kept), encoding="utf-8")
+    assert make_plain_text_module._read_part(part, json.loads(kept[0]))[0][0] == "one\u2028two"
+    kept[1] = json.dumps(said, ensure_ascii=False)
+    part.write_text("\n".join(kept), encoding="utf-8")
     part.write_bytes(part.read_bytes()[:-9])  # the last batch half written
     write_plain_text(model, processor, path, 40, batch_size=4)
     assert path.read_bytes() == whole.read_bytes() and not part.exists()
