@@ -12,6 +12,10 @@ control. Variants run one after another in one process; with --compile_layers sh
 variant's time goes into compiling. One seed each: differences between `base` and `base_again`, which differ in the
 seed alone, are noise. With --latents, two more runs learn from the objects of that folder alone: `few_codes` from
 their codes, `continuous` from the encoder's own vectors. With --mirrored, one more run sees mirror images too.
+
+On several GPUs, run a part of the variants on each, under its own --name, and join the results:
+
+    python benchmarks/alignment_choices.py --table benchmarks/results/alignment_choices_*.json
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import contextlib
 import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +57,7 @@ BASE: dict[str, Any] = {
     "shift_cells": 3,
     "drop_cells": 0.3,
     "contrastive_weight": 0.1,
-    "batch_size": 128,
+    "batch_size": 256,
     "num_workers": 3,
 }
 
@@ -83,8 +88,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
     "no_drops": {"drop_cells": 0.0},
-    "batch_64": {"batch_size": 64},
-    "batch_256": {"batch_size": 256},
+    "batch_128": {"batch_size": 128},
     "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }
 _COMPILING = 10.0
@@ -179,10 +183,31 @@ def _best_blind(found: dict[str, Any]) -> float:
     return found["rows"][found["gaps"]["top_1"]["control"]]["top_1"]["mean"]
 
 
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Return the runs of one or more results as a table in Markdown; behind each name stands the result's number."""
+    lines = [
+        "| run | changed | 3D tokens | steps | objects | loss, own shape | loss, another's | difference |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for number, result in enumerate(results, 1):
+        for name, run in result["runs"].items():
+            changed = ", ".join(f"{key} {value}" for key, value in run.get("settings", {}).items() if key != "seed")
+            if "error" in run:
+                lines.append(f"| {name} ({number}) | {run['error']} | | | | | | |")
+                continue
+            losses = (run["val_loss"], run["val_loss_other_shape"], run["gap"])
+            measured = " | ".join(f"{loss:.3f}" for loss in losses)
+            counts = f"{run['tokens_3d']} | {run['steps']} | {run['objects']:,}"
+            lines.append(f"| {name} ({number}) | {changed} | {counts} | {measured} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the variants, print their numbers and write the result after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codes", type=Path, required=True, help="folder of cached codes with splits and questions")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--codes", type=Path, help="folder of cached codes with splits and questions")
+    what.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print results as a table in Markdown")
     parser.add_argument("--latents", type=Path, help="folder of continuous latents of the same objects")
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
@@ -196,10 +221,12 @@ def main() -> None:
     parser.add_argument("--name", default="alignment_choices", help="of the result's file (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text(encoding="utf-8")) for path in options.table]))
+        return
     jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
     if options.latents is not None:
-        few = {"max_samples": sum(row["split"] == "train" for row in CodeFolder(options.latents).table())}
-        jobs |= {"few_codes": (options.codes, few), "continuous": (options.latents, few)}
+        jobs |= {"few_codes": (options.latents / "codes", {}), "continuous": (options.latents / "latents", {})}
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
     found: dict[str, Any] = {}

@@ -1,7 +1,12 @@
 """How fast alignment trains: at 2B shapes, and for the embedded default; from cached codes and from fields.
 
     python benchmarks/alignment_speed.py --pack ../shared/data/shapes
-    accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts default
+    accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts large --trained lora
+    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 benchmarks/alignment_speed.py --parts large \
+        --trained lora --batch_sizes 32 --no-checkpointing
+
+With several processes every one works on a batch of that size; rates are of all together. FSDP takes one batch size
+a run, for a model is sharded once.
 
 Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, backward, clipping, AdamW; bfloat16 on
 CUDA), on batches that lie ready. Large models have the published shapes of the text part and random weights; their
@@ -41,11 +46,14 @@ from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sequence_3d import coords_of_cells
+from vae_qwen3vl.sharding import is_sharding
 from vae_qwen3vl.train_finetune import make_accelerator
 from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("large", "inside", "default")
+TRAINED = {"projector": False, "lora": True}
+"""What is trained, and whether that takes adapters: a LoRA is trained with the projector."""
 WIDTH = 16
 CODES, SUPERVISED, TEXT = 512, 20, (40, 60)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -169,15 +177,16 @@ def peak(device: torch.device, side: int) -> float:
 
 def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) -> list[dict[str, Any]]:
     """Train projector, and projector with LoRA, at 2B shapes."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in SHAPES:
-        for lora in (False, True):
+        for lora in (TRAINED[trained] for trained in options.trained):
             branch = large_branch(name, options, accelerator.device, lora=lora, max_3d_tokens=0)
             named = branch.vl_model.named_parameters()
             layers = sum(p.numel() for n, p in named if ".layers." in n and "visual" not in n and "lora_" not in n)
             vocabulary, hidden = embedding_table(branch.vl_model).shape
             for size in options.batch_sizes:
-                for checkpointing in (False, True) if size == max(options.batch_sizes) and lora else (False,):
+                also = options.checkpointing and lora and size == max(options.batch_sizes)
+                for checkpointing in (False, True) if also else (False,):
                     if checkpointing:
                         branch.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
                     batch = code_batch(size, vocabulary)
@@ -304,7 +313,7 @@ def measure_sources(
     vae = load_vae_from_config(None, None, accelerator.device)
     fields = fields_of(vae, options, max(sizes))
     pairs = [extract_3d_latent(collate_sparse_sdf([field]), vae) for field in fields]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trained, make in models.items():
         branch = make(vae)
         vocabulary = len(embedding_table(branch.vl_model))
@@ -343,6 +352,13 @@ def main() -> None:
     """Measure, print the rows and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED), help="in the large models")
+    parser.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of the large models with LoRA, the largest batch with gradient checkpointing too",
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
     parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
     parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the embedded default")
@@ -352,12 +368,13 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to try the program")
     parser.add_argument("--compile", action="store_true", help="compile the text layers (torch.compile)")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--name", default="alignment_speed", help="of the result's file (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     accelerator = make_accelerator(cpu=options.cpu or not torch.cuda.is_available())
     rate = peak(accelerator.device, 512 if options.tiny else 8192)
     found: dict[str, Any] = {"peak_tflops": round(rate, 1), "processes": accelerator.num_processes}
-    found["compiled"] = options.compile
+    found |= {"compiled": options.compile, "sharded": is_sharding(accelerator)}
     if "large" in options.parts:
         found["large"] = measure_large(options, accelerator, rate)
     if "inside" in options.parts:
@@ -365,8 +382,9 @@ def main() -> None:
     if "default" in options.parts:
         found["default"] = measure_default(options, accelerator)
     if accelerator.is_main_process:
-        name = "alignment_speed" + ("_compiled" if options.compile else "")
+        name = options.name + ("_compiled" if options.compile else "")
         many = f"_{accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+        many += "_fsdp" if found["sharded"] else ""
         write_result(name + many, found, options.out)
     accelerator.end_training()
 

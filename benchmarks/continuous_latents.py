@@ -1,20 +1,22 @@
-"""Latents before quantization, in the form of cached codes: what training would see without a codebook.
+"""Latents before quantization, in the form of cached codes, beside the codes of the same objects.
 
     python benchmarks/continuous_latents.py --codes train_codes --pack ../shared/data/shapes --count 2000 -o latents
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents
 
-The folder holds the first so many `train` objects of the cached codes and all of `val`, encoded again from their
-meshes. Its codebook has an entry for every latent cell of the dataset, so training and evaluation read it as they
-read codes; only the vectors are the encoder's own. The records of the cached codes (conversations) are copied.
+What training would see without a codebook. Of the `train` objects that have a mesh in the pack, so many are drawn
+with seed 0, and all of `val` are taken: encoded again from their meshes. The folder `latents` has a codebook with an
+entry for every latent cell, so training and evaluation read it as they read codes; only the vectors are the encoder's
+own. The folder `codes` has the cached codes of the same objects. The records (conversations) are copied into both.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,11 +35,13 @@ from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, Place, objects_of
 _AT_A_TIME = 16
 
 
-def chosen_rows(codes: CodeFolder, count: int) -> list[dict[str, str]]:
-    """Return the rows of the first so many captioned `train` objects and of all of `val`."""
+def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[dict[str, str]]:
+    """Return the rows of captioned objects that are `there`: so many of `train`, drawn, and all of `val`."""
     rows = [row for row in codes.table() if row[ID_COLUMN] in codes and captions_in(row["captions"])]
-    train = [row for row in rows if row["split"] == "train"][:count]
-    return train + [row for row in rows if row["split"] == "val"]
+    rows = [row for row in rows if row[ID_COLUMN] in there]
+    train = [row for row in rows if row["split"] == "train"]
+    drawn = random.Random(0).sample(train, min(count, len(train)))
+    return drawn + [row for row in rows if row["split"] == "val"]
 
 
 def latents_of(worker: EncodeWorker, places: Sequence[Place]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -60,37 +64,57 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, required=True, help="folder with meshes.bin and meshes.jsonl")
     parser.add_argument("--count", type=int, default=2000, help="training objects (default %(default)s)")
     parser.add_argument("--device", help="default: CUDA where present")
-    parser.add_argument("--output", "-o", type=Path, required=True, help="the folder to write; must be new")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder to make, of both; must be new")
     options = parser.parse_args()
     options.output.mkdir(parents=True)
     start = time.perf_counter()
     codes = CodeFolder(options.codes)
-    rows = chosen_rows(codes, options.count)
     settings = EncodeSettings(source=options.pack, output=options.output)
     worker = EncodeWorker(str(resolve_device(options.device)), settings=settings)
     if worker.vae.fingerprint() != codes.manifest.vae_hash:
         raise SystemExit("the codes are of another tokenizer than the shipped one")
     places = {place.name: place for place in objects_of(settings, worker.vae)[1]}
+    rows = chosen_rows(codes, places, options.count)
     found = list(latents_of(worker, [places[row[ID_COLUMN]] for row in rows]))
     names, latents, coords = zip(*found, strict=True)
-    sizes = torch.tensor([0, *map(len, latents)])
     table = torch.cat(latents)
-    manifest = dataclasses.replace(codes.manifest, codebook_size=len(table))
-    shard = CodeCache(
-        codes=torch.arange(len(table), dtype=torch.int32),
-        coords=torch.cat(coords),
-        splits=sizes.cumsum(0),
+    kept = [row for row in rows if row[ID_COLUMN] in names]
+    numbers = torch.arange(len(table), dtype=torch.int32)
+    write(options.output / "latents", codes, kept, numbers, coords, names, table)
+    own, places_of = zip(*(codes[name] for name in names), strict=True)
+    write(options.output / "codes", codes, kept, torch.cat(own).int(), [xyz.short() for xyz in places_of], names)
+    print(f"{len(names)} objects, {len(table):,} latents, {time.perf_counter() - start:.0f} s: {options.output}")
+
+
+def write(
+    folder: Path,
+    source: CodeFolder,
+    rows: list[dict[str, str]],
+    numbers: Tensor,
+    coords: Sequence[Tensor],
+    names: tuple[str, ...],
+    table: Tensor | None = None,
+) -> None:
+    """Write a folder of codes: numbers `[T]` in `table [K, D]`, coordinates of each object; records of the source.
+
+    Without a table the numbers are those of the source's codebook.
+    """
+    folder.mkdir()
+    codebook = source.codebook if table is None else table
+    manifest = dataclasses.replace(source.manifest, codebook_size=len(codebook))
+    CodeCache(
+        codes=numbers,
+        coords=torch.cat(list(coords)),
+        splits=torch.tensor([0, *map(len, coords)]).cumsum(0),
         ids=names,
         failures={},
         vae_hash=manifest.vae_hash,
-    )
-    shard.save(options.output / "codes-000000.safetensors")
-    write_safetensors(options.output / CODEBOOK, {"codebook": table}, {})
-    write_table(options.output / METADATA, [row for row in rows if row[ID_COLUMN] in names])
-    for file in options.codes.glob("conversations*.jsonl"):
-        shutil.copy(file, options.output)
-    manifest.save(options.output)
-    print(f"{len(names)} objects, {len(table):,} latents, {time.perf_counter() - start:.0f} s: {options.output}")
+    ).save(folder / "codes-000000.safetensors")
+    write_safetensors(folder / CODEBOOK, {"codebook": codebook}, {})
+    write_table(folder / METADATA, rows)
+    for file in source.folder.glob("conversations*.jsonl"):
+        shutil.copy(file, folder)
+    manifest.save(folder)
 
 
 if __name__ == "__main__":
