@@ -57,7 +57,7 @@ BASE: dict[str, Any] = {
     "shift_cells": 3,
     "drop_cells": 0.3,
     "contrastive_weight": 0.1,
-    "batch_size": 256,
+    "batch_size": 64,
     "num_workers": 3,
 }
 
@@ -88,7 +88,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
     "no_drops": {"drop_cells": 0.0},
-    "batch_128": {"batch_size": 128},
+    "batch_256": {"batch_size": 256},
     "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }
 _COMPILING = 10.0

@@ -1,12 +1,13 @@
 """How fast alignment trains: at 2B shapes, and for the embedded default; from cached codes and from fields.
 
     python benchmarks/alignment_speed.py --pack ../shared/data/shapes
-    accelerate launch --num_processes 2 benchmarks/alignment_speed.py --parts large --trained lora
+    accelerate launch --num_processes 2 --mixed_precision bf16 benchmarks/alignment_speed.py --parts large \
+        --trained lora
     accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 benchmarks/alignment_speed.py --parts large \
-        --trained lora --batch_sizes 32 --no-checkpointing
+        --trained lora --models Qwen3-VL-2B --batch_sizes 32 --no-checkpointing
 
-With several processes every one works on a batch of that size; rates are of all together. FSDP takes one batch size
-a run, for a model is sharded once.
+With several processes each works on a batch of that size; rates are of all together. FSDP takes one model and one
+batch size a run: Accelerate remembers the first model's layers, and a model is sharded once.
 
 Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, backward, clipping, AdamW; bfloat16 on
 CUDA), on batches that lie ready. Large models have the published shapes of the text part and random weights; their
@@ -178,7 +179,7 @@ def peak(device: torch.device, side: int) -> float:
 def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) -> list[dict[str, Any]]:
     """Train projector, and projector with LoRA, at 2B shapes."""
     rows: list[dict[str, Any]] = []
-    for name in SHAPES:
+    for name in options.models:
         for lora in (TRAINED[trained] for trained in options.trained):
             branch = large_branch(name, options, accelerator.device, lora=lora, max_3d_tokens=0)
             named = branch.vl_model.named_parameters()
@@ -352,6 +353,7 @@ def main() -> None:
     """Measure, print the rows and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="the large models")
     parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED), help="in the large models")
     parser.add_argument(
         "--checkpointing",

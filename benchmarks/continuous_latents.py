@@ -38,7 +38,7 @@ _AT_A_TIME = 16
 def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[dict[str, str]]:
     """Return the rows of captioned objects that are `there`: so many of `train`, drawn, and all of `val`."""
     rows = [row for row in codes.table() if row[ID_COLUMN] in codes and captions_in(row["captions"])]
-    rows = [row for row in rows if row[ID_COLUMN] in there]
+    rows = list({row[ID_COLUMN]: row for row in rows if row[ID_COLUMN] in there}.values())
     train = [row for row in rows if row["split"] == "train"]
     drawn = random.Random(0).sample(train, min(count, len(train)))
     return drawn + [row for row in rows if row["split"] == "val"]
