@@ -1,17 +1,17 @@
-"""Which choices make a language model read shapes best: one thing changed at a time, equal time, chosen on `val`.
+"""Which choices make a language model read shapes best: one thing changed at a time, chosen on `val`.
 
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents --mirrored mirrored
 
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
-Every variant is a run of train_finetune.py on the same objects for as many seconds of steps; what costs more a step
-does fewer. Measured is the validation loss of the captions of the split `val` with the objects' own shapes and with
+Every variant is a run of train_finetune.py that sees as many objects in as many steps; the seconds of its steps stand
+beside it. Measured is the validation loss of the captions of the split `val` with the objects' own shapes and with
 other objects' (nats a token), and with --closed_sets also closed questions by likelihood, beside their best blind
-control. Variants run one after another in one process; with --compile_layers short runs come first, so that no
-variant's time goes into compiling. One seed each: differences between `base` and `base_again`, which differ in the
-seed alone, are noise. With --latents, two more runs learn from the objects of that folder alone: `few_codes` from
-their codes, `continuous` from the encoder's own vectors. With --mirrored, one more run sees mirror images too.
+control. Variants run one after another in one process; with --compile_layers a short run comes first, so that little
+of a variant's time is compiling. One seed each: differences between `base` and `base_again`, which differ in the seed
+alone, are noise. With --latents, two more runs see the objects of that folder alone, each more often: `few_codes`
+their codes, `continuous` the encoder's own vectors. With --mirrored, one more run sees mirror images too.
 
 On several GPUs, run a part of the variants on each, under its own --name, and join the results:
 
@@ -92,7 +92,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }
 _COMPILING = 10.0
-"""Seconds of a run that compiles; its first steps take longer, and then it ends."""
+"""Seconds of the run that compiles; its first steps take longer, and then it ends."""
 KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces", "part_of")
 
 
@@ -114,11 +114,9 @@ def printed(program: Any, arguments: list[str]) -> str:
     return told.getvalue()
 
 
-def train(
-    name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace, seconds: float
-) -> tuple[Path, list[str]]:
-    """Train a variant for so many seconds; return its folder, and the flags that its evaluation shares."""
-    settings = BASE | {"epochs": 10_000, "max_seconds": seconds, "val_every": 10**9, "save_every": 10**9}
+def train(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> tuple[Path, list[str]]:
+    """Train a variant; return its folder, and the flags that its evaluation shares."""
+    settings = BASE | {"epochs": options.epochs, "val_every": 10**9, "save_every": 10**9}
     settings |= {"compile_layers": options.compile_layers, "max_samples": options.max_samples} | changed
     common = ["--data_dir", str(codes), "--seed", str(settings.pop("seed", 42))]
     common += ["--vl_model", options.vl_model] if options.vl_model else []
@@ -129,7 +127,7 @@ def train(
 def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one variant; return its numbers."""
     start = time.perf_counter()
-    folder, common = train(name, codes, changed, options, options.seconds)
+    folder, common = train(name, codes, changed, options)
     seconds = time.perf_counter() - start
     log = read_log(folder / "log.jsonl")
     val = [record for record in log if record["kind"] == "val"][-1]
@@ -138,6 +136,7 @@ def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Names
         "settings": changed,
         "steps": result["steps"],
         "objects": result["objects"],
+        "seconds": result["seconds"],
         "seconds_in_all": round(seconds, 1),
         "val_loss": val["val_loss"],
         "val_loss_other_shape": val["val_loss_other_shape"],
@@ -164,6 +163,11 @@ def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) ->
     }
 
 
+def count_to_train(codes: Path) -> int:
+    """Return how many objects of a folder of codes are of the split `train`."""
+    return sum(row["split"] == "train" for row in CodeFolder(codes).table())
+
+
 def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
     """Return the median number of 3D tokens of the objects of `val`."""
     settings = BASE | changed
@@ -186,18 +190,18 @@ def _best_blind(found: dict[str, Any]) -> float:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the runs of one or more results as a table in Markdown; behind each name stands the result's number."""
     lines = [
-        "| run | changed | 3D tokens | steps | objects | loss, own shape | loss, another's | difference |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| run | changed | 3D tokens | steps | objects | seconds | loss, own shape | loss, another's | difference |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for number, result in enumerate(results, 1):
         for name, run in result["runs"].items():
             changed = ", ".join(f"{key} {value}" for key, value in run.get("settings", {}).items() if key != "seed")
             if "error" in run:
-                lines.append(f"| {name} ({number}) | {run['error']} | | | | | | |")
+                lines.append(f"| {name} ({number}) | {run['error']} | | | | | | | |")
                 continue
             losses = (run["val_loss"], run["val_loss_other_shape"], run["gap"])
             measured = " | ".join(f"{loss:.3f}" for loss in losses)
-            counts = f"{run['tokens_3d']} | {run['steps']} | {run['objects']:,}"
+            counts = f"{run['tokens_3d']} | {run['steps']} | {run['objects']:,} | {run.get('seconds', '')}"
             lines.append(f"| {name} ({number}) | {changed} | {counts} | {measured} |")
     return "\n".join(lines)
 
@@ -212,7 +216,7 @@ def main() -> None:
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--seconds", type=float, default=30, help="of steps a variant (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over all objects (default %(default)s)")
     parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
     parser.add_argument("--closed_sets", action="store_true", help="ask closed questions too")
@@ -226,13 +230,15 @@ def main() -> None:
         return
     jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
     if options.latents is not None:
-        jobs |= {"few_codes": (options.latents / "codes", {}), "continuous": (options.latents / "latents", {})}
+        codes, latents = options.latents / "codes", options.latents / "latents"
+        more = {"epochs": round(options.epochs * count_to_train(options.codes) / count_to_train(codes))}
+        jobs |= {"few_codes": (codes, more), "continuous": (latents, more)}
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
     found: dict[str, Any] = {}
     for changed in ({}, {"use_lora": False}, VARIANTS["lora_attention"]) if options.compile_layers else ():
         if any(changed.items() <= settings.items() for _, settings in jobs.values()):
-            train("compiling", options.codes, {"max_samples": 2_000, **changed}, options, _COMPILING)
+            train("compiling", options.codes, {"max_samples": 2_000, "max_seconds": _COMPILING, **changed}, options)
     folder = CodeFolder(options.codes)
     for name, (codes, changed) in jobs.items():
         try:
@@ -240,7 +246,7 @@ def main() -> None:
         except (RuntimeError, OSError, ValueError) as error:
             found[name] = {"error": str(error)[:500]}
         print(name, json.dumps(found[name]), flush=True)
-        write_result(options.name, {"base": BASE, "seconds": options.seconds, "runs": found}, options.out)
+        write_result(options.name, {"base": BASE, "epochs": options.epochs, "runs": found}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latents before quantization, in the form of cached codes, beside the codes of the same objects.
 
-    python benchmarks/continuous_latents.py --codes train_codes --pack ../shared/data/shapes --count 2000 -o latents
+    python benchmarks/continuous_latents.py --codes train_codes --pack ../shared/data/shapes --count 4000 -o latents
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents
 
 What training would see without a codebook. Of the `train` objects that have a mesh in the pack, so many are drawn
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=Path, required=True, help="cached codes of the pack")
     parser.add_argument("--pack", type=Path, required=True, help="folder with meshes.bin and meshes.jsonl")
-    parser.add_argument("--count", type=int, default=2000, help="training objects (default %(default)s)")
+    parser.add_argument("--count", type=int, default=4000, help="training objects (default %(default)s)")
     parser.add_argument("--device", help="default: CUDA where present")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to make, of both; must be new")
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Train the projector, and adapters of the language model, on shapes with words.
+r"""Train the projector, and adapters of the language model, on shapes with words.
 
     python vae_qwen3vl/train_finetune.py --dummy_data --dummy_samples 50 --epochs 1 --batch_size 2 --output_dir out
     python vae_qwen3vl/train_finetune.py --data_dir codes --use_lora --epochs 3 --batch_size 16
-    accelerate launch --num_processes 2 vae_qwen3vl/train_finetune.py --config configs/3d_align_train.yaml
+    accelerate launch --num_processes 2 --mixed_precision bf16 vae_qwen3vl/train_finetune.py \
+        --config configs/3d_align_train.yaml
 
 Data is a folder of cached codes (`vae-qwen3vl encode DATASET -o codes`: by far the fastest) or of distance fields,
 which the tokenizer then encodes in every step; train_sdf_dataset where none is named. Settings come from --config
