@@ -1,4 +1,4 @@
-"""How fast alignment trains: at 2B shapes, and for the embedded default; from cached codes and from fields.
+r"""How fast alignment trains: at 2B shapes, and for the embedded default; from cached codes and from fields.
 
     python benchmarks/alignment_speed.py --pack ../shared/data/shapes
     accelerate launch --num_processes 2 --mixed_precision bf16 benchmarks/alignment_speed.py --parts large \
