@@ -35,6 +35,7 @@ from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
 from vae_qwen3vl.vl_backbone import inference_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
+_TOKENS = 512
 TWENTY_WORDS = (
     "A small round wooden table with four turned legs, a wide flat top and one narrow drawer below the top."
 )
@@ -81,11 +82,12 @@ def measured(
     words = 1 if options.tiny else len(processor.encode_text(TWENTY_WORDS))
     repeats = 1 if options.tiny else options.repeats
     side = vae.config.latent_resolution
-    blocks = torch.cartesian_prod(*[torch.arange(0, side, model.projector.merge)] * 3)[:512]  # a code in each
+    count = _TOKENS - model.projector.shape_tokens
+    blocks = torch.cartesian_prod(*[torch.arange(0, side, model.projector.merge)] * 3)[:count]  # a code in each
     full = torch.nn.functional.pad(blocks, (1, 0)).int()
     table = vae.vq.embeddings.weight.detach()
     mug = extract_3d_latent(voxelize_for(vae, load_mesh(ROOT / "examples" / "mug.glb")).to_batch(), vae)
-    objects = {"512": (table[: len(full)], full, 512), "mug": (*mug, model.max_3d_tokens)}
+    objects = {"512": (table[: len(full)], full, _TOKENS), "mug": (*mug, model.max_3d_tokens)}
     prompt = processor([model.prompt or DEFAULT_PROMPT])
     for name, (feats, coords, budget) in objects.items():
         model.max_3d_tokens = budget
