@@ -5,13 +5,14 @@
 
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
-Every variant is a run of train_finetune.py that sees as many objects in as many steps; the seconds of its steps stand
-beside it. Measured is the validation loss of the captions of the split `val` with the objects' own shapes and with
-other objects' (nats a token), and with --closed_sets also closed questions by likelihood, beside their best blind
-control. Variants run one after another in one process; with --compile_layers a short run comes first, so that little
-of a variant's time is compiling. One seed each: differences between `base` and `base_again`, which differ in the seed
-alone, are noise. With --latents, two more runs see the objects of that folder alone, each more often: `few_codes`
-their codes, `continuous` the encoder's own vectors. With --mirrored, one more run sees mirror images too.
+Every variant is a run of train_finetune.py that sees the objects so many times; the seconds of its steps stand beside
+it (without the passes that `pretrained` has before). Measured is the validation loss of the captions of `val`
+with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also closed questions by
+likelihood, beside their best blind control. Variants run one after another in one process; with --compile_layers a
+short run comes first, so that little of a variant's time is compiling. One seed each: differences between `base` and
+`base_again`, which differ in the seed alone, are noise. With --latents, two more runs see the objects of that folder
+alone, each as much more often as they are fewer: `few_codes` their codes, `continuous` the encoder's own vectors.
+With --mirrored, one more run sees mirror images too.
 
 On several GPUs, run a part of the variants on each, under its own --name, and join the results:
 
@@ -38,6 +39,7 @@ from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.blind_controls import OWN
 from vae_qwen3vl.code_folder import CodeFolder
+from vae_qwen3vl.datasets_3d import CachedCodesDataset
 from vae_qwen3vl.projector import Projector3D
 from vae_qwen3vl.projector_pretraining import PRETRAINING_LOG
 
@@ -163,9 +165,9 @@ def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) ->
     }
 
 
-def count_to_train(codes: Path) -> int:
-    """Return how many objects of a folder of codes are of the split `train`."""
-    return sum(row["split"] == "train" for row in CodeFolder(codes).table())
+def count_to_train(codes: Path, most: int) -> int:
+    """Return how many objects of a folder of codes are trained on, of `most` (0: all)."""
+    return len(CachedCodesDataset(codes, split="train", max_samples=most))
 
 
 def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
@@ -231,7 +233,8 @@ def main() -> None:
     jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
     if options.latents is not None:
         codes, latents = options.latents / "codes", options.latents / "latents"
-        more = {"epochs": round(options.epochs * count_to_train(options.codes) / count_to_train(codes))}
+        few, usual = (count_to_train(folder, options.max_samples) for folder in (codes, options.codes))
+        more = {"epochs": round(options.epochs * usual / few)}
         jobs |= {"few_codes": (codes, more), "continuous": (latents, more)}
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})

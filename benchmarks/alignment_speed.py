@@ -3,8 +3,9 @@ r"""How fast alignment trains: at 2B shapes, and for the embedded default; from 
     python benchmarks/alignment_speed.py --pack ../shared/data/shapes
     accelerate launch --num_processes 2 --mixed_precision bf16 benchmarks/alignment_speed.py --parts large \
         --trained lora
-    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 benchmarks/alignment_speed.py --parts large \
-        --trained lora --models Qwen3-VL-2B --batch_sizes 32 --no-checkpointing
+    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 --mixed_precision bf16 \
+        benchmarks/alignment_speed.py --parts large --trained lora --models Qwen3-VL-2B --batch_sizes 32 \
+        --no-checkpointing
 
 With several processes each works on a batch of that size; rates are of all together. FSDP takes one model and one
 batch size a run: Accelerate remembers the first model's layers, and a model is sharded once.

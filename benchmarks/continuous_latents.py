@@ -4,9 +4,10 @@
     python benchmarks/alignment_choices.py --codes train_codes --compile_layers --latents latents
 
 What training would see without a codebook. Of the `train` objects that have a mesh in the pack, so many are drawn
-with seed 0, and all of `val` are taken: encoded again from their meshes. The folder `latents` has a codebook with an
-entry for every latent cell, so training and evaluation read it as they read codes; only the vectors are the encoder's
-own. The folder `codes` has the cached codes of the same objects. The records (conversations) are copied into both.
+with seed 0, and those of `val` are taken that come from the same sources: encoded again from their meshes. The folder
+`latents` has a codebook with an entry for every latent cell, so training and evaluation read it as they read codes;
+only the vectors are the encoder's own. The folder `codes` has the cached codes of the same objects. The records
+(conversations) are copied into both.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ _AT_A_TIME = 16
 
 
 def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[dict[str, str]]:
-    """Return the rows of captioned objects that are `there`: so many of `train`, drawn, and all of `val`."""
+    """Return the rows of captioned objects that are `there`: so many of `train`, and `val` of their sources."""
     rows = [row for row in codes.table() if row[ID_COLUMN] in codes and captions_in(row["captions"])]
     rows = list({row[ID_COLUMN]: row for row in rows if row[ID_COLUMN] in there}.values())
     train = [row for row in rows if row["split"] == "train"]
     drawn = random.Random(0).sample(train, min(count, len(train)))
-    return drawn + [row for row in rows if row["split"] == "val"]
+    sources = {row.get("source") for row in drawn}
+    return drawn + [row for row in rows if row["split"] == "val" and row.get("source") in sources]
 
 
 def latents_of(worker: EncodeWorker, places: Sequence[Place]) -> Iterator[tuple[str, Tensor, Tensor]]:
