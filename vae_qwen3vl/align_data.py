@@ -129,7 +129,7 @@ def alignment_data(
     train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed, beside=objects)
     limited = data.limited if train.count else ()
     logger.info("%d of %d training items are plain text", train.places, len(train))
-    return dataclasses.replace(data, train=train, lengths=train.lengths, limited=limited)
+    return dataclasses.replace(data, train=train, lengths=train.lengths, limited=limited, plain=True)
 
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:

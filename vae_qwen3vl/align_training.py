@@ -57,6 +57,8 @@ class AlignmentData:
     val: Dataset[Any] | None
     collate: Callable[[list[Any]], Batch]
     """Joins items to what the model's `forward` takes."""
+    plain: bool = False
+    """Whether texts without an object stand among the training items."""
     limited: Sequence[tuple[Sequence[int], int]] = ()
     """Groups of items of which an epoch takes at most so many each."""
     captioned: Dataset[Any] | None = None
@@ -105,6 +107,7 @@ class AlignmentTrainer:
         self.accelerator = accelerator
         self.vae_hash = vae_hash
         self.trained = _Trained(model)
+        self.keep_plain = data.plain and adapters.are_trained(model.vl_model)
         lora = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
         rest = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
         groups = [
@@ -223,6 +226,7 @@ class AlignmentTrainer:
                     losses = self.model(
                         **_moved(part, self.accelerator.device),
                         loss_only=True,
+                        keep_plain=self.keep_plain,
                         contrastive_weight=self.config.contrastive_weight,
                     )
                 # Gradients are averaged over processes, but the mean is over all their tokens.

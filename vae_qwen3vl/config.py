@@ -106,7 +106,7 @@ class AlignmentConfig:
     epoch_limits: str | None = None
     """Sources (the table's column) of which an epoch takes at most so many objects, in turn: ldraw=2000,other=500."""
     plain_text: str | None = None
-    """Records without an object that are trained on too, so that the language model keeps its other skills."""
+    """Records without an object: adapters are held there to what the language model says without them."""
     plain_text_share: float = 0.1
     """Their share of the training items; each epoch draws anew which ones."""
     dummy_data: bool = False

@@ -1,4 +1,4 @@
-"""What training minimises: the answers' cross entropy, and a lesson that ties 3D tokens to names directly."""
+"""What training minimises: the loss of the answers, and a lesson that ties 3D tokens to names directly."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_qwen3vl.adapters import untouched
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.vl_backbone import without_wrapper
+from vae_qwen3vl.vl_backbone import uncompiled, without_wrapper
 
 _TEMPERATURE = 0.07
 _SAME = 0.999
 """Texts whose embeddings agree so far are one text; they are no rivals."""
 
 
-def answer_loss(vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any]) -> Tensor:  # []
-    """Return the mean cross entropy of the answers' tokens; 0 where there are none.
+def answer_loss(
+    vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any], plain: Tensor | None = None
+) -> Tensor:  # []
+    """Return the mean loss of the answers' tokens; 0 where there are none.
+
+    It is their cross entropy, but in plain rows the Kullback-Leibler divergence from what the model without adapters
+    says at the same places: adapters lose nothing there by being themselves, and cannot learn the texts by heart
+    (learning without forgetting, Li and Hoiem 2016).
 
     The vocabulary's logits are computed where an answer's token is predicted and nowhere else.
 
@@ -27,16 +34,50 @@ def answer_loss(vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any]) 
         vl_model: the language model.
         inputs: with labels, padded on the right.
         arguments: more for the language model.
+        plain: bool `[B]`, rows about no object; None has no such rows.
     """
     assert inputs.labels is not None, "a loss needs labels"
-    base = without_wrapper(vl_model)
-    # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
-    taken = {**inputs.model_kwargs(), "attention_mask": None, "use_cache": False, **arguments}
-    hidden = base.model(**taken).last_hidden_state  # [B, S', H]
     targets = inputs.labels[:, 1:]
     kept = targets != IGNORED_LABEL
-    logits = base.lm_head(hidden[:, :-1][kept]).float()  # [N, V]
-    return F.cross_entropy(logits, targets[kept], reduction="sum") / kept.sum().clamp(min=1)
+    before = None if plain is None else _untouched_logits(vl_model, inputs, arguments, plain, kept)  # [P, V]
+    logits = _logits(vl_model, inputs.model_kwargs(), arguments, kept)  # [N, V]
+    losses = F.cross_entropy(logits, targets[kept], reduction="none")
+    if plain is not None and before is not None:
+        of_plain = plain[:, None].expand_as(kept)[kept]  # [N]
+        likely = before.softmax(-1)
+        entropy = F.cross_entropy(before, likely, reduction="none")
+        losses = losses.masked_scatter(
+            of_plain, F.cross_entropy(logits[of_plain], likely, reduction="none") - entropy
+        )
+    return losses.sum() / kept.sum().clamp(min=1)
+
+
+def _logits(vl_model: Any, taken: dict[str, Tensor], arguments: dict[str, Any], kept: Tensor) -> Tensor:  # [N, V]
+    """Return the logits, float32, of the `kept [B, S' - 1]` places."""
+    base = without_wrapper(vl_model)
+    # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
+    hidden = base.model(**{**taken, "attention_mask": None, "use_cache": False, **arguments}).last_hidden_state
+    logits: Tensor = base.lm_head(hidden[:, :-1][kept]).float()
+    return logits
+
+
+@torch.no_grad()
+def _untouched_logits(
+    vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any], plain: Tensor, kept: Tensor
+) -> Tensor | None:  # [P, V]
+    """Return the logits of the model without adapters at the kept places of plain rows, None if there are none.
+
+    It runs without them too, on one row: processes that share a sharded model must all run it.
+    """
+    rows = plain.nonzero().flatten() if bool(plain.any()) else plain.new_zeros(1, dtype=torch.long)
+    longest = int(inputs.attention_mask[rows].sum(1).max())
+    taken = {
+        "inputs_embeds": inputs.inputs_embeds[rows, :longest],
+        "position_ids": inputs.position_ids[:, rows, :longest],
+    }
+    with untouched(vl_model), uncompiled():
+        logits = _logits(vl_model, taken, arguments, kept[rows, : longest - 1])
+    return logits if bool(plain.any()) else None
 
 
 def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor:  # []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
-from vae_qwen3vl.layout import Positions
+from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions
 from vae_qwen3vl.losses import answer_loss, title_contrast
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
@@ -29,13 +29,7 @@ from vae_qwen3vl.vae_latent_extractor import (
     extract_3d_latent_and_indices,
     vae_fingerprint,
 )
-from vae_qwen3vl.vl_backbone import (
-    check_model_type,
-    embedding_rms,
-    embedding_table,
-    load_vl_model,
-    name_cache,
-)
+from vae_qwen3vl.vl_backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
 
 logger = logging.getLogger(__name__)
 
@@ -299,15 +293,17 @@ class Qwen3VLWith3DBranch(nn.Module):
         mask_3d: Tensor | None = None,
         *,
         loss_only: bool = False,
+        keep_plain: bool = False,
         title_ids: Tensor | None = None,
         contrastive_weight: float = 0.0,
         **kwargs: Any,
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
 
-        With `loss_only`, as in training, the vocabulary's logits are computed where an answer's token is predicted
-        and nowhere else. Then `title_ids [O, T]`, the tokens of each object's name (-1 is padding), add
-        `contrastive_weight` times the contrastive loss of `title_contrast`.
+        With `loss_only`, as in training, logits are computed where an answer's token is predicted, and nowhere else.
+        Then `keep_plain` holds adapters to the model without them in rows without a placeholder (`answer_loss`), and
+        `title_ids [O, T]`, the tokens of each object's name (-1 is padding), add `contrastive_weight` times
+        `title_contrast`.
 
         Returns:
             With `loss_only`: `loss`, and `answer_loss`, the part of it that the answers make. Else:
@@ -326,7 +322,8 @@ class Qwen3VLWith3DBranch(nn.Module):
             encoding_indices_3d=encoding_indices,
         )
         if loss_only:
-            answers = total = answer_loss(self.vl_model, inputs, kwargs)
+            plain = (input_ids.to(self.device) != PLACEHOLDER_3D).all(1) if keep_plain else None
+            answers = total = answer_loss(self.vl_model, inputs, kwargs, plain)
             if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
                 table = embedding_table(self.vl_model)
                 total = answers + contrastive_weight * title_contrast(tokens, title_ids.to(self.device), table)

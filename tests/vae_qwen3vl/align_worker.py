@@ -69,7 +69,7 @@ def with_plain_text(data: AlignmentData, share: float) -> AlignmentData:
         for question, answer in [("hi", "a user."), ("What is one?", "A sentence."), ("Describe", "a system in one.")]
     ]
     train = WithPlainText(Tolerant(data.train), data.lengths, texts, share)
-    return dataclasses.replace(data, train=train, lengths=train.lengths)
+    return dataclasses.replace(data, train=train, lengths=train.lengths, plain=True)
 
 
 def make_trainer(

@@ -126,7 +126,7 @@ def one_process(align, accelerator, tmp_path: Path) -> Callable[[float], tuple[P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "share"), [("ddp", 0.0), ("ddp", 0.4), ("fsdp", 0.0)])
+@pytest.mark.parametrize(("kind", "share"), [("ddp", 0.0), ("ddp", 0.4), ("fsdp", 0.4)])
 def test_two_processes_do_what_one_does(
     kind: str, share: float, one_process, tmp_path: Path, repository: Path
 ) -> None:
