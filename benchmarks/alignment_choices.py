@@ -39,7 +39,6 @@ from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.blind_controls import OWN
 from vae_qwen3vl.code_folder import CodeFolder
-from vae_qwen3vl.datasets_3d import CachedCodesDataset
 from vae_qwen3vl.projector import Projector3D
 from vae_qwen3vl.projector_pretraining import PRETRAINING_LOG
 
@@ -166,8 +165,9 @@ def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) ->
 
 
 def count_to_train(codes: Path, most: int) -> int:
-    """Return how many objects of a folder of codes are trained on, of `most` (0: all)."""
-    return len(CachedCodesDataset(codes, split="train", max_samples=most))
+    """Return how many objects of a folder of codes are to train on, at most `most` (0: all)."""
+    count = len({row[ID_COLUMN] for row in CodeFolder(codes).table() if row["split"] == "train"})
+    return min(count, most or count)
 
 
 def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
@@ -214,7 +214,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--codes", type=Path, help="folder of cached codes with splits and questions")
     what.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print results as a table in Markdown")
-    parser.add_argument("--latents", type=Path, help="folder of continuous latents of the same objects")
+    parser.add_argument("--latents", type=Path, help="folder of continuous_latents.py")
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")

@@ -54,8 +54,8 @@ from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("large", "inside", "default")
-TRAINED = {"projector": False, "lora": True}
-"""What is trained, and whether that takes adapters: a LoRA is trained with the projector."""
+TRAINED = ("projector", "lora")
+"""A LoRA is trained with the projector."""
 WIDTH = 16
 CODES, SUPERVISED, TEXT = 512, 20, (40, 60)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -181,7 +181,7 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
     """Train projector, and projector with LoRA, at 2B shapes."""
     rows: list[dict[str, Any]] = []
     for name in options.models:
-        for lora in (TRAINED[trained] for trained in options.trained):
+        for lora in (trained == "lora" for trained in options.trained):
             branch = large_branch(name, options, accelerator.device, lora=lora, max_3d_tokens=0)
             named = branch.vl_model.named_parameters()
             layers = sum(p.numel() for n, p in named if ".layers." in n and "visual" not in n and "lora_" not in n)
@@ -355,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="the large models")
-    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=list(TRAINED), help="in the large models")
+    parser.add_argument("--trained", nargs="+", choices=TRAINED, default=TRAINED, help="in the large models")
     parser.add_argument(
         "--checkpointing",
         action=argparse.BooleanOptionalAction,

@@ -90,19 +90,6 @@ def merge_lora(vl_model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def untouched(vl_model: Any) -> Iterator[None]:
-    """Switch trained adapters off and on again: inside, the language model is what it was before."""
-    with vl_model.disable_adapter():  # which makes them trainable behind it
-        yield
-
-
-def are_trained(vl_model: nn.Module) -> bool:
-    """Return whether the language model has adapters that are being trained."""
-    trained = (p.requires_grad for name, p in vl_model.named_parameters() if "lora_" in name)
-    return hasattr(vl_model, "peft_config") and any(trained)
-
-
-@contextlib.contextmanager
 def casts_left_to_autocast(vl_model: nn.Module, autocast: bool) -> Iterator[None]:
     """Stop float32 adapters from widening activations that autocast would narrow again: the same, with less memory.
 

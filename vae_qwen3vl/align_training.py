@@ -29,6 +29,7 @@ from vae_qwen3vl import adapters
 from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data_workers import worker_options
+from vae_qwen3vl.layout import without_object
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sharding import average_gradients, is_sharding, shard_frozen
@@ -107,9 +108,9 @@ class AlignmentTrainer:
         self.accelerator = accelerator
         self.vae_hash = vae_hash
         self.trained = _Trained(model)
-        self.keep_plain = data.plain and adapters.are_trained(model.vl_model)
         lora = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
         rest = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+        self.keep_plain = data.plain and bool(lora)
         groups = [
             {"params": rest, "peak": config.lr, "from": 0.0},
             {"params": lora, "peak": config.lora_rate, "from": config.projector_share},
@@ -221,12 +222,14 @@ class AlignmentTrainer:
         summed = torch.zeros((), device=self.accelerator.device)
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             last = number == len(parts) - 1
+            # Processes that share a sharded model run it equally often, whoever has such rows.
+            keep_plain = self.keep_plain and (self.sharding or bool(without_object(part["input_ids"]).any()))
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():  # which Accelerate puts round a model of DDP, but not of FSDP
                     losses = self.model(
                         **_moved(part, self.accelerator.device),
                         loss_only=True,
-                        keep_plain=self.keep_plain,
+                        keep_plain=keep_plain,
                         contrastive_weight=self.config.contrastive_weight,
                     )
                 # Gradients are averaged over processes, but the mean is over all their tokens.

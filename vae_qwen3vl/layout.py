@@ -35,6 +35,11 @@ class SequenceLayout:
     """int64 `[3, B, S']`: M-RoPE positions (0 at padding)."""
 
 
+def without_object(input_ids: Tensor) -> Tensor:  # [B, S] -> [B], bool
+    """Return which rows have no placeholder."""
+    return (input_ids != PLACEHOLDER_3D).all(1)
+
+
 def with_placeholders(input_ids: Tensor, attention_mask: Tensor, object_count: int) -> tuple[Tensor, Tensor, bool]:
     """Check placeholders against the number of objects; put one before each sample that plain ids lack.
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_qwen3vl.adapters import untouched
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
@@ -69,15 +68,16 @@ def _untouched_logits(
 
     It runs without them too, on one row: processes that share a sharded model must all run it.
     """
-    rows = plain.nonzero().flatten() if bool(plain.any()) else plain.new_zeros(1, dtype=torch.long)
+    found = plain.nonzero().flatten()
+    rows = found if len(found) else found.new_zeros(1)
     longest = int(inputs.attention_mask[rows].sum(1).max())
     taken = {
         "inputs_embeds": inputs.inputs_embeds[rows, :longest],
         "position_ids": inputs.position_ids[:, rows, :longest],
     }
-    with untouched(vl_model), uncompiled():
+    with vl_model.disable_adapter(), uncompiled():  # which leaves adapters trainable
         logits = _logits(vl_model, taken, arguments, kept[rows, : longest - 1])
-    return logits if bool(plain.any()) else None
+    return logits if len(found) else None
 
 
 def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor:  # []

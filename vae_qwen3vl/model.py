@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_qwen3vl import adapters
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
-from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions
+from vae_qwen3vl.layout import Positions, without_object
 from vae_qwen3vl.losses import answer_loss, title_contrast
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
@@ -322,7 +322,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             encoding_indices_3d=encoding_indices,
         )
         if loss_only:
-            plain = (input_ids.to(self.device) != PLACEHOLDER_3D).all(1) if keep_plain else None
+            plain = without_object(input_ids.to(self.device)) if keep_plain else None
             answers = total = answer_loss(self.vl_model, inputs, kwargs, plain)
             if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
                 table = embedding_table(self.vl_model)
