@@ -5,13 +5,15 @@
 
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
-Every variant is a run of train_finetune.py that sees the objects so many times; the seconds of its steps stand beside
-it (without the passes that `pretrained` has before). Measured is the validation loss of the captions of `val`
-with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also closed questions by
-likelihood, beside their best blind control. Variants run one after another in one process; with --compile_layers a
-short run comes first, so that little of a variant's time is compiling. One seed each: differences between `base` and
-`base_again`, which differ in the seed alone, are noise. With --latents, two more runs see the objects of that folder
-alone, each as much more often as they are fewer: `few_codes` their codes, `continuous` the encoder's own vectors.
+`base` is the recipe of the shipped default: 3D tokens of 4^3 codes, two of the whole shape, and the projector's own
+lesson before, here of five passes. Every variant is a run of train_finetune.py that sees the objects so many times; the
+seconds of its steps stand beside it, which mean little where processes share a GPU. Measured is the validation loss of
+the captions of `val` with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also
+closed questions by likelihood, beside their best blind control. Variants run one after another in one process; with
+--compile_layers a short run comes first, so that little of a variant's time is compiling. One seed each: differences
+between `base` and `base_again`, which differ in the seed alone, are noise. With --latents, two more runs see the
+objects of that folder alone, each as much more often as they are fewer: `few_codes` their codes, `continuous` the
+encoder's own vectors.
 With --mirrored, one more run sees mirror images too.
 
 On several GPUs, run a part of the variants on each, under its own --name, and join the results:
@@ -47,6 +49,8 @@ BASE: dict[str, Any] = {
     "max_3d_tokens": 512,
     "positions": "mrope",
     "projector_layers": 2,
+    "shape_tokens": 2,
+    "pretrain_epochs": 5,
     "use_lora": True,
     "lora_r": 6,
     "lora_targets": "all",
@@ -58,7 +62,7 @@ BASE: dict[str, Any] = {
     "shift_cells": 3,
     "drop_cells": 0.3,
     "contrastive_weight": 0.1,
-    "batch_size": 64,
+    "batch_size": 32,
     "num_workers": 3,
 }
 
@@ -81,9 +85,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mrope_and_sine": {"use_3d_pos": True},
     "one_layer": {"projector_layers": 1},
     "three_layers": {"projector_layers": 3},
-    "whole_shape": {"shape_tokens": 2},
+    "parts_alone": {"shape_tokens": 0},
     "projector_only": {"use_lora": False},
-    "pretrained": {"pretrain_epochs": 10},
+    "no_lesson": {"pretrain_epochs": 0},
     "no_contrast": {"contrastive_weight": 0.0},
     "contrast_1": {"contrastive_weight": 1.0},
     "no_shifts": {"shift_cells": 0},
@@ -218,7 +222,7 @@ def main() -> None:
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over all objects (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over all objects (default %(default)s)")
     parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
     parser.add_argument("--closed_sets", action="store_true", help="ask closed questions too")
@@ -241,7 +245,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     for changed in ({}, {"use_lora": False}, VARIANTS["lora_attention"]) if options.compile_layers else ():
         if any(changed.items() <= settings.items() for _, settings in jobs.values()):
-            train("compiling", options.codes, {"max_samples": 2_000, "max_seconds": _COMPILING, **changed}, options)
+            short = {"max_samples": 2_000, "max_seconds": _COMPILING, "pretrain_epochs": 0}
+            train("compiling", options.codes, {**short, **changed}, options)
     folder = CodeFolder(options.codes)
     for name, (codes, changed) in jobs.items():
         try:

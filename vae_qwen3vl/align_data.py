@@ -147,13 +147,16 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         drop_cells=config.drop_cells,
         mirrored=config.mirrored_dir,
         kind_weights=config.numbers("kind_weights"),
+        vectors=False,
     )
     if _VAL not in splits:
         own = data.names, _tokens_of(data, config), collate
-        return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
+        made = _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
+        return dataclasses.replace(made, codebook=codes.codebook)
     val: Dataset[Any] | None = None
     if config.val_samples:
-        val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=config.val_samples, caption_share=1.0))
+        most = config.val_samples
+        val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=most, caption_share=1.0, vectors=False))
     return AlignmentData(
         train=Tolerant(data),
         lengths=_tokens_of(data, config),
@@ -161,6 +164,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         collate=collate,
         limited=_limited(config, data.names, sources),
         captioned=Tolerant(data.with_captions()),
+        codebook=codes.codebook,
     )
 
 

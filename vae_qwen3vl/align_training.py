@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,6 +66,8 @@ class AlignmentData:
     captioned: Dataset[Any] | None = None
     """The objects of `train` with captions alone, where the codes are cached: what the projector's first lesson is
     about."""
+    codebook: Tensor | None = None
+    """`[K, D]`, where batches have `codes_3d` instead of their vectors."""
 
 
 class AlignmentTrainer:
@@ -107,6 +110,7 @@ class AlignmentTrainer:
         self.folder = folder
         self.accelerator = accelerator
         self.vae_hash = vae_hash
+        self.codebook = None if data.codebook is None else data.codebook.to(accelerator.device)
         self.trained = _Trained(model)
         lora = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
         rest = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
@@ -227,7 +231,7 @@ class AlignmentTrainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():  # which Accelerate puts round a model of DDP, but not of FSDP
                     losses = self.model(
-                        **_moved(part, self.accelerator.device),
+                        **self._on_device(part),
                         loss_only=True,
                         keep_plain=keep_plain,
                         contrastive_weight=self.config.contrastive_weight,
@@ -239,6 +243,13 @@ class AlignmentTrainer:
         self.step_number += 1
         self.objects += sum(len(part["labels"]) for part in parts) * self.accelerator.num_processes
         return {"loss": self._sum(float(summed)) / total, "grad_norm": norm}
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return a batch as the model takes it: vectors are looked up here, for they are most of what would move."""
+        moved = _moved(batch, self.accelerator.device)
+        if self.codebook is not None and "codes_3d" in moved:
+            moved["feats_3d"] = F.embedding(moved.pop("codes_3d"), self.codebook)
+        return moved
 
     def _update(self, progress: float) -> float:
         """Clip and step; a step whose gradients aren't finite is left out."""
@@ -297,7 +308,7 @@ class AlignmentTrainer:
         for first in range(0, len(numbers), world * size):
             own = numbers[first + rank * size : first + (rank + 1) * size]
             batch = self.data.collate([self.data.val[i] for i in own or numbers[:size]])
-            batch = _moved(batch, self.accelerator.device)
+            batch = self._on_device(batch)
             count = int((batch["labels"] != IGNORED_LABEL).sum()) if own else 0
             with self.accelerator.autocast(), as_written:
                 sums[0] += float(self.branch(**batch, loss_only=True)["loss"]) * count

@@ -52,12 +52,15 @@ def collate_codes_caption(
     """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
 
     Returns:
-        `feats_3d [M, D]` and `coords_3d` int32 `[M, 4]` = (object, x, y, z), unless all is plain text; the text as
+        `feats_3d [M, D]`, or where items have no vectors `codes_3d` int64 `[M]`, and `coords_3d` int32 `[M, 4]` =
+        (object, x, y, z), unless all is plain text; the text as
         in `collate_sdf_caption`; and `title_ids` int64 `[O, T]`, the tokens of each object's `title` (-1 is padding),
         where all have one.
     """
-    words = _words(batch, "feats_3d", tokenizer, prompt, max_length)
-    shapes = [item for item in batch if "feats_3d" in item]
+    bare = any("codes" in item and "feats_3d" not in item for item in batch)
+    given, made = ("codes", "codes_3d") if bare else ("feats_3d", "feats_3d")
+    words = _words(batch, given, tokenizer, prompt, max_length)
+    shapes = [item for item in batch if given in item]
     if not shapes:
         return dict(words)
     if all(item.get("title") for item in shapes):
@@ -68,7 +71,7 @@ def collate_codes_caption(
         torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
         for number, item in enumerate(shapes)
     ]
-    return {"feats_3d": torch.cat([item["feats_3d"] for item in shapes]), "coords_3d": torch.cat(coords), **words}
+    return {made: torch.cat([item[given] for item in shapes]), "coords_3d": torch.cat(coords), **words}
 
 
 def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:

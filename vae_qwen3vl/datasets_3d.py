@@ -169,6 +169,8 @@ class CachedCodesDataset(_WithTexts):
         drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
         mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
             that have one are their mirror image, and left and right are exchanged in their words.
+        vectors: False leaves `feats_3d` out; a loop that looks codes up in `codes.codebook` on its device moves a
+            hundredth of the bytes.
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words; or `mirrored` is of another
@@ -188,8 +190,9 @@ class CachedCodesDataset(_WithTexts):
         shift_cells: int = 0,
         drop_cells: float = 0.0,
         mirrored: str | os.PathLike[str] | None = None,
+        vectors: bool = True,
     ) -> None:
-        self.shift_cells, self.drop_cells = shift_cells, drop_cells
+        self.shift_cells, self.drop_cells, self.vectors = shift_cells, drop_cells, vectors
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         self.mirrored = None if mirrored is None else CodeFolder(mirrored, mirrored=True)
         if self.mirrored is not None and self.mirrored.manifest.vae_hash != self.codes.manifest.vae_hash:
@@ -223,7 +226,6 @@ class CachedCodesDataset(_WithTexts):
         if self.drop_cells:
             kept = self._kept(len(codes), name)
             codes, coords = codes[kept], coords[kept]
-        feats = self.codes.codebook[codes.long()]
         if self.shift_cells:
             drawn = pick(self._seed, int(self._epoch), name, "shift")
             steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
@@ -233,7 +235,10 @@ class CachedCodesDataset(_WithTexts):
         titles = [mirrored_text(text).answer if mirrored else text.answer for text in texts if not text.kind]
         if titles:
             words["title"] = min(titles, key=len)
-        return {"codes": codes.long(), "coords": coords.int(), "feats_3d": feats, **words}
+        shape = {"codes": codes.long(), "coords": coords.int()}
+        if self.vectors:
+            shape["feats_3d"] = self.codes.codebook[shape["codes"]]
+        return {**shape, **words}
 
     def _kept(self, count: int, name: str) -> Tensor:  # [M], bool
         """Return which of an object's codes this epoch leaves in: at least one."""

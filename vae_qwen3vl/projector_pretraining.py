@@ -103,6 +103,7 @@ def pretrain_projector(
     encoder: SentenceEncoder,
     epochs: int,
     *,
+    codebook: Tensor,
     folder: Path,
     device: torch.device,
     num_workers: int = 0,
@@ -113,11 +114,12 @@ def pretrain_projector(
 
     Args:
         branch: the projector and what its tokens look like; its language model is not touched.
-        train: items with `codes`, `coords`, `feats_3d` and `caption` (`CachedCodesDataset`); `set_epoch`, if there
-            is one, is called.
+        train: items with `codes`, `coords` and `caption` (`CachedCodesDataset`); `set_epoch`, if there is one, is
+            called.
         val: the same, or None, which keeps the last weights.
         encoder: the sentence model.
         epochs: passes over the data.
+        codebook: `[K, D]`, of the codes.
         folder: gets `pretraining.jsonl`, a record an epoch.
         device: where to compute.
         num_workers: processes that read data.
@@ -132,6 +134,7 @@ def pretrain_projector(
     torch.manual_seed(seed)
     contrast = CaptionContrast(branch.projector.hidden_size, encoder.network.config.hidden_size).to(device)
     captions = _Captions(encoder, device)
+    codebook = codebook.to(device)
     projector = branch.projector.to(device).train()
     trained = [p for p in (*projector.parameters(), *contrast.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_RATE, weight_decay=_DECAY, betas=_BETAS)
@@ -151,10 +154,11 @@ def pretrain_projector(
         if hasattr(train, "set_epoch"):
             train.set_epoch(epoch)
         total, count = 0.0, 0
-        for feats, coords, words in loader:
+        for codes, coords, words in loader:
             for group in optimizer.param_groups:
                 group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
-            loss = contrast(_tokens(branch, feats, coords, device), projector.output_rms, captions(words))
+            tokens = _tokens(branch, codes, coords, codebook)
+            loss = contrast(tokens, projector.output_rms, captions(words))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -163,7 +167,7 @@ def pretrain_projector(
             bar.update()
         record = {"epoch": epoch + 1, "loss": total / count}
         if val is not None:
-            record |= _validate(branch, contrast, captions, val, device)
+            record |= _validate(branch, contrast, captions, val, codebook)
             if record["val_loss"] < best_loss:
                 best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
         records.append(record)
@@ -177,9 +181,10 @@ def pretrain_projector(
     return records
 
 
-def _tokens(branch: Qwen3VLWith3DBranch, feats: Tensor, coords: Tensor, device: torch.device) -> Tokens3D:
+def _tokens(branch: Qwen3VLWith3DBranch, codes: Tensor, coords: Tensor, codebook: Tensor) -> Tokens3D:
+    device = codebook.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return branch.tokens_3d(feats.to(device), coords.to(device))
+        return branch.tokens_3d(F.embedding(codes.to(device), codebook), coords.to(device))
 
 
 @torch.no_grad()
@@ -188,17 +193,17 @@ def _validate(
     contrast: CaptionContrast,
     captions: Callable[[Sequence[str]], Tensor],
     val: Dataset[Any],
-    device: torch.device,
+    codebook: Tensor,
 ) -> dict[str, float]:
     """Return loss and recall over all objects at once."""
-    feats, coords, words = _collate([val[i] for i in range(len(val))])  # type: ignore[arg-type]
-    tokens, texts = _tokens(branch, feats, coords, device), captions(words)
+    codes, coords, words = _collate([val[i] for i in range(len(val))])  # type: ignore[arg-type]
+    tokens, texts = _tokens(branch, codes, coords, codebook), captions(words)
     likeness = contrast.similarities(tokens, branch.projector.output_rms, texts)
     better = (likeness > likeness.diagonal()[:, None]).sum(1)
     return {"val_loss": float(contrast.loss(likeness, texts)), "val_recall_at_5": float((better < 5).float().mean())}
 
 
 def _collate(items: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, list[str]]:
-    """Return `feats [M, D]`, `coords [M, 4]` and the captions."""
+    """Return `codes [M]`, `coords [M, 4]` and the captions."""
     coords = [F.pad(item["coords"], (1, 0), value=number) for number, item in enumerate(items)]
-    return torch.cat([item["feats_3d"] for item in items]), torch.cat(coords), [item["caption"] for item in items]
+    return torch.cat([item["codes"] for item in items]), torch.cat(coords), [item["caption"] for item in items]

@@ -32,6 +32,7 @@ from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_progra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
     from torch.utils.data import Dataset
 
     from vae_qwen3vl.align_training import AlignmentData
@@ -105,6 +106,7 @@ class ProjectorLesson:
     config: AlignmentConfig
     train: Dataset[Any]
     val: Dataset[Any] | None
+    codebook: Tensor
     encoder: SentenceEncoder
 
     @classmethod
@@ -118,11 +120,12 @@ class ProjectorLesson:
 
         if not config.pretrain_epochs:
             return None
-        if data.captioned is None:
+        if data.captioned is None or data.codebook is None:
             raise ValueError(
                 "pretrain_epochs needs cached codes: vae-qwen3vl encode DATASET -o codes, then --data_dir codes"
             )
-        return cls(config=config, train=data.captioned, val=data.val, encoder=load_sentence_encoder(device=device))
+        encoder = load_sentence_encoder(device=device)
+        return cls(config=config, train=data.captioned, val=data.val, codebook=data.codebook, encoder=encoder)
 
     def __call__(
         self, model: Qwen3VLWith3DBranch, folder: Path, accelerator: Accelerator, vae_hash: str | None
@@ -138,6 +141,7 @@ class ProjectorLesson:
                 self.val,
                 self.encoder,
                 self.config.pretrain_epochs,
+                codebook=self.codebook,
                 folder=folder,
                 device=accelerator.device,
                 num_workers=self.config.num_workers,

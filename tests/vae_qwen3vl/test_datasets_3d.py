@@ -17,6 +17,7 @@ from vae_qwen3vl import (
     Qwen3VLWith3DBranch,
     SDF3DCaptionDataset,
     collate_3d_text,
+    collate_codes_caption,
     collate_sdf_caption,
 )
 from vae_qwen3vl.captions import Text, captions_in, choose, read_records
@@ -297,6 +298,17 @@ def test_dropped_cells_leave_a_part_of_an_object_anew_each_epoch_and_nothing_out
     for epoch in range(20):
         everything.set_epoch(epoch)
         assert min(len(everything[n]["codes"]) for n in range(len(everything))) >= 1
+
+
+def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same_vectors(codes, tokenizer):
+    whole = CachedCodesDataset(codes, split="train", shift_cells=3, drop_cells=0.5)
+    bare = CachedCodesDataset(codes, split="train", shift_cells=3, drop_cells=0.5, vectors=False)
+    text = {"caption": "A number.", "conversation": [{"role": "user", "content": "Say a number."}]}
+    batches = [collate_codes_caption([data[0], text, data[1]], tokenizer) for data in (whole, bare)]
+    found = batches[1].pop("codes_3d")
+    assert torch.equal(bare.codes.codebook[found], batches[0].pop("feats_3d"))
+    assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0] | batches[1])
+    assert set(collate_codes_caption([text], tokenizer)) == {"input_ids", "attention_mask", "labels"}
 
 
 @pytest.mark.slow

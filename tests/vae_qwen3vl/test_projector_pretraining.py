@@ -47,15 +47,18 @@ def test_the_loss_is_clips_and_equal_captions_are_no_rivals():
 class Objects(torch.utils.data.Dataset):
     """Objects whose codes' vectors say which of four things they are, between noise."""
 
-    def __init__(self, seed: int, count: int = 32) -> None:
+    def __init__(self, seed: int, count: int = 32, known: torch.Tensor | None = None) -> None:
         random = torch.Generator().manual_seed(seed)
         kinds = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(7)), dim=1) * 2
         self.items = []
+        self.codebook = torch.zeros(0, 8) if known is None else known
         for number in range(count):
             cells = torch.randperm(8**3, generator=random)[: 20 + number].sort().values
             feats = kinds[number % 4] + 0.5 * torch.randn(len(cells), 8, generator=random)
             coords = torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).int()
-            self.items.append({"feats_3d": feats, "coords": coords, "caption": CAPTIONS[number % 4]})
+            codes = torch.arange(len(cells)) + len(self.codebook)
+            self.codebook = torch.cat([self.codebook, feats])
+            self.items.append({"codes": codes, "coords": coords, "caption": CAPTIONS[number % 4]})
 
     def __len__(self) -> int:
         return len(self.items)
@@ -68,8 +71,10 @@ def test_it_teaches_the_projector_and_nothing_else(make_vl, minilm, tmp_path):
     torch.manual_seed(0)
     branch = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2, projector_num_layers=2)
     before = copy.deepcopy(branch.state_dict())
-    told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16}
-    records = pretrain_projector(branch, Objects(0), Objects(1), minilm, 20, **told)
+    train = Objects(0)
+    val = Objects(1, known=train.codebook)
+    told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16, "codebook": val.codebook}
+    records = pretrain_projector(branch, train, val, minilm, 20, **told)
     assert len(records) == 20
     assert records[0]["val_loss"] > 1.2  # four captions: ln 4 is chance
     assert records[-1]["val_loss"] < 0.3
@@ -82,15 +87,16 @@ def test_it_teaches_the_projector_and_nothing_else(make_vl, minilm, tmp_path):
 def test_the_weights_with_the_lowest_validation_loss_are_kept(make_vl, minilm, tmp_path):
     torch.manual_seed(0)
     branch = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
-    other = Objects(1)
+    train = Objects(0)
+    other = Objects(1, known=train.codebook)
     for item in other.items:  # what training teaches is wrong here, so the first weights are the best
         item["caption"] = CAPTIONS[(CAPTIONS.index(item["caption"]) + 1) % 4]
-    told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16}
+    told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 16, "codebook": other.codebook}
     branches = [copy.deepcopy(branch), branch]
-    records = pretrain_projector(branches[0], Objects(0), other, minilm, 6, **told)
+    records = pretrain_projector(branches[0], train, other, minilm, 6, **told)
     best = min(range(6), key=lambda i: records[i]["val_loss"])
     assert best < 5
-    last = pretrain_projector(branches[1], Objects(0), None, minilm, 6, **told)
+    last = pretrain_projector(branches[1], train, None, minilm, 6, **told)
     assert "val_loss" not in last[-1]
     assert last[-1]["loss"] == pytest.approx(records[-1]["loss"])
     assert not torch.equal(branches[0].projector.proj.weight, branches[1].projector.proj.weight)
