@@ -6,15 +6,15 @@
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
 `base` is the recipe of the shipped default: 3D tokens of 4^3 codes, two of the whole shape, and the projector's own
-lesson before, here of five passes. Every variant is a run of train_finetune.py that sees the objects so many times; the
-seconds of its steps stand beside it, which mean little where processes share a GPU. Measured is the validation loss of
-the captions of `val` with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also
-closed questions by likelihood, beside their best blind control. Variants run one after another in one process; with
---compile_layers a short run comes first, so that little of a variant's time is compiling. One seed each: differences
-between `base` and `base_again`, which differ in the seed alone, are noise. With --latents, two more runs see the
-objects of that folder alone, each as much more often as they are fewer: `few_codes` their codes, `continuous` the
-encoder's own vectors.
-With --mirrored, one more run sees mirror images too.
+lesson before, here of five passes. Every variant is a run of train_finetune.py that sees the objects so many times;
+the seconds of its steps stand beside it, which mean little where it compiles or shares a GPU. Measured is the
+validation loss of the captions of `val` with the objects' own shapes and with other objects' (nats a token), and with
+--closed_sets also closed questions by likelihood, beside their best blind control. Variants run one after another in
+one process. One seed each: differences between `base` and `base_again`, which differ in the seed alone, are noise.
+
+With --latents, two more runs see the objects of that folder alone, each as much more often as they are fewer:
+`few_codes` their codes, `continuous` the encoder's own vectors. With --mirrored, one more run sees mirror images too.
+With --resume, what a stopped program finished is kept, and the run that it was in goes on from its last checkpoint.
 
 On several GPUs, run a part of the variants on each, under its own --name, and join the results:
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from record import write_result
+from record import RESULTS, write_result
 
 from sdf_vqvae.field_folder import ID_COLUMN
 from sdf_vqvae.training_log import read_log
@@ -77,8 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base_again": {"seed": 43},
     "tokens_64": {"max_3d_tokens": 64},
     "tokens_256": {"merge": 2, "max_3d_tokens": 256},
-    "tokens_512": {"merge": 2, "max_3d_tokens": 512, **_parts(2)},
-    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048, **_parts(8)},
+    "tokens_512": {"merge": 2, "max_3d_tokens": 512},
+    "tokens_2048": {"merge": 1, "max_3d_tokens": 2048, **_parts(2)},
     "pooled_256": {"merge": 1, "max_3d_tokens": 256},
     "sequential": {"positions": "sequential"},
     "sine": {"positions": "sequential", "use_3d_pos": True},
@@ -96,8 +96,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch_256": {"batch_size": 256},
     "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }
-_COMPILING = 10.0
-"""Seconds of the run that compiles; its first steps take longer, and then it ends."""
+_INTERRUPTED = 130
+"""Exit code of a program that was stopped by Ctrl-C."""
 KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces", "part_of")
 
 
@@ -114,6 +114,8 @@ def printed(program: Any, arguments: list[str]) -> str:
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
         code = program.main(arguments)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         raise RuntimeError(f"{program.__name__} ended with {code}")
     return told.getvalue()
@@ -121,7 +123,7 @@ def printed(program: Any, arguments: list[str]) -> str:
 
 def train(name: str, codes: Path, changed: dict[str, Any], options: argparse.Namespace) -> tuple[Path, list[str]]:
     """Train a variant; return its folder, and the flags that its evaluation shares."""
-    settings = BASE | {"epochs": options.epochs, "val_every": 10**9, "save_every": 10**9}
+    settings = BASE | {"epochs": options.epochs, "val_every": 10**9, "save_every": 100, "resume": options.resume}
     settings |= {"compile_layers": options.compile_layers, "max_samples": options.max_samples} | changed
     common = ["--data_dir", str(codes), "--seed", str(settings.pop("seed", 42))]
     common += ["--vl_model", options.vl_model] if options.vl_model else []
@@ -212,6 +214,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def finished(path: Path, epochs: int) -> dict[str, Any]:
+    """Return the runs of a result that ended well. Raises a ValueError where they are of other settings."""
+    if not path.is_file():
+        return {}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if (result["base"], result["epochs"]) != (BASE, epochs):
+        raise ValueError(f"{path} holds runs of other settings: give another --name")
+    return {name: run for name, run in result["runs"].items() if "error" not in run}
+
+
 def main() -> None:
     """Run the variants, print their numbers and write the result after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,7 +233,7 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, help="folder of continuous_latents.py")
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--epochs", type=int, default=2, help="passes over all objects (default %(default)s)")
     parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
@@ -230,6 +242,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("choices_out"), help="folder of the runs")
     parser.add_argument("--name", default="alignment_choices", help="of the result's file (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    parser.add_argument("--resume", action="store_true", help="go on where a stopped program was")
     options = parser.parse_args()
     if options.table:
         print(table([json.loads(path.read_text(encoding="utf-8")) for path in options.table]))
@@ -242,13 +255,11 @@ def main() -> None:
         jobs |= {"few_codes": (codes, more), "continuous": (latents, more)}
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
-    found: dict[str, Any] = {}
-    for changed in ({}, {"use_lora": False}, VARIANTS["lora_attention"]) if options.compile_layers else ():
-        if any(changed.items() <= settings.items() for _, settings in jobs.values()):
-            short = {"max_samples": 2_000, "max_seconds": _COMPILING, "pretrain_epochs": 0}
-            train("compiling", options.codes, {**short, **changed}, options)
+    found = finished((options.out or RESULTS) / f"{options.name}.json", options.epochs) if options.resume else {}
     folder = CodeFolder(options.codes)
     for name, (codes, changed) in jobs.items():
+        if name in found:
+            continue
         try:
             found[name] = {"tokens_3d": tokens_of(folder, changed), **run(name, codes, changed, options)}
         except (RuntimeError, OSError, ValueError) as error:
