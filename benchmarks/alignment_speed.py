@@ -137,10 +137,13 @@ def code_batch(count: int, vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
     return {"feats_3d": feats, "coords_3d": coords, **text_batch(count, vocabulary, seed)}
 
 
-def trainer_of(branch: Qwen3VLWith3DBranch, accelerator: Any, folder: Path, size: int) -> AlignmentTrainer:
+def trainer_of(
+    branch: Qwen3VLWith3DBranch, accelerator: Any, folder: Path, size: int, codebook: Tensor | None
+) -> AlignmentTrainer:
     """Return the project's trainer, to be stepped by hand."""
     config = AlignmentConfig(dummy_data=True, epochs=1, batch_size=size, projector_share=0.0)
-    data = AlignmentData(train=[], lengths=[1.0] * size, val=None, collate=list)  # type: ignore[arg-type]
+    none: Any = []
+    data = AlignmentData(train=none, lengths=[1.0] * size, val=None, collate=list, codebook=codebook)
     trainer = AlignmentTrainer(branch, config, data, folder, accelerator)
     branch.train()
     return trainer
@@ -236,12 +239,19 @@ def large_branch(
     return branch
 
 
-def timed_row(branch: Qwen3VLWith3DBranch, accelerator: Any, batch: dict[str, Any], steps: int) -> dict[str, Any]:
+def timed_row(
+    branch: Qwen3VLWith3DBranch,
+    accelerator: Any,
+    batch: dict[str, Any],
+    steps: int,
+    codebook: Tensor | None = None,
+) -> dict[str, Any]:
     """Return time, rate and memory of training steps on a batch, or that it does not fit."""
     size = len(batch["labels"])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            seconds, memory = time_steps(trainer_of(branch, accelerator, Path(folder), size), batch, steps)
+            trainer = trainer_of(branch, accelerator, Path(folder), size, codebook)
+            seconds, memory = time_steps(trainer, batch, steps)
         return {
             "milliseconds": round(1e3 * seconds, 1),
             "objects_per_second": round(size * accelerator.num_processes / seconds, 1),
@@ -310,21 +320,23 @@ def measure_sources(
     """Train on the same objects from cached codes and from fields."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
+    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent_and_indices
 
     vae = load_vae_from_config(None, None, accelerator.device)
     fields = fields_of(vae, options, max(sizes))
-    pairs = [extract_3d_latent(collate_sparse_sdf([field]), vae) for field in fields]
+    found = [extract_3d_latent_and_indices(collate_sparse_sdf([field]), vae)[1:] for field in fields]
+    pairs = [(indices.feats.flatten().long().cpu(), coords.cpu()) for coords, indices in found]
+    codebook = vae.vq.embeddings.weight.detach()
     rows: list[dict[str, Any]] = []
     for trained, make in models.items():
         branch = make(vae)
         vocabulary = len(embedding_table(branch.vl_model))
         for size in sizes:
             own = fields[:size]
-            feats = torch.cat([pair[0] for pair in pairs[:size]]).cpu()
-            coords = torch.cat([F.pad(pair[1][:, 1:], (1, 0), value=n) for n, pair in enumerate(pairs[:size])]).cpu()
+            codes = torch.cat([pair[0] for pair in pairs[:size]])
+            coords = torch.cat([F.pad(pair[1][:, 1:], (1, 0), value=n) for n, pair in enumerate(pairs[:size])])
             sources: dict[str, dict[str, Any]] = {
-                "cached codes": {"feats_3d": feats, "coords_3d": coords},
+                "cached codes": {"codes_3d": codes, "coords_3d": coords},
                 "fields, encoded in the step": {"inputs_3d": collate_sparse_sdf(own)},
             }
             for source, shapes in sources.items():
@@ -336,7 +348,11 @@ def measure_sources(
                     "processes": accelerator.num_processes,
                     "batch_size": len(own),
                     **timed_row(
-                        branch, accelerator, {**shapes, **text_batch(len(own), vocabulary, 0)}, options.steps
+                        branch,
+                        accelerator,
+                        {**shapes, **text_batch(len(own), vocabulary, 0)},
+                        options.steps,
+                        codebook,
                     ),
                 }
                 keep(rows, row, accelerator)
@@ -364,7 +380,7 @@ def main() -> None:
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
     parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
-    parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the embedded default")
+    parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128, 512], help="of the default")
     parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
     parser.add_argument("--vl_model", help="instead of the embedded default")
