@@ -5,16 +5,18 @@
 
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
-`base` is the recipe of the shipped default: 3D tokens of 4^3 codes, two of the whole shape, and the projector's own
-lesson before, here of five passes. Every variant is a run of train_finetune.py that sees the objects so many times;
-the seconds of its steps stand beside it, which mean little where it compiles or shares a GPU. Measured is the
-validation loss of the captions of `val` with the objects' own shapes and with other objects' (nats a token), and with
---closed_sets also closed questions by likelihood, beside their best blind control. Variants run one after another in
-one process. One seed each: differences between `base` and `base_again`, which differ in the seed alone, are noise.
+`base` is the shipped default's model, rates and augmentations: 3D tokens of 4^3 codes, two of the whole shape, and
+the projector's own lesson before, here of five passes; without mirror images, plain text and weights of sources.
+Every variant is a run of train_finetune.py that sees the objects so many times; the seconds of its steps stand
+beside it, which mean little where it compiles or shares a GPU. Measured is the validation loss of the captions of
+`val` with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also closed
+questions by likelihood, beside their best blind control. Variants run one after another in one process. One seed
+each: differences between `base` and `base_again`, which differ in the seed alone, are noise.
 
 With --latents, two more runs see the objects of that folder alone, each as much more often as they are fewer:
 `few_codes` their codes, `continuous` the encoder's own vectors. With --mirrored, one more run sees mirror images too.
-With --resume, what a stopped program finished is kept, and the run that it was in goes on from its last checkpoint.
+With --resume and else the same settings, what a stopped program finished is kept, and the training that it was in
+goes on from its last checkpoint.
 
 On several GPUs, run a part of the variants on each, under its own --name, and join the results:
 
@@ -98,6 +100,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 _INTERRUPTED = 130
 """Exit code of a program that was stopped by Ctrl-C."""
+ASKED = ("codes", "latents", "mirrored", "vl_model", "epochs", "max_samples", "closed_sets", "max_eval_samples")
+"""Options that runs of one result share."""
 KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces", "part_of")
 
 
@@ -179,7 +183,8 @@ def count_to_train(codes: Path, most: int) -> int:
 def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
     """Return the median number of 3D tokens of the objects of `val`."""
     settings = BASE | changed
-    projector = Projector3D(codes.codebook.shape[1], 8, merge=settings["merge"])
+    whole = settings["shape_tokens"]
+    projector = Projector3D(codes.codebook.shape[1], 8, merge=settings["merge"], shape_tokens=whole)
     counts = []
     for row in codes.table():
         if row.get("split") == "val" and row[ID_COLUMN] in codes:
@@ -188,7 +193,7 @@ def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
                 codes.codebook[indices.long()], F.pad(coords.int(), (1, 0)), settings["max_3d_tokens"]
             )
             counts.append(len(tokens.coords))
-    return sorted(counts)[len(counts) // 2] + settings.get("shape_tokens", 0)
+    return sorted(counts)[len(counts) // 2]
 
 
 def _best_blind(found: dict[str, Any]) -> float:
@@ -214,12 +219,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def finished(path: Path, epochs: int) -> dict[str, Any]:
+def finished(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the runs of a result that ended well. Raises a ValueError where they are of other settings."""
     if not path.is_file():
         return {}
     result = json.loads(path.read_text(encoding="utf-8"))
-    if (result["base"], result["epochs"]) != (BASE, epochs):
+    if {name: result.get(name) for name in ("base", *ASKED)} != {"base": BASE, **asked}:
         raise ValueError(f"{path} holds runs of other settings: give another --name")
     return {name: run for name, run in result["runs"].items() if "error" not in run}
 
@@ -233,7 +238,13 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, help="folder of continuous_latents.py")
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        help="default: all; without a name: none of them",
+    )
     parser.add_argument("--epochs", type=int, default=2, help="passes over all objects (default %(default)s)")
     parser.add_argument("--compile_layers", action="store_true", help="as in training; worth it for many epochs")
     parser.add_argument("--max_samples", type=int, default=0, help="objects to train on (default: all)")
@@ -255,17 +266,18 @@ def main() -> None:
         jobs |= {"few_codes": (codes, more), "continuous": (latents, more)}
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
-    found = finished((options.out or RESULTS) / f"{options.name}.json", options.epochs) if options.resume else {}
-    folder = CodeFolder(options.codes)
+    asked = {name: value if isinstance(value := getattr(options, name), int) else str(value) for name in ASKED}
+    found = finished((options.out or RESULTS) / f"{options.name}.json", asked) if options.resume else {}
     for name, (codes, changed) in jobs.items():
         if name in found:
             continue
         try:
-            found[name] = {"tokens_3d": tokens_of(folder, changed), **run(name, codes, changed, options)}
+            tokens = tokens_of(CodeFolder(codes), changed)
+            found[name] = {"tokens_3d": tokens, **run(name, codes, changed, options)}
         except (RuntimeError, OSError, ValueError) as error:
             found[name] = {"error": str(error)[:500]}
         print(name, json.dumps(found[name]), flush=True)
-        write_result(options.name, {"base": BASE, "epochs": options.epochs, "runs": found}, options.out)
+        write_result(options.name, {"base": BASE, **asked, "runs": found}, options.out)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ def trainer_of(
 ) -> AlignmentTrainer:
     """Return the project's trainer, to be stepped by hand."""
     config = AlignmentConfig(dummy_data=True, epochs=1, batch_size=size, projector_share=0.0)
-    none: Any = []
-    data = AlignmentData(train=none, lengths=[1.0] * size, val=None, collate=list, codebook=codebook)
+    no_items: Any = []
+    data = AlignmentData(train=no_items, lengths=[1.0] * size, val=None, collate=list, codebook=codebook)
     trainer = AlignmentTrainer(branch, config, data, folder, accelerator)
     branch.train()
     return trainer
@@ -380,7 +380,7 @@ def main() -> None:
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
     parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
-    parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128, 512], help="of the default")
+    parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the default")
     parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
     parser.add_argument("--vl_model", help="instead of the embedded default")

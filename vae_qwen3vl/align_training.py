@@ -58,7 +58,7 @@ class AlignmentData:
     """Length of every training item, for batches with little padding."""
     val: Dataset[Any] | None
     collate: Callable[[list[Any]], Batch]
-    """Joins items to what the model's `forward` takes."""
+    """Joins items to what the model's `forward` takes, or with a `codebook`, to what becomes it."""
     plain: bool = False
     """Whether texts without an object stand among the training items."""
     limited: Sequence[tuple[Sequence[int], int]] = ()
@@ -247,8 +247,10 @@ class AlignmentTrainer:
     def _on_device(self, batch: Batch) -> Batch:
         """Return a batch as the model takes it: vectors are looked up here, for they are most of what would move."""
         moved = _moved(batch, self.accelerator.device)
-        if self.codebook is not None and "codes_3d" in moved:
-            moved["feats_3d"] = F.embedding(moved.pop("codes_3d"), self.codebook)
+        if "codes_3d" in moved:
+            if self.codebook is None:
+                raise ValueError("batches have codes_3d without their vectors, but AlignmentData has no codebook")
+            moved["feats_3d"] = F.embedding(moved.pop("codes_3d"), self.codebook)  # [M, D]
         return moved
 
     def _update(self, progress: float) -> float:

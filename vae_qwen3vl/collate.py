@@ -1,5 +1,7 @@
 """Joins items of datasets to batches that `Qwen3VLWith3DBranch.forward_with_3d` takes as they are.
 
+Only `codes_3d` are looked up first, by the trainer on its device.
+
 Text is written by `Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
 it never becomes a token. Items without a shape (plain text) may stand among the others.
 """
@@ -52,10 +54,9 @@ def collate_codes_caption(
     """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
 
     Returns:
-        `feats_3d [M, D]`, or where items have no vectors `codes_3d` int64 `[M]`, and `coords_3d` int32 `[M, 4]` =
-        (object, x, y, z), unless all is plain text; the text as
-        in `collate_sdf_caption`; and `title_ids` int64 `[O, T]`, the tokens of each object's `title` (-1 is padding),
-        where all have one.
+        `feats_3d [M, D]`, or where items have no vectors `codes_3d` int32 `[M]`, and `coords_3d` int32 `[M, 4]` =
+        (object, x, y, z), unless all is plain text; the text as in `collate_sdf_caption`; and `title_ids` int64
+        `[O, T]`, the tokens of each object's `title` (-1 is padding), where all have one.
     """
     bare = any("codes" in item and "feats_3d" not in item for item in batch)
     given, made = ("codes", "codes_3d") if bare else ("feats_3d", "feats_3d")
@@ -71,7 +72,8 @@ def collate_codes_caption(
         torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
         for number, item in enumerate(shapes)
     ]
-    return {made: torch.cat([item[given] for item in shapes]), "coords_3d": torch.cat(coords), **words}
+    joined = torch.cat([item[given] for item in shapes])
+    return {made: joined.int() if bare else joined, "coords_3d": torch.cat(coords), **words}
 
 
 def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:

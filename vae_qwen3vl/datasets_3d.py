@@ -1,6 +1,7 @@
 """Datasets of objects with words for training: distance fields, cached codes, and random dummies.
 
-Items are dictionaries; `collate` joins them to what `Qwen3VLWith3DBranch.forward_with_3d` takes.
+Items are dictionaries; `collate` joins them to what `Qwen3VLWith3DBranch.forward_with_3d` takes (codes without their
+vectors are for the trainer).
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ class CachedCodesDataset(_WithTexts):
         drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
         mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
             that have one are their mirror image, and left and right are exchanged in their words.
-        vectors: False leaves `feats_3d` out; a loop that looks codes up in `codes.codebook` on its device moves a
-            hundredth of the bytes.
+        vectors: False leaves `feats_3d` out, for a loop that looks codes up in `codes.codebook` on its device: a
+            sixteenth of the bytes.
 
     Raises:
         ValueError: the folder is no folder of codes, or none of its objects has words; or `mirrored` is of another

@@ -184,7 +184,8 @@ def pretrain_projector(
 def _tokens(branch: Qwen3VLWith3DBranch, codes: Tensor, coords: Tensor, codebook: Tensor) -> Tokens3D:
     device = codebook.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return branch.tokens_3d(F.embedding(codes.to(device), codebook), coords.to(device))
+        feats = F.embedding(codes.to(device), codebook)  # [M, D]
+        return branch.tokens_3d(feats, coords.to(device))
 
 
 @torch.no_grad()

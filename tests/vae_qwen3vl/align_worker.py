@@ -49,16 +49,27 @@ def objects(count: int) -> list[dict[str, Any]]:
         cells = torch.randperm(12**3, generator=random)[:size]
         coords = torch.stack([cells // 144, cells // 12 % 12, cells % 12], dim=1).int()
         feats = kinds[number % len(CAPTIONS)] + 0.1 * torch.randn(size, WIDTH, generator=random)
-        found.append({"feats_3d": feats, "coords": coords, "caption": CAPTIONS[number % len(CAPTIONS)]})
+        codes = torch.arange(size) + sum(len(item["codes"]) for item in found)
+        words = {"caption": CAPTIONS[number % len(CAPTIONS)]}
+        found.append({"codes": codes, "feats_3d": feats, "coords": coords, **words})
     return found
+
+
+def collate(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """Join items as training has them: with codes, without their vectors."""
+    return collate_codes_caption([{k: v for k, v in item.items() if k != "feats_3d"} for item in items], tokenizer)
 
 
 def make_data(train: Any, val: Any = None) -> AlignmentData:
     """Join items with the tiny tokenizer."""
     processor = Processor3D(tiny_parts().build_tokenizer())
-    collate = functools.partial(collate_codes_caption, tokenizer=processor)
+    known = objects(64)  # of which fewer are the first
     return AlignmentData(
-        train=train, lengths=[len(item["coords"]) for item in objects(len(train))], val=val, collate=collate
+        train=train,
+        lengths=[len(item["coords"]) for item in known[: len(train)]],
+        val=val,
+        collate=functools.partial(collate, tokenizer=processor),
+        codebook=torch.cat([item["feats_3d"] for item in known]),
     )
 
 

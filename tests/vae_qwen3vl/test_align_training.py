@@ -16,6 +16,7 @@ from sdf_vqvae.archives import read_safetensors
 from sdf_vqvae.training_checkpoint import checkpoint_steps, path_of
 from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL, rate, with_other_shapes
+from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
 
@@ -53,7 +54,7 @@ def test_the_run_folder_rebuilds_the_model(align, accelerator, tmp_path: Path) -
     model = Qwen3VLWith3DBranch(use_vl_model=align.tiny_parts().build_vl("qwen2_vl"), latent_dim=align.WIDTH)
     model.load_projector(tmp_path / PROJECTOR_FINAL)
     model.load_lora(tmp_path / LORA_FINAL)
-    batch = trainer.data.collate(train[:3])
+    batch = collate_codes_caption(train[:3], align.tiny_parts().build_tokenizer())
     with torch.no_grad():
         again, trained = (m.eval()(**batch)["logits"] for m in (model, trainer.branch))
     torch.testing.assert_close(again, trained, atol=2e-2, rtol=2e-2)  # adapters are written in bfloat16
@@ -193,8 +194,7 @@ def test_a_damaged_object_costs_itself_alone(align, accelerator, tmp_path: Path,
 
 
 def test_the_control_gives_every_text_another_shape(align) -> None:
-    data = align.make_data(align.objects(4))
-    batch = data.collate(align.objects(4))
+    batch = collate_codes_caption(align.objects(4), align.tiny_parts().build_tokenizer())
     other = with_other_shapes(batch)
     for number in range(4):
         own = batch["feats_3d"][batch["coords_3d"][:, 0] == number]

@@ -306,6 +306,7 @@ def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same
     text = {"caption": "A number.", "conversation": [{"role": "user", "content": "Say a number."}]}
     batches = [collate_codes_caption([data[0], text, data[1]], tokenizer) for data in (whole, bare)]
     found = batches[1].pop("codes_3d")
+    assert found.dtype == torch.int32
     assert torch.equal(bare.codes.codebook[found], batches[0].pop("feats_3d"))
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0] | batches[1])
     assert set(collate_codes_caption([text], tokenizer)) == {"input_ids", "attention_mask", "labels"}
