@@ -1,10 +1,10 @@
 """The projector's first lesson, before the language model comes in: which caption belongs to which object.
 
-A linear map of the mean of an object's 3D tokens should lie nearer to the Sentence-BERT embedding of its own caption
-than to those of the batch's other captions (the symmetric loss of CLIP, Radford et al. 2021). The map is thrown away;
-what stays is a projector whose tokens say what they are part of. Without the language model an object costs a
-hundredth of a training step, so dozens of passes are cheap. Knows datasets with captions, projector and sentence
-model; of the trainer its schedule alone.
+A linear map of the mean of an object's 3D tokens, and of its tokens of the whole shape, should lie nearer to the
+Sentence-BERT embedding of its own caption than to those of the batch's other captions (the symmetric loss of CLIP,
+Radford et al. 2021). The map is thrown away; what stays is a projector whose tokens say what they are part of.
+Without the language model an object costs a hundredth of a training step, so dozens of passes are cheap. Knows
+datasets with captions, projector and sentence model; of the trainer its schedule alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.losses import symmetric_contrast
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.sequence_3d import object_counts
+from vae_qwen3vl.sequence_3d import object_counts, rank_in_object
 
 if TYPE_CHECKING:
     from vae_qwen3vl.sentence_similarity import SentenceEncoder
@@ -50,11 +50,14 @@ class CaptionContrast(nn.Module):
     Args:
         hidden_size: width H of the 3D tokens.
         caption_size: width E of the captions' embeddings.
+        shape_tokens: how many of an object's tokens, the first ones, tell of it as a whole. Each has its own part of
+            the map: in one mean with a hundred others they would hardly learn.
     """
 
-    def __init__(self, hidden_size: int, caption_size: int) -> None:
+    def __init__(self, hidden_size: int, caption_size: int, shape_tokens: int = 0) -> None:
         super().__init__()
-        self.head = nn.Linear(hidden_size, caption_size)
+        self.shape_tokens = shape_tokens
+        self.head = nn.Linear((1 + shape_tokens) * hidden_size, caption_size)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / _TEMPERATURE)))
 
     def similarities(self, tokens: Tokens3D, scale: Tensor, captions: Tensor) -> Tensor:  # [O, C]
@@ -65,10 +68,13 @@ class CaptionContrast(nn.Module):
             scale: the tokens' usual RMS, a number.
             captions: embeddings of length 1, `[C, E]`.
         """
+        objects, embeds = tokens.coords[:, 0], tokens.embeds.float() / scale
         counts = object_counts(tokens.coords)  # [O]
-        sums = torch.zeros(len(counts), tokens.embeds.shape[1], device=tokens.embeds.device)
-        means = sums.index_add(0, tokens.coords[:, 0], tokens.embeds.float()) / (counts[:, None] * scale)
-        return F.normalize(self.head(means).float(), dim=1) @ captions.T
+        whole = rank_in_object(objects, counts) < self.shape_tokens
+        sums = torch.zeros(len(counts), embeds.shape[1], device=embeds.device)
+        means = sums.index_add(0, objects[~whole], embeds[~whole]) / (counts[:, None] - self.shape_tokens)
+        told = torch.cat([means, embeds[whole].reshape(len(counts), -1)], dim=1)  # [O, (1 + n) H]
+        return F.normalize(self.head(told).float(), dim=1) @ captions.T
 
     def loss(self, similarities: Tensor, captions: Tensor) -> Tensor:  # []
         """Return the loss of O objects and their captions `[O, E]` from their `similarities`."""
@@ -132,10 +138,11 @@ def pretrain_projector(
     from tqdm import tqdm
 
     torch.manual_seed(seed)
-    contrast = CaptionContrast(branch.projector.hidden_size, encoder.network.config.hidden_size).to(device)
+    projector = branch.projector.to(device).train()
+    caption_size = encoder.network.config.hidden_size
+    contrast = CaptionContrast(projector.hidden_size, caption_size, projector.shape_tokens).to(device)
     captions = _Captions(encoder, device)
     codebook = codebook.to(device)
-    projector = branch.projector.to(device).train()
     trained = [p for p in (*projector.parameters(), *contrast.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_RATE, weight_decay=_DECAY, betas=_BETAS)
     loader = DataLoader(

@@ -44,6 +44,21 @@ def test_the_loss_is_clips_and_equal_captions_are_no_rivals():
     torch.testing.assert_close(contrast(tokens, scale, captions), expected)
 
 
+def test_tokens_of_the_whole_shape_have_their_own_part_of_the_map():
+    torch.manual_seed(0)
+    contrast = CaptionContrast(6, 4, shape_tokens=2)
+    objects = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    embeds = torch.randn(7, 6)
+    tokens = Tokens3D(embeds=embeds, coords=F.pad(objects[:, None], (0, 3)))
+    captions = F.normalize(torch.randn(3, 4), dim=1)
+    told = [
+        torch.cat([embeds[2:4].mean(0), embeds[0], embeds[1]]),
+        torch.cat([embeds[6], embeds[4], embeds[5]]),
+    ]
+    expected = F.normalize(contrast.head(torch.stack(told) / 0.5), dim=1) @ captions.T
+    torch.testing.assert_close(contrast.similarities(tokens, torch.tensor(0.5), captions), expected)
+
+
 class Objects(torch.utils.data.Dataset):
     """Objects whose codes' vectors say which of four things they are, between noise."""
 
