@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import time
@@ -174,9 +175,9 @@ def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) ->
     }
 
 
-def count_to_train(codes: Path, most: int) -> int:
+def count_to_train(codes: CodeFolder, most: int) -> int:
     """Return how many objects of a folder of codes are to train on, at most `most` (0: all)."""
-    count = len({row[ID_COLUMN] for row in CodeFolder(codes).table() if row["split"] == "train"})
+    count = len({row[ID_COLUMN] for row in codes.table() if row["split"] == "train"})
     return min(count, most or count)
 
 
@@ -258,10 +259,11 @@ def main() -> None:
     if options.table:
         print(table([json.loads(path.read_text(encoding="utf-8")) for path in options.table]))
         return
+    opened = functools.cache(CodeFolder)
     jobs = {name: (options.codes, VARIANTS[name]) for name in options.variants}
     if options.latents is not None:
         codes, latents = options.latents / "codes", options.latents / "latents"
-        few, usual = (count_to_train(folder, options.max_samples) for folder in (codes, options.codes))
+        few, usual = (count_to_train(opened(folder), options.max_samples) for folder in (codes, options.codes))
         more = {"epochs": round(options.epochs * usual / few)}
         jobs |= {"few_codes": (codes, more), "continuous": (latents, more)}
     if options.mirrored is not None:
@@ -272,7 +274,7 @@ def main() -> None:
         if name in found:
             continue
         try:
-            tokens = tokens_of(CodeFolder(codes), changed)
+            tokens = tokens_of(opened(codes), changed)
             found[name] = {"tokens_3d": tokens, **run(name, codes, changed, options)}
         except (RuntimeError, OSError, ValueError) as error:
             found[name] = {"error": str(error)[:500]}

@@ -320,13 +320,13 @@ def measure_sources(
     """Train on the same objects from cached codes and from fields."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent_and_indices
+    from vae_qwen3vl.vae_latent_extractor import codebook, extract_3d_latent_and_indices
 
     vae = load_vae_from_config(None, None, accelerator.device)
     fields = fields_of(vae, options, max(sizes))
     found = [extract_3d_latent_and_indices(collate_sparse_sdf([field]), vae)[1:] for field in fields]
-    pairs = [(indices.feats.flatten().long().cpu(), coords.cpu()) for coords, indices in found]
-    codebook = vae.vq.embeddings.weight.detach()
+    pairs = [(indices.feats.flatten().int().cpu(), coords.cpu()) for coords, indices in found]
+    table = codebook(vae).detach()
     rows: list[dict[str, Any]] = []
     for trained, make in models.items():
         branch = make(vae)
@@ -352,7 +352,7 @@ def measure_sources(
                         accelerator,
                         {**shapes, **text_batch(len(own), vocabulary, 0)},
                         options.steps,
-                        codebook,
+                        table,
                     ),
                 }
                 keep(rows, row, accelerator)

@@ -120,7 +120,7 @@ def alignment_data(
         return _dummies(config, processor, latent_dim)
     texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
     if codes is not None:
-        data = _from_codes(config, processor, codes)
+        data = dataclasses.replace(_from_codes(config, processor, codes), codebook=codes.codebook)
     else:
         data = _from_fields(config, processor, Path(str(config.data_dir)))
     if not texts:
@@ -151,8 +151,7 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     )
     if _VAL not in splits:
         own = data.names, _tokens_of(data, config), collate
-        made = _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
-        return dataclasses.replace(made, codebook=codes.codebook)
+        return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
     val: Dataset[Any] | None = None
     if config.val_samples:
         most = config.val_samples
@@ -164,7 +163,6 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         collate=collate,
         limited=_limited(config, data.names, sources),
         captioned=Tolerant(data.with_captions()),
-        codebook=codes.codebook,
     )
 
 
