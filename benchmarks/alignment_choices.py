@@ -96,6 +96,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_shifts": {"shift_cells": 0},
     "captions_alone": {"caption_share": 1.0},
     "no_drops": {"drop_cells": 0.0},
+    "turned": {"turn_degrees": 8.0},
     "batch_256": {"batch_size": 256},
     "lora_attention": {"lora_targets": "attention", "lora_r": 16},
 }

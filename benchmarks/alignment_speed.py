@@ -25,6 +25,7 @@ recomputation count nothing. The peak is that of an 8192^3 product of bfloat16 m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import os
@@ -246,7 +247,7 @@ def timed_row(
     steps: int,
     codebook: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return time, rate and memory of training steps on a batch, or that it does not fit."""
+    """Return time, rate and memory of training steps on a batch, or why there are none."""
     size = len(batch["labels"])
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -259,6 +260,8 @@ def timed_row(
         }
     except torch.OutOfMemoryError:
         return {"error": "does not fit into the GPU's memory"}
+    except RuntimeError as error:  # a kernel that can't count so many rows must not cost the rows before
+        return {"error": str(error).partition("\n")[0]}
     finally:
         _free()
 
@@ -363,7 +366,8 @@ def measure_sources(
 
 def _free() -> None:
     gc.collect()
-    torch.cuda.empty_cache()
+    with contextlib.suppress(RuntimeError):  # of a row that failed, and was said there
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from sdf_vqvae.field_folder import ID_COLUMN
 from vae_qwen3vl.align_training import AlignmentData
 from vae_qwen3vl.bucketing import items_of_an_epoch
 from vae_qwen3vl.captions import read_plain_texts
+from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
 from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.config import AlignmentConfig
@@ -143,8 +144,9 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
         max_samples=config.max_samples,
         seed=config.seed,
         caption_share=config.caption_share,
-        shift_cells=config.shift_cells,
-        drop_cells=config.drop_cells,
+        augmentation=CodeAugmentation(
+            drop_cells=config.drop_cells, turn_degrees=config.turn_degrees, shift_cells=config.shift_cells
+        ),
         mirrored=config.mirrored_dir,
         kind_weights=config.numbers("kind_weights"),
         vectors=False,

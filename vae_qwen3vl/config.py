@@ -39,7 +39,7 @@ _LEAST = {
     "shape_tokens": 0,
 }
 _SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "drop_cells", "plain_text_share")
-_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight")
+_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight", "turn_degrees")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "data_format": ("sdf_caption",),
     "truncate_mode": ("pool", "head"),
@@ -156,6 +156,8 @@ class AlignmentConfig:
     it differently."""
     drop_cells: float = 0.0
     """Cached codes: each epoch leaves out a random share of an object's codes, up to this one."""
+    turn_degrees: float = 0.0
+    """Cached codes: each epoch turns an object a little about its middle; deviation of the angle about each axis."""
     positions: str = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
     lr: float = 1e-4

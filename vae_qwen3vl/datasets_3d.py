@@ -7,18 +7,19 @@ vectors are for the trainer).
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
+from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.data_workers import SharedEpoch, SharedTexts
 from vae_qwen3vl.mirror_words import looks_like_the_other_side, mirrored_text
@@ -162,12 +163,10 @@ class CachedCodesDataset(_WithTexts):
         split: only objects whose table row says so in its column `split`.
         max_samples: the first so many; None or 0 for all.
         records: JSONL with more texts; `conversations.jsonl` in the folder if None.
-        seed: of the choice among an object's texts, and of the shifts.
+        seed: of the choice among an object's texts, and of the augmentation.
         caption_share: how often a caption of the table is taken where there are records too.
         kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
-        shift_cells: each epoch moves an object along every axis by up to so many whole cells, which cuts it into
-            other blocks; the coordinates then reach beyond the latent grid by as much.
-        drop_cells: each epoch leaves out a random share of an object's codes, up to this one.
+        augmentation: what each epoch does anew to an object's codes.
         mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
             that have one are their mirror image, and left and right are exchanged in their words.
         vectors: False leaves `feats_3d` out, for a loop that looks codes up in `codes.codebook` on its device: a
@@ -188,12 +187,11 @@ class CachedCodesDataset(_WithTexts):
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
         kind_weights: Mapping[str, int] | None = None,
-        shift_cells: int = 0,
-        drop_cells: float = 0.0,
+        augmentation: CodeAugmentation | None = None,
         mirrored: str | os.PathLike[str] | None = None,
         vectors: bool = True,
     ) -> None:
-        self.shift_cells, self.drop_cells, self.vectors = shift_cells, drop_cells, vectors
+        self.augmentation, self.vectors = augmentation or CodeAugmentation(), vectors
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         self.mirrored = None if mirrored is None else CodeFolder(mirrored, mirrored=True)
         if self.mirrored is not None and self.mirrored.manifest.vae_hash != self.codes.manifest.vae_hash:
@@ -216,21 +214,16 @@ class CachedCodesDataset(_WithTexts):
     def for_validation(self) -> CachedCodesDataset:
         """Return the same objects as they are and where they are, with a caption each (see `_WithTexts`)."""
         made = super().for_validation()
-        made.shift_cells, made.drop_cells, made.mirrored, made._with_mirror_image = 0, 0.0, None, set()
+        made.augmentation, made.mirrored, made._with_mirror_image = CodeAugmentation(), None, set()
         return made
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""
         name = self.names[number]
-        mirrored = name in self._with_mirror_image and bool(pick(self._seed, int(self._epoch), name, "mirror") % 2)
-        codes, coords = self.mirrored[name] if mirrored and self.mirrored is not None else self.codes[name]
-        if self.drop_cells:
-            kept = self._kept(len(codes), name)
-            codes, coords = codes[kept], coords[kept]
-        if self.shift_cells:
-            drawn = pick(self._seed, int(self._epoch), name, "shift")
-            steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
-            coords = coords + torch.tensor(steps, dtype=coords.dtype)
+        draw = functools.partial(pick, self._seed, int(self._epoch), name)
+        mirrored = name in self._with_mirror_image and bool(draw("mirror") % 2)
+        folder = self.mirrored if mirrored and self.mirrored is not None else self.codes
+        codes, coords = self.augmentation(*folder[name], folder.manifest.latent_resolution, draw)
         texts = self._texts[name]
         words = self._words(name, texts, mirrored=mirrored)
         titles = [mirrored_text(text).answer if mirrored else text.answer for text in texts if not text.kind]
@@ -240,14 +233,6 @@ class CachedCodesDataset(_WithTexts):
         if self.vectors:
             shape["feats_3d"] = self.codes.codebook[shape["codes"]]
         return {**shape, **words}
-
-    def _kept(self, count: int, name: str) -> Tensor:  # [M], bool
-        """Return which of an object's codes this epoch leaves in: at least one."""
-        random = torch.Generator().manual_seed(pick(self._seed, int(self._epoch), name, "drop") >> 1)
-        share, *drawn = torch.rand(count + 1, generator=random).split([1, count])
-        kept = drawn[0] >= share * self.drop_cells
-        kept[drawn[0].argmax()] = True
-        return kept
 
 
 class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):

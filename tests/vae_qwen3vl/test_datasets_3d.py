@@ -21,6 +21,7 @@ from vae_qwen3vl import (
     collate_sdf_caption,
 )
 from vae_qwen3vl.captions import Text, captions_in, choose, read_records
+from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.datasets_3d import CachedCodesDataset
 
@@ -250,7 +251,7 @@ def test_dummies_are_the_same_every_time():
 
 def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
     plain = CachedCodesDataset(codes, split="train")
-    moved = CachedCodesDataset(codes, split="train", shift_cells=3)
+    moved = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(shift_cells=3))
     seen = set()
     for epoch in range(6):
         moved.set_epoch(epoch)
@@ -281,7 +282,7 @@ def test_kinds_are_drawn_as_often_as_they_weigh(codes):
 
 def test_dropped_cells_leave_a_part_of_an_object_anew_each_epoch_and_nothing_out_of_validation(codes):
     plain = CachedCodesDataset(codes, split="train")
-    thinned = CachedCodesDataset(codes, split="train", drop_cells=0.6)
+    thinned = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(drop_cells=0.6))
     whole = dict(zip(map(tuple, plain[0]["coords"].tolist()), plain[0]["codes"].tolist(), strict=True))
     seen = set()
     for epoch in range(20):
@@ -294,15 +295,16 @@ def test_dropped_cells_leave_a_part_of_an_object_anew_each_epoch_and_nothing_out
         seen.add(len(left))
     assert len(seen) > 2
     assert torch.equal(thinned.for_validation()[0]["coords"], plain[0]["coords"])
-    everything = CachedCodesDataset(codes, split="train", drop_cells=1.0)
+    everything = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(drop_cells=1.0))
     for epoch in range(20):
         everything.set_epoch(epoch)
         assert min(len(everything[n]["codes"]) for n in range(len(everything))) >= 1
 
 
 def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same_vectors(codes, tokenizer):
-    whole = CachedCodesDataset(codes, split="train", shift_cells=3, drop_cells=0.5)
-    bare = CachedCodesDataset(codes, split="train", shift_cells=3, drop_cells=0.5, vectors=False)
+    changed = CodeAugmentation(shift_cells=3, turn_degrees=8, drop_cells=0.5)
+    whole = CachedCodesDataset(codes, split="train", augmentation=changed)
+    bare = CachedCodesDataset(codes, split="train", augmentation=changed, vectors=False)
     text = {"caption": "A number.", "conversation": [{"role": "user", "content": "Say a number."}]}
     batches = [collate_codes_caption([data[0], text, data[1]], tokenizer) for data in (whole, bare)]
     found = batches[1].pop("codes_3d")
@@ -312,9 +314,23 @@ def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same
     assert set(collate_codes_caption([text], tokenizer)) == {"input_ids", "attention_mask", "labels"}
 
 
+def test_turning_an_object_takes_its_codes_along_anew_each_epoch(codes):
+    plain = CachedCodesDataset(codes, split="train")
+    moved = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(turn_degrees=8))
+    seen = set()
+    for epoch in range(5):
+        moved.set_epoch(epoch)
+        item, again = moved[0], moved[0]
+        assert torch.equal(item["coords"], again["coords"]) and torch.equal(item["codes"], again["codes"])
+        assert torch.equal(item["feats_3d"], moved.codes.codebook[item["codes"]])
+        seen.add(tuple(item["coords"].flatten().tolist()))
+    assert len(seen) > 3
+    assert torch.equal(moved.for_validation()[0]["coords"], plain[0]["coords"])
+
+
 @pytest.mark.slow
 def test_a_worker_that_lives_on_hears_of_the_next_epoch(codes):
-    items = CachedCodesDataset(codes, split="train", shift_cells=3)
+    items = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(shift_cells=3))
     loader = torch.utils.data.DataLoader(items, batch_size=None, **worker_options(1))
     seen = []
     for epoch in range(3):

@@ -1,0 +1,96 @@
+"""Changes of an object's cached codes that leave its words true: fewer codes, turned a little, moved.
+
+Codes keep what they say of the surface in their cell; only where the cells lie changes, and which of them there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdf_vqvae.sparse.coordinates import linear_keys
+
+Draw = Callable[[str], int]
+"""Purpose -> a number of 64 bits for this object and epoch, always the same one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeAugmentation:
+    """What each epoch does anew to each object's codes; as it stands, nothing.
+
+    Args:
+        drop_cells: most of the share of codes that is left out.
+        turn_degrees: standard deviation of the angle by which an object is turned about each of three axes through
+            its middle. The turned object is made smaller where it would no longer fit the grid; of cells that come
+            to lie in one, the first stays.
+        shift_cells: most whole cells by which an object is moved along every axis. The coordinates then reach beyond
+            the latent grid by as much.
+    """
+
+    drop_cells: float = 0.0
+    turn_degrees: float = 0.0
+    shift_cells: int = 0
+
+    def __call__(self, codes: Tensor, coords: Tensor, side: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Return an object's codes `[M]` and cells `[M, 3]` as this epoch has them: at least one.
+
+        Args:
+            codes: `[N]`.
+            coords: integer `[N, 3]`, in `[0, side)`.
+            side: cells of the latent grid along an axis.
+            draw: where chance comes from.
+        """
+        if self.drop_cells:
+            kept = _kept(len(codes), self.drop_cells, _random(draw("drop")))
+            codes, coords = codes[kept], coords[kept]
+        if self.turn_degrees:
+            angles = torch.randn(3, generator=_random(draw("turn"))) * math.radians(self.turn_degrees)
+            coords, first = turned(coords, angles, side)
+            codes = codes[first]
+        if self.shift_cells:
+            drawn = draw("shift")
+            steps = [drawn // (self.shift_cells + 1) ** axis % (self.shift_cells + 1) for axis in range(3)]
+            coords = coords + torch.tensor(steps, dtype=coords.dtype)
+        return codes, coords
+
+
+def turned(coords: Tensor, angles: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Turn cells about the middle of their bounding box.
+
+    Args:
+        coords: integer `[N, 3]`, in `[0, side)`.
+        angles: `[3]`, the rotation vector in radians: its direction is the axis, its length the angle.
+        side: cells of the grid along an axis.
+
+    Returns:
+        The occupied cells `[M, 3]`, in `[0, side)`, x slowest; and of each the first row of `coords` that came there.
+    """
+    x, y, z = angles.double().unbind()
+    none = torch.zeros_like(x)
+    rotation = torch.matrix_exp(torch.stack([none, -z, y, z, none, -x, -y, x, none]).view(3, 3))
+    low, high = coords.amin(0), coords.amax(0)
+    middle = (low + high).double() / 2
+    points = (coords.double() - middle) @ rotation.T
+    extent = (points.amax(0) - points.amin(0)).max()
+    points = points * ((side - 1) / extent.clamp_min(side - 1)) + middle
+    points = points - points.amin(0).clamp_max(0) - (points.amax(0) - (side - 1)).clamp_min(0)
+    cells = points.round().clamp(0, side - 1).to(coords.dtype)
+    keys, order = linear_keys(torch.cat([torch.zeros_like(cells[:, :1]), cells], 1), side).sort(stable=True)
+    first = order[torch.cat([keys[:1] >= 0, keys[1:] != keys[:-1]])]
+    return cells[first], first
+
+
+def _random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed >> 1)
+
+
+def _kept(count: int, most: float, random: torch.Generator) -> Tensor:  # [count], bool
+    """Return which codes stay: at least one."""
+    share, *drawn = torch.rand(count + 1, generator=random).split([1, count])
+    kept = drawn[0] >= share * most
+    kept[drawn[0].argmax()] = True
+    return kept
