@@ -14,7 +14,7 @@ Steps are those of the project's trainer (`AlignmentTrainer.step`: forward, back
 CUDA), on batches that lie ready. Large models have the published shapes of the text part and random weights; their
 vision towers are tiny, for no image is read. An object has 512 codes and as many 3D tokens, and 40 to 60 text tokens,
 20 of them supervised, so that rows are padded as in training. The parts `inside` and `default` take real objects:
-blocks of 2^3 (4^3) codes, at most 512 tokens an object.
+blocks of 2^3 (4^3) codes, at most 512 tokens an object, in batches of similar length by the training's own sampler.
 
 The rate in TFLOP/s counts what is multiplied with frozen weights, 2 operations a weight forward and 2 backward for
 the gradient of the activations (nothing for the weights' own): 4 N tokens, N being the weights of the text layers for
@@ -44,6 +44,7 @@ from torch import Tensor
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse_sdf import SparseSDF
 from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer
+from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -150,19 +151,24 @@ def trainer_of(
     return trainer
 
 
-def time_steps(trainer: AlignmentTrainer, batch: dict[str, Any], steps: int) -> tuple[float, float]:
-    """Return the median seconds of a step, and the largest memory in GB."""
+def time_steps(trainer: AlignmentTrainer, batches: Sequence[dict[str, Any]], steps: int) -> tuple[float, float]:
+    """Return the median seconds of a round through the batches, and the largest memory in GB.
+
+    A round of steps, of one batch two, goes before; rounds are about `steps` steps in all.
+    """
     cuda = trainer.accelerator.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     seconds = []
-    for number in range(steps + 2):
+    warm_up = 2 if len(batches) == 1 else 1
+    for number in range(warm_up + max(1, steps // len(batches))):
         start = time.perf_counter()
-        with trainer.autocasting():
-            trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
+        for batch in batches:
+            with trainer.autocasting():
+                trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
         if cuda:
             torch.cuda.synchronize()
-        if number >= 2:
+        if number >= warm_up:
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds), torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
 
@@ -203,7 +209,7 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
                         "batch_size": size,
                         "checkpointing": checkpointing,
                     }
-                    timed = timed_row(branch, accelerator, batch, options.steps)
+                    timed = timed_row(branch, accelerator, [batch], options.steps)
                     seconds = timed.get("milliseconds", float("inf")) / 1e3
                     tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
                     work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
@@ -243,16 +249,17 @@ def large_branch(
 def timed_row(
     branch: Qwen3VLWith3DBranch,
     accelerator: Any,
-    batch: dict[str, Any],
+    batches: Sequence[dict[str, Any]],
     steps: int,
     codebook: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return time, rate and memory of training steps on a batch, or why there are none."""
-    size = len(batch["labels"])
+    """Return time, rate and memory of training steps on batches of one size, or why there are none."""
+    size = len(batches[0]["labels"])
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = trainer_of(branch, accelerator, Path(folder), size, codebook)
-            seconds, memory = time_steps(trainer, batch, steps)
+            seconds, memory = time_steps(trainer, batches, steps)
+            seconds /= len(batches)
         return {
             "milliseconds": round(1e3 * seconds, 1),
             "objects_per_second": round(size * accelerator.num_processes / seconds, 1),
@@ -294,6 +301,7 @@ def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[
             merge=4,
             max_3d_tokens=512,
             projector_num_layers=2,
+            shape_tokens=2,
         )
         if options.compile:
             compile_layers(branch.vl_model)
@@ -320,48 +328,53 @@ def measure_sources(
     options: argparse.Namespace,
     accelerator: Any,
 ) -> list[dict[str, Any]]:
-    """Train on the same objects from cached codes and from fields."""
+    """Train on the same objects from cached codes and from fields, in batches such as training makes."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.sparse_sdf import collate_sparse_sdf
     from vae_qwen3vl.vae_latent_extractor import codebook, extract_3d_latent_and_indices
 
     vae = load_vae_from_config(None, None, accelerator.device)
-    fields = fields_of(vae, options, max(sizes))
+    fields = fields_of(vae, options, options.objects)
     found = [extract_3d_latent_and_indices(collate_sparse_sdf([field]), vae)[1:] for field in fields]
-    pairs = [(indices.feats.flatten().int().cpu(), coords.cpu()) for coords, indices in found]
+    pairs = [(indices.feats.flatten().int().cpu(), F.pad(coords[:, 1:].cpu(), (1, 0))) for coords, indices in found]
     table = codebook(vae).detach()
     rows: list[dict[str, Any]] = []
     for trained, make in models.items():
         branch = make(vae)
         vocabulary = len(embedding_table(branch.vl_model))
+        lengths = [int(branch.count_3d_tokens(table[pair[0].long()].cpu(), pair[1])) - 2 for pair in pairs]
         for size in sizes:
-            own = fields[:size]
-            codes = torch.cat([pair[0] for pair in pairs[:size]])
-            coords = torch.cat([F.pad(pair[1][:, 1:], (1, 0), value=n) for n, pair in enumerate(pairs[:size])])
-            sources: dict[str, dict[str, Any]] = {
-                "cached codes": {"codes_3d": codes, "coords_3d": coords},
-                "fields, encoded in the step": {"inputs_3d": collate_sparse_sdf(own)},
-            }
-            for source, shapes in sources.items():
+            groups = list(BucketSampler(lengths, size))
+            texts = [text_batch(size, vocabulary, number) for number in range(len(groups))]
+            for source, shapes in (
+                ("cached codes", functools.partial(codes_of, pairs)),
+                (
+                    "fields, encoded in the step",
+                    lambda group: {"inputs_3d": collate_sparse_sdf([fields[n] for n in group])},
+                ),
+            ):
+                batches = [shapes(group) | text for group, text in zip(groups, texts, strict=True)]
                 row = {
                     "trained": trained,
                     "from": source,
                     "objects": "examples" if options.pack is None else "pack",
-                    "voxels_an_object": round(sum(len(field.sdf) for field in own) / len(own)),
+                    "different_objects": len(fields),
+                    "voxels_an_object": round(sum(len(field.sdf) for field in fields) / len(fields)),
+                    "tokens_3d_an_object": round(sum(lengths) / len(lengths)),
                     "processes": accelerator.num_processes,
-                    "batch_size": len(own),
-                    **timed_row(
-                        branch,
-                        accelerator,
-                        {**shapes, **text_batch(len(own), vocabulary, 0)},
-                        options.steps,
-                        table,
-                    ),
+                    "batch_size": size,
+                    **timed_row(branch, accelerator, batches, options.steps, table),
                 }
                 keep(rows, row, accelerator)
         del branch
         _free()
     return rows
+
+
+def codes_of(pairs: Sequence[tuple[Tensor, Tensor]], group: Sequence[int]) -> dict[str, Tensor]:
+    """Return the codes and cells of the objects of a batch."""
+    cells = torch.cat([F.pad(pairs[n][1][:, 1:], (1, 0), value=place) for place, n in enumerate(group)])
+    return {"codes_3d": torch.cat([pairs[n][0] for n in group]), "coords_3d": cells}
 
 
 def _free() -> None:
@@ -385,6 +398,7 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
     parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
     parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the default")
+    parser.add_argument("--objects", type=int, default=1024, help="real objects, for the parts inside and default")
     parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
     parser.add_argument("--vl_model", help="instead of the embedded default")
