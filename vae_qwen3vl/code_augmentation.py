@@ -1,4 +1,4 @@
-"""Changes of an object's cached codes that leave its words true: fewer codes, turned a little, moved.
+"""Changes of an object's cached codes that leave its name true: fewer codes, turned a little, moved.
 
 Codes keep what they say of the surface in their cell; only where the cells lie changes, and which of them there are.
 """
@@ -22,32 +22,44 @@ Draw = Callable[[str], int]
 class CodeAugmentation:
     """What each epoch does anew to each object's codes; as it stands, nothing.
 
-    Args:
-        drop_cells: most of the share of codes that is left out.
-        turn_degrees: standard deviation of the angle by which an object is turned about each of three axes through
-            its middle. The turned object is made smaller where it would no longer fit the grid; of cells that come
-            to lie in one, the first stays.
-        shift_cells: most whole cells by which an object is moved along every axis. The coordinates then reach beyond
-            the latent grid by as much.
+    Raises:
+        ValueError: a value is out of range.
     """
 
     drop_cells: float = 0.0
+    """Most of the share of codes that is left out, 0 to 1."""
     turn_degrees: float = 0.0
+    """Standard deviation of the angle by which an object is turned about each axis (see `turned`)."""
     shift_cells: int = 0
+    """Most whole cells by which an object is moved along every axis, which cuts it into other blocks. The coordinates
+    then reach beyond the latent grid by as much."""
 
-    def __call__(self, codes: Tensor, coords: Tensor, side: int, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Return an object's codes `[M]` and cells `[M, 3]` as this epoch has them: at least one.
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_cells <= 1:
+            raise ValueError(f"drop_cells must be 0 to 1, got {self.drop_cells}")
+        if not 0 <= self.turn_degrees < math.inf:
+            raise ValueError(f"turn_degrees must be 0 or more, got {self.turn_degrees}")
+        if not (isinstance(self.shift_cells, int) and self.shift_cells >= 0):
+            raise ValueError(f"shift_cells must be an integer, 0 or more, got {self.shift_cells}")
+
+    def __call__(
+        self, codes: Tensor, coords: Tensor, side: int, draw: Draw, *, turn: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return an object's codes `[M]` and cells `[M, 3]` as this epoch has them: at least one, if there are any.
 
         Args:
             codes: `[N]`.
             coords: integer `[N, 3]`, in `[0, side)`.
             side: cells of the latent grid along an axis.
             draw: where chance comes from.
+            turn: whether this object may be turned.
         """
+        if not len(codes):
+            return codes, coords
         if self.drop_cells:
             kept = _kept(len(codes), self.drop_cells, _random(draw("drop")))
             codes, coords = codes[kept], coords[kept]
-        if self.turn_degrees:
+        if self.turn_degrees and turn:
             angles = torch.randn(3, generator=_random(draw("turn"))) * math.radians(self.turn_degrees)
             coords, first = turned(coords, angles, side)
             codes = codes[first]
@@ -61,8 +73,11 @@ class CodeAugmentation:
 def turned(coords: Tensor, angles: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Turn cells about the middle of their bounding box.
 
+    Where the turned object is longer than the grid it is made smaller, and where it sticks out it is moved in.
+    Several cells may come to lie in one.
+
     Args:
-        coords: integer `[N, 3]`, in `[0, side)`.
+        coords: integer `[N, 3]`, in `[0, side)`, at least one row.
         angles: `[3]`, the rotation vector in radians: its direction is the axis, its length the angle.
         side: cells of the grid along an axis.
 
@@ -72,15 +87,18 @@ def turned(coords: Tensor, angles: Tensor, side: int) -> tuple[Tensor, Tensor]:
     x, y, z = angles.double().unbind()
     none = torch.zeros_like(x)
     rotation = torch.matrix_exp(torch.stack([none, -z, y, z, none, -x, -y, x, none]).view(3, 3))
-    low, high = coords.amin(0), coords.amax(0)
-    middle = (low + high).double() / 2
-    points = (coords.double() - middle) @ rotation.T
+    points = coords.double()
+    middle = (points.amin(0) + points.amax(0)) / 2
+    points = (points - middle) @ rotation.T
+    last = side - 1
     extent = (points.amax(0) - points.amin(0)).max()
-    points = points * ((side - 1) / extent.clamp_min(side - 1)) + middle
-    points = points - points.amin(0).clamp_max(0) - (points.amax(0) - (side - 1)).clamp_min(0)
-    cells = points.round().clamp(0, side - 1).to(coords.dtype)
+    if extent > last:
+        points = points * (last / extent)
+    points = points + middle
+    points = points - points.amin(0).clamp_max(0) - (points.amax(0) - last).clamp_min(0)
+    cells = points.round().clamp(0, last).to(coords.dtype)  # clamped for what rounding leaves beyond
     keys, order = linear_keys(torch.cat([torch.zeros_like(cells[:, :1]), cells], 1), side).sort(stable=True)
-    first = order[torch.cat([keys[:1] >= 0, keys[1:] != keys[:-1]])]
+    first = order[torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])]
     return cells[first], first
 
 

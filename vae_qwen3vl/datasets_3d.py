@@ -10,7 +10,7 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _Own = TypeVar("_Own", bound="_WithTexts")
 _LATENT_SIDE = 64
 _FEWEST_TOKENS = 100
+KINDS_OF_THE_BOX = ("longest_side", "shape", "is_shape", "ratio", "size")
+"""Kinds of questions about an object's bounding box."""
 
 
 class _WithTexts(Dataset[dict[str, Any]]):
@@ -75,22 +77,24 @@ class _WithTexts(Dataset[dict[str, Any]]):
         made._seed = 0
         return made
 
-    def _words(self, name: str, texts: Sequence[Text], *, mirrored: bool = False) -> dict[str, Any]:
-        """Return the chosen one of an object's texts as an item has it, or as it is said of the mirror image."""
-        text = choose(
-            texts,
+    def _chosen(self, name: str) -> Text:
+        """Return the one of an object's texts that is said in this epoch."""
+        return choose(
+            self._texts[name],
             name,
             seed=self._seed,
             epoch=int(self._epoch),
             caption_share=self._caption_share,
             kind_weights=self._kind_weights,
         )
-        if mirrored:
-            text = mirrored_text(text)
-        words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
-        if text.conversation is not None:
-            words["conversation"] = [dict(turn) for turn in text.conversation]
-        return words
+
+
+def _words(name: str, text: Text) -> dict[str, Any]:
+    """Return a text of an object as an item has it."""
+    words: dict[str, Any] = {"caption": text.answer, "sample_id": name}
+    if text.conversation is not None:
+        words["conversation"] = [dict(turn) for turn in text.conversation]
+    return words
 
 
 class SDF3DCaptionDataset(_WithTexts):
@@ -149,7 +153,7 @@ class SDF3DCaptionDataset(_WithTexts):
         """Read one object. Raises a ValueError if its file is damaged."""
         field = self.fields[self._rows[number]]
         name = self.names[number]
-        return {"inputs_3d": collate_sparse_sdf([field]), **self._words(name, self._texts[name])}
+        return {"inputs_3d": collate_sparse_sdf([field]), **_words(name, self._chosen(name))}
 
 
 class CachedCodesDataset(_WithTexts):
@@ -166,7 +170,8 @@ class CachedCodesDataset(_WithTexts):
         seed: of the choice among an object's texts, and of the augmentation.
         caption_share: how often a caption of the table is taken where there are records too.
         kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
-        augmentation: what each epoch does anew to an object's codes.
+        augmentation: what each epoch does anew to an object's codes; those of which something is said that turning
+            makes untrue (`KINDS_OF_THE_BOX`) are not turned.
         mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
             that have one are their mirror image, and left and right are exchanged in their words.
         vectors: False leaves `feats_3d` out, for a loop that looks codes up in `codes.codebook` on its device: a
@@ -223,12 +228,15 @@ class CachedCodesDataset(_WithTexts):
         draw = functools.partial(pick, self._seed, int(self._epoch), name)
         mirrored = name in self._with_mirror_image and bool(draw("mirror") % 2)
         folder = self.mirrored if mirrored and self.mirrored is not None else self.codes
-        codes, coords = self.augmentation(*folder[name], folder.manifest.latent_resolution, draw)
-        texts = self._texts[name]
-        words = self._words(name, texts, mirrored=mirrored)
-        titles = [mirrored_text(text).answer if mirrored else text.answer for text in texts if not text.kind]
+        chosen, titles = self._chosen(name), [text for text in self._texts[name] if not text.kind]
+        if mirrored:
+            chosen, titles = mirrored_text(chosen), [mirrored_text(text) for text in titles]
+        of_the_box = chosen.kind.partition(" ")[0] in KINDS_OF_THE_BOX
+        side = folder.manifest.latent_resolution
+        codes, coords = self.augmentation(*folder[name], side, draw, turn=not of_the_box)
+        words = _words(name, chosen)
         if titles:
-            words["title"] = min(titles, key=len)
+            words["title"] = min((text.answer for text in titles), key=len)
         shape = {"codes": codes.long(), "coords": coords.int()}
         if self.vectors:
             shape["feats_3d"] = self.codes.codebook[shape["codes"]]

@@ -9,6 +9,8 @@ import pytest
 import torch.nn.functional as F
 
 from vae_qwen3vl.align_data import alignment_data, cached_codes
+from vae_qwen3vl.code_augmentation import CodeAugmentation
+from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Projector3D
@@ -32,6 +34,15 @@ def test_objects_are_as_long_as_their_3d_tokens(
             feats = folder.codebook[own.long()]
             expected.append(len(projector.project(feats, F.pad(coords.int(), (1, 0)), most, mode).coords))
     assert list(data.lengths) == expected
+
+
+def test_codes_are_changed_as_the_settings_say(codes: Path, tokenizer) -> None:
+    told = {"drop_cells": 0.25, "turn_degrees": 4.0, "shift_cells": 2}
+    data = alignment_data(
+        AlignmentConfig(data_dir=str(codes), **told), Processor3D(tokenizer), CodeFolder(codes), latent_dim=8
+    )
+    assert data.train.dataset.augmentation == CodeAugmentation(**told)
+    assert data.val.dataset.augmentation == CodeAugmentation()
 
 
 def test_mirror_images_that_are_not_there_are_missed(codes: Path, tokenizer, tmp_path: Path) -> None:

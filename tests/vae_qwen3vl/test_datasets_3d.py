@@ -23,7 +23,8 @@ from vae_qwen3vl import (
 from vae_qwen3vl.captions import Text, captions_in, choose, read_records
 from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.data_workers import worker_options
-from vae_qwen3vl.datasets_3d import CachedCodesDataset
+from vae_qwen3vl.datasets_3d import KINDS_OF_THE_BOX, CachedCodesDataset
+from vae_qwen3vl.question_making import KINDS
 
 R = 32
 SHAPES = {
@@ -314,18 +315,33 @@ def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same
     assert set(collate_codes_caption([text], tokenizer)) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_turning_an_object_takes_its_codes_along_anew_each_epoch(codes):
+def test_an_object_is_turned_anew_each_epoch_within_its_grid(codes):
     plain = CachedCodesDataset(codes, split="train")
-    moved = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(turn_degrees=8))
+    moved = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(turn_degrees=20))
+    whole = collections.Counter(plain[0]["codes"].tolist())
     seen = set()
-    for epoch in range(5):
+    for epoch in range(8):
         moved.set_epoch(epoch)
         item, again = moved[0], moved[0]
         assert torch.equal(item["coords"], again["coords"]) and torch.equal(item["codes"], again["codes"])
-        assert torch.equal(item["feats_3d"], moved.codes.codebook[item["codes"]])
+        assert 0 <= int(item["coords"].min()) <= int(item["coords"].max()) < moved.codes.manifest.latent_resolution
+        assert collections.Counter(item["codes"].tolist()) <= whole
         seen.add(tuple(item["coords"].flatten().tolist()))
-    assert len(seen) > 3
+    assert len(seen) > 5
     assert torch.equal(moved.for_validation()[0]["coords"], plain[0]["coords"])
+
+
+def test_an_object_is_not_turned_where_its_bounding_box_is_spoken_of(codes):
+    plain = CachedCodesDataset(codes, split="train")
+    records = codes / "conversations.jsonl"
+    for kind, turned in (("shape", False), ("organ", True), ("longest_side", False)):
+        record = {"sample_id": plain.names[0], "kind": kind, "language": "en", "question": "Q?", "answer": "A."}
+        records.write_text(json.dumps(record) + "\n")
+        augmentation = CodeAugmentation(turn_degrees=20)
+        moved = CachedCodesDataset(codes, split="train", augmentation=augmentation, caption_share=0.0)
+        assert moved[0]["caption"] == "A."
+        assert torch.equal(moved[0]["coords"], plain[0]["coords"]) != turned
+    assert set(KINDS_OF_THE_BOX) <= set(KINDS)
 
 
 @pytest.mark.slow
