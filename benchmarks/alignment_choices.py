@@ -5,8 +5,9 @@
 
 The second needs folders of continuous_latents.py and of `vae-qwen3vl encode --mirror`.
 
-`base` is the shipped default's model, rates and augmentations: 3D tokens of 4^3 codes, two of the whole shape, and
-the projector's own lesson before, here of five passes; without mirror images, plain text and weights of sources.
+`base` is the shipped default's model, rates, shifts and dropped cells: 3D tokens of 4^3 codes, two of the whole
+shape, and the projector's own lesson before, here of five passes; without turns, mirror images, plain text and
+weights of sources.
 Every variant is a run of train_finetune.py that sees the objects so many times; the seconds of its steps stand
 beside it, which mean little where it compiles or shares a GPU. Measured is the validation loss of the captions of
 `val` with the objects' own shapes and with other objects' (nats a token), and with --closed_sets also closed

@@ -28,8 +28,10 @@ import argparse
 import contextlib
 import functools
 import gc
+import logging
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +56,10 @@ from vae_qwen3vl.sharding import is_sharding
 from vae_qwen3vl.train_finetune import make_accelerator
 from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
 
+logger = logging.getLogger(__name__)
+
+Batch = Callable[[], dict[str, Any]]
+"""Makes a batch."""
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("large", "inside", "default")
 TRAINED = ("projector", "lora")
@@ -151,26 +157,30 @@ def trainer_of(
     return trainer
 
 
-def time_steps(trainer: AlignmentTrainer, batches: Sequence[dict[str, Any]], steps: int) -> tuple[float, float]:
-    """Return the median seconds of a round through the batches, and the largest memory in GB.
+def time_steps(trainer: AlignmentTrainer, batches: Sequence[Batch], steps: int) -> tuple[float, float]:
+    """Return the seconds of a round of steps, one a batch, and the largest memory in GB.
 
-    A round of steps, of one batch two, goes before; rounds are about `steps` steps in all.
+    Batches are made outside the clock. A round warms up, two of a single batch. The time is the median of as many
+    rounds as have about `steps` steps, at least one.
     """
     cuda = trainer.accelerator.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
+    rounds = []
     warm_up = 2 if len(batches) == 1 else 1
     for number in range(warm_up + max(1, steps // len(batches))):
-        start = time.perf_counter()
-        for batch in batches:
+        seconds = 0.0
+        for make in batches:
+            batch = make()
+            start = time.perf_counter()
             with trainer.autocasting():
                 trainer.step([batch], 0.5)  # ends with the norm of the gradients on the host
-        if cuda:
-            torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
+            seconds += time.perf_counter() - start
         if number >= warm_up:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+            rounds.append(seconds)
+    return statistics.median(rounds), torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
 
 
 def peak(device: torch.device, side: int) -> float:
@@ -209,7 +219,9 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
                         "batch_size": size,
                         "checkpointing": checkpointing,
                     }
-                    timed = timed_row(branch, accelerator, [batch], options.steps)
+                    timed = timed_row(
+                        branch, accelerator, size, [functools.partial(code_batch, size, vocabulary)], options.steps
+                    )
                     seconds = timed.get("milliseconds", float("inf")) / 1e3
                     tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
                     work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
@@ -249,12 +261,12 @@ def large_branch(
 def timed_row(
     branch: Qwen3VLWith3DBranch,
     accelerator: Any,
-    batches: Sequence[dict[str, Any]],
+    size: int,
+    batches: Sequence[Batch],
     steps: int,
     codebook: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return time, rate and memory of training steps on batches of one size, or why there are none."""
-    size = len(batches[0]["labels"])
+    """Return time, rate and memory of training steps on batches of a size, or why there are none."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = trainer_of(branch, accelerator, Path(folder), size, codebook)
@@ -267,25 +279,28 @@ def timed_row(
         }
     except torch.OutOfMemoryError:
         return {"error": "does not fit into the GPU's memory"}
-    except RuntimeError as error:  # a kernel that can't count so many rows must not cost the rows before
-        return {"error": str(error).partition("\n")[0]}
+    except (
+        RuntimeError
+    ) as error:  # such as a kernel that can't count so many voxels: the rows before must not be lost
+        logger.exception("this row failed")
+        return {"error": str(error).partition("\n")[0], "failed": True}
     finally:
         _free()
 
 
-def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace, count: int) -> list[SparseSDF]:
-    """Return so many fields: of objects of the pack drawn with seed 0, or of the example meshes, over and over."""
+def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace) -> list[SparseSDF]:
+    """Return the fields of objects of the pack drawn with seed 0, or of the example meshes."""
     from sdf_vqvae.geometry.mesh import load_mesh
     from sdf_vqvae.shapes import voxelize_for
     from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, objects_of
 
     if options.pack is None:
-        made = [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
-        return [made[number % len(made)] for number in range(count)]
+        return [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
     settings = EncodeSettings(source=options.pack, output=options.pack)
     places = objects_of(settings, vae)[1]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
-    found = EncodeWorker(str(vae.device), settings=settings, vae=vae).fields_of([places[n] for n in order[:count]])
+    chosen = [places[number] for number in order[: options.objects]]
+    found = EncodeWorker(str(vae.device), settings=settings, vae=vae).fields_of(chosen)
     return [field.to("cpu") for field in found if not isinstance(field, str)]
 
 
@@ -334,7 +349,7 @@ def measure_sources(
     from vae_qwen3vl.vae_latent_extractor import codebook, extract_3d_latent_and_indices
 
     vae = load_vae_from_config(None, None, accelerator.device)
-    fields = fields_of(vae, options, options.objects)
+    fields = fields_of(vae, options)
     found = [extract_3d_latent_and_indices(collate_sparse_sdf([field]), vae)[1:] for field in fields]
     pairs = [(indices.feats.flatten().int().cpu(), F.pad(coords[:, 1:].cpu(), (1, 0))) for coords, indices in found]
     table = codebook(vae).detach()
@@ -348,12 +363,11 @@ def measure_sources(
             texts = [text_batch(size, vocabulary, number) for number in range(len(groups))]
             for source, shapes in (
                 ("cached codes", functools.partial(codes_of, pairs)),
-                (
-                    "fields, encoded in the step",
-                    lambda group: {"inputs_3d": collate_sparse_sdf([fields[n] for n in group])},
-                ),
+                ("fields, encoded in the step", functools.partial(inputs_of, fields)),
             ):
-                batches = [shapes(group) | text for group, text in zip(groups, texts, strict=True)]
+                made = [
+                    functools.partial(joined, shapes, group, text) for group, text in zip(groups, texts, strict=True)
+                ]
                 row = {
                     "trained": trained,
                     "from": source,
@@ -363,7 +377,7 @@ def measure_sources(
                     "tokens_3d_an_object": round(sum(lengths) / len(lengths)),
                     "processes": accelerator.num_processes,
                     "batch_size": size,
-                    **timed_row(branch, accelerator, batches, options.steps, table),
+                    **timed_row(branch, accelerator, size, made, options.steps, table),
                 }
                 keep(rows, row, accelerator)
         del branch
@@ -377,14 +391,28 @@ def codes_of(pairs: Sequence[tuple[Tensor, Tensor]], group: Sequence[int]) -> di
     return {"codes_3d": torch.cat([pairs[n][0] for n in group]), "coords_3d": cells}
 
 
+def inputs_of(fields: Sequence[SparseSDF], group: Sequence[int]) -> dict[str, Any]:
+    """Return the fields of the objects of a batch."""
+    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+
+    return {"inputs_3d": collate_sparse_sdf([fields[number] for number in group])}
+
+
+def joined(
+    shapes: Callable[[Sequence[int]], dict[str, Any]], group: Sequence[int], text: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return a batch: the shapes of a group of objects, and a text each."""
+    return {**shapes(group), **text}
+
+
 def _free() -> None:
     gc.collect()
     with contextlib.suppress(RuntimeError):  # of a row that failed, and was said there
         torch.cuda.empty_cache()
 
 
-def main() -> None:
-    """Measure, print the rows and write the result."""
+def main() -> int:
+    """Measure, print the rows and write the result; 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="the large models")
@@ -398,9 +426,14 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[4, 16, 32], help="of the large models")
     parser.add_argument("--inside_batch", type=int, default=16, help="of the large models with the tokenizer inside")
     parser.add_argument("--default_batches", nargs="+", type=int, default=[32, 128], help="of the default")
-    parser.add_argument("--objects", type=int, default=1024, help="real objects, for the parts inside and default")
+    parser.add_argument("--objects", type=int, default=1024, help="of the pack, for the parts inside and default")
     parser.add_argument("--pack", type=Path, help="pack whose meshes the default is timed on (default: the examples)")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each row (default %(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=8,
+        help="timed steps of each row, but whole rounds through its batches (default %(default)s)",
+    )
     parser.add_argument("--vl_model", help="instead of the embedded default")
     parser.add_argument("--tiny", action="store_true", help="shapes small enough for a CPU, to try the program")
     parser.add_argument("--compile", action="store_true", help="compile the text layers (torch.compile)")
@@ -424,8 +457,9 @@ def main() -> None:
         many += "_fsdp" if found["sharded"] else ""
         write_result(name + many, found, options.out)
     accelerator.end_training()
+    return int(any(row.get("failed") for part in PARTS for row in found.get(part, [])))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    sys.exit(main())
