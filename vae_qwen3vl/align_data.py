@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MOST_HELD_OUT = 10
 """At most one object in so many is kept for validation."""
 _VAL = "val"
+_FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
+"""Settings that do nothing to distance fields and random objects."""
 
 
 class Tolerant(Dataset[Any]):
@@ -110,8 +112,9 @@ def alignment_data(
         ValueError: no data is named, or none of it can be used.
     """
     check_data(config)
-    if codes is None and config.mirrored_dir is not None:
-        raise ValueError("mirrored_dir goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
+    for name in _FOR_CODES if codes is None else ():
+        if getattr(config, name):
+            raise ValueError(f"{name} goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
     if config.mirrored_dir is not None and not (Path(config.mirrored_dir) / MANIFEST).is_file():
         raise ValueError(
             f"mirrored_dir: there are no codes in {config.mirrored_dir}; make them with: "

@@ -58,7 +58,18 @@ def test_mirror_images_that_are_not_there_are_missed(codes: Path, tokenizer, tmp
         alignment_data(config, Processor3D(tokenizer), cached_codes(config), latent_dim=8)
 
 
-def test_mirror_images_go_with_cached_codes(tokenizer) -> None:
-    config = AlignmentConfig(dummy_data=True, mirrored_dir="mirrored")
-    with pytest.raises(ValueError, match="mirrored_dir goes with a data_dir of cached codes"):
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"mirrored_dir": "mirrored"},
+        {"contrastive_weight": 0.1},
+        {"shift_cells": 3},
+        {"drop_cells": 0.3},
+        {"turn_degrees": 8.0},
+    ],
+    ids=str,
+)
+def test_what_is_for_cached_codes_is_not_silently_without_effect(tokenizer, told) -> None:
+    config = AlignmentConfig(dummy_data=True, **told)
+    with pytest.raises(ValueError, match=f"{next(iter(told))} goes with a data_dir of cached codes"):
         alignment_data(config, Processor3D(tokenizer), None, latent_dim=8)
