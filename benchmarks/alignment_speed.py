@@ -39,7 +39,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from record import write_result
 from torch import Tensor
 
@@ -51,7 +50,7 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
-from vae_qwen3vl.sequence_3d import coords_of_cells
+from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords
 from vae_qwen3vl.sharding import is_sharding
 from vae_qwen3vl.train_finetune import make_accelerator
 from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
@@ -219,9 +218,7 @@ def measure_large(options: argparse.Namespace, accelerator: Any, rate: float) ->
                         "batch_size": size,
                         "checkpointing": checkpointing,
                     }
-                    timed = timed_row(
-                        branch, accelerator, size, [functools.partial(code_batch, size, vocabulary)], options.steps
-                    )
+                    timed = timed_row(branch, accelerator, size, [functools.partial(dict, batch)], options.steps)
                     seconds = timed.get("milliseconds", float("inf")) / 1e3
                     tokens = int(batch["attention_mask"].sum()) + size * (CODES + 1)  # 2 markers for 1 placeholder
                     work = 4 * (layers * tokens + vocabulary * hidden * size * SUPERVISED)
@@ -279,9 +276,8 @@ def timed_row(
         }
     except torch.OutOfMemoryError:
         return {"error": "does not fit into the GPU's memory"}
-    except (
-        RuntimeError
-    ) as error:  # such as a kernel that can't count so many voxels: the rows before must not be lost
+    except RuntimeError as error:
+        # Such as a kernel that can't count so many voxels: the rows before must not be lost.
         logger.exception("this row failed")
         return {"error": str(error).partition("\n")[0], "failed": True}
     finally:
@@ -351,23 +347,24 @@ def measure_sources(
     vae = load_vae_from_config(None, None, accelerator.device)
     fields = fields_of(vae, options)
     found = [extract_3d_latent_and_indices(collate_sparse_sdf([field]), vae)[1:] for field in fields]
-    pairs = [(indices.feats.flatten().int().cpu(), F.pad(coords[:, 1:].cpu(), (1, 0))) for coords, indices in found]
+    pairs = [(indices.feats.flatten().int().cpu(), coords[:, 1:].cpu()) for coords, indices in found]
     table = codebook(vae).detach()
     rows: list[dict[str, Any]] = []
     for trained, make in models.items():
         branch = make(vae)
         vocabulary = len(embedding_table(branch.vl_model))
-        lengths = [int(branch.count_3d_tokens(table[pair[0].long()].cpu(), pair[1])) - 2 for pair in pairs]
+        lengths = [
+            int(branch.count_3d_tokens(table[codes.long()].cpu(), joined_coords([cells]))) - 2
+            for codes, cells in pairs
+        ]
         for size in sizes:
             groups = list(BucketSampler(lengths, size))
             texts = [text_batch(size, vocabulary, number) for number in range(len(groups))]
-            for source, shapes in (
-                ("cached codes", functools.partial(codes_of, pairs)),
-                ("fields, encoded in the step", functools.partial(inputs_of, fields)),
+            for source, joined in (
+                ("cached codes", functools.partial(codes_batch, pairs)),
+                ("fields, encoded in the step", functools.partial(fields_batch, fields)),
             ):
-                made = [
-                    functools.partial(joined, shapes, group, text) for group, text in zip(groups, texts, strict=True)
-                ]
+                made = [functools.partial(joined, *both) for both in zip(groups, texts, strict=True)]
                 row = {
                     "trained": trained,
                     "from": source,
@@ -385,24 +382,17 @@ def measure_sources(
     return rows
 
 
-def codes_of(pairs: Sequence[tuple[Tensor, Tensor]], group: Sequence[int]) -> dict[str, Tensor]:
-    """Return the codes and cells of the objects of a batch."""
-    cells = torch.cat([F.pad(pairs[n][1][:, 1:], (1, 0), value=place) for place, n in enumerate(group)])
-    return {"codes_3d": torch.cat([pairs[n][0] for n in group]), "coords_3d": cells}
+def codes_batch(pairs: Sequence[tuple[Tensor, Tensor]], group: Sequence[int], text: Mapping[str, Tensor]) -> Any:
+    """Return a batch of a group of objects, of which `pairs` has codes `[N]` and cells `[N, 3]`, with a text each."""
+    codes, cells = zip(*(pairs[number] for number in group), strict=True)
+    return {"codes_3d": torch.cat(codes), "coords_3d": joined_coords(cells), **text}
 
 
-def inputs_of(fields: Sequence[SparseSDF], group: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of the objects of a batch."""
+def fields_batch(fields: Sequence[SparseSDF], group: Sequence[int], text: Mapping[str, Tensor]) -> Any:
+    """Return a batch of the fields of a group of objects, with a text each."""
     from sdf_vqvae.sparse_sdf import collate_sparse_sdf
 
-    return {"inputs_3d": collate_sparse_sdf([fields[number] for number in group])}
-
-
-def joined(
-    shapes: Callable[[Sequence[int]], dict[str, Any]], group: Sequence[int], text: Mapping[str, Tensor]
-) -> dict[str, Any]:
-    """Return a batch: the shapes of a group of objects, and a text each."""
-    return {**shapes(group), **text}
+    return {"inputs_3d": collate_sparse_sdf([fields[number] for number in group]), **text}
 
 
 def _free() -> None:

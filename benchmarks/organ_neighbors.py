@@ -29,15 +29,21 @@ Array = npt.NDArray[np.float64]
 TOPS = (1, 5)
 
 
-def organs_of(codes: CodeFolder, files: list[str]) -> dict[str, str]:
-    """Return the organ of each object that is asked for it in English, without its side."""
-    found = {}
-    for file in files:
-        for line in (codes.folder / file).read_text(encoding="utf-8").splitlines():
+def organs_of(codes: CodeFolder) -> list[dict[str, str]]:
+    """Return id -> organ without its side, of training, `val` and `test`, as `eval_3d_vl` asks for them in English.
+
+    Of the held-out ones those whose names training has.
+    """
+    splits = {row[ID_COLUMN]: row["split"] for row in codes.table()}
+    found: dict[str, dict[str, str]] = {"train": {}, "val": {}, "test": {}}
+    for part in ("", "_val", "_test"):
+        for line in (codes.folder / f"conversations{part}.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            if record["kind"] == "organ" and record["language"] == "en" and record["sample_id"] in codes:
-                found[record["sample_id"]] = group_of("organ", record["answer"])
-    return found
+            name = record["sample_id"]
+            if record["kind"] == "organ" and record["language"] == "en" and name in codes:
+                found[splits[name]][name] = group_of("organ", record["answer"])
+    known = set(found["train"].values())
+    return [{name: organ for name, organ in own.items() if organ in known} for own in found.values()]
 
 
 def grid_of(codes: CodeFolder, name: str) -> Array:
@@ -79,16 +85,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     codes = CodeFolder(options.codes)
-    splits = {row[ID_COLUMN]: row["split"] for row in codes.table()}
-    organs = organs_of(codes, [f"conversations{part}.jsonl" for part in ("", "_val", "_test")])
-    train = [name for name in organs if splits[name] == "train"]
-    known = [organs[name] for name in train]
+    train, *held_out = organs_of(codes)
+    known = list(train.values())
     grids = [grid_of(codes, name) for name in train]
     references = rows_of(grids), rows_of([grid[::-1] for grid in grids])
     found: dict[str, Any] = {"training_organs": len(train), "training_names": len(set(known))}
-    for split in ("val", "test"):
-        names = [name for name in organs if splits[name] == split and organs[name] in known]
-        asked = [organs[name] for name in names]
+    for split, organs in zip(("val", "test"), held_out, strict=True):
+        names, asked = list(organs), list(organs.values())
         rows = rows_of([grid_of(codes, name) for name in names])
         plain, mirrored = (rows @ reference.T for reference in references)
         found[split] = {

@@ -22,17 +22,16 @@ from record import write_result
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdf_vqvae.field_folder import ID_COLUMN
 from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import CodeFolder
-from vae_qwen3vl.sequence_3d import coarse_occupancy
+from vae_qwen3vl.sequence_3d import coarse_occupancy, joined_coords
 
 BOXES, WIDTH, BATCH = 8, 512, 64
 
 
 def occupancy_of(cells: list[Tensor]) -> Tensor:  # [B, BOXES^3]
     """Return what the network reads of objects, each its cells `[N, 3]`."""
-    return coarse_occupancy(torch.cat([F.pad(own, (1, 0), value=n) for n, own in enumerate(cells)]).long(), BOXES)
+    return coarse_occupancy(joined_coords(cells).long(), BOXES)
 
 
 def changed(cells: Tensor, augmentation: CodeAugmentation, side: int) -> Tensor:
@@ -79,13 +78,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     codes = CodeFolder(options.codes)
-    splits = {row[ID_COLUMN]: row["split"] for row in codes.table()}
-    organs = organs_of(codes, [f"conversations{part}.jsonl" for part in ("", "_val", "_test")])
-    train = [name for name in organs if splits[name] == "train"]
-    numbers = {name: number for number, name in enumerate(sorted({organs[name] for name in train}))}
-    asked = [name for name in organs if splits[name] != "train" and organs[name] in numbers]
-    known, right = (torch.tensor([numbers[organs[name]] for name in part]) for part in (train, asked))
-    of_test = torch.tensor([splits[name] == "test" for name in asked])
+    train, val, test = organs_of(codes)
+    numbers = {name: number for number, name in enumerate(sorted(set(train.values())))}
+    asked = val | test
+    known, right = (torch.tensor([numbers[name] for name in part.values()]) for part in (train, asked))
+    of_test = torch.tensor([name in test for name in asked])
     cells = [codes[name][1] for name in train]
     held_out = occupancy_of([codes[name][1] for name in asked])
     found: dict[str, Any] = {"training_organs": len(train), "names": len(numbers), "asked": len(asked)}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sdf_vqvae.sparse.coordinates import linear_keys
@@ -97,7 +98,7 @@ def turned(coords: Tensor, angles: Tensor, side: int) -> tuple[Tensor, Tensor]:
     points = points + middle
     points = points - points.amin(0).clamp_max(0) - (points.amax(0) - last).clamp_min(0)
     cells = points.round().clamp(0, last).to(coords.dtype)  # clamped for what rounding leaves beyond
-    keys, order = linear_keys(torch.cat([torch.zeros_like(cells[:, :1]), cells], 1), side).sort(stable=True)
+    keys, order = linear_keys(F.pad(cells, (1, 0)), side).sort(stable=True)
     first = order[torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])]
     return cells[first], first
 

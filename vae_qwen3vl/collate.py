@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vae_qwen3vl.processor import DEFAULT_PROMPT, IGNORED_LABEL, Processor3D
+from vae_qwen3vl.sequence_3d import joined_coords
 
 Item = Mapping[str, Any]
 _WAY_A = ("feats_3d", "coords_3d", "input_ids", "attention_mask", "labels")
@@ -68,12 +69,9 @@ def collate_codes_caption(
         titles = [_processor(tokenizer).encode_text(item["title"]) for item in shapes]
         longest = max(map(len, titles))
         words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in titles])
-    coords = [
-        torch.cat([torch.full_like(item["coords"][:, :1], number), item["coords"]], dim=1)
-        for number, item in enumerate(shapes)
-    ]
     joined = torch.cat([item[given] for item in shapes])
-    return {made: joined.int() if bare else joined, "coords_3d": torch.cat(coords), **words}
+    coords = joined_coords([item["coords"] for item in shapes])
+    return {made: joined.int() if bare else joined, "coords_3d": coords, **words}
 
 
 def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.losses import symmetric_contrast
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.sequence_3d import object_counts, rank_in_object
+from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
 
 if TYPE_CHECKING:
     from vae_qwen3vl.sentence_similarity import SentenceEncoder
@@ -213,5 +213,5 @@ def _validate(
 
 def _collate(items: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, list[str]]:
     """Return `codes [M]`, `coords [M, 4]` and the captions."""
-    coords = [F.pad(item["coords"], (1, 0), value=number) for number, item in enumerate(items)]
-    return torch.cat([item["codes"] for item in items]), torch.cat(coords), [item["caption"] for item in items]
+    coords = joined_coords([item["coords"] for item in items])
+    return torch.cat([item["codes"] for item in items]), coords, [item["caption"] for item in items]

@@ -6,9 +6,11 @@ The order is (batch, z, y, x). Everything is vectorised and stays on the tensors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TruncateMode = Literal["head", "none"]
@@ -77,6 +79,11 @@ def coords_of_keys(keys: Tensor, bits: int) -> Tensor:  # [N] -> [N, 4]
 def coords_of_cells(cells: Tensor, side: int) -> Tensor:  # [N] -> [N, 3]
     """Return (x, y, z) of the cells of a grid that are counted with x slowest."""
     return torch.stack([cells // side**2, cells // side % side, cells % side], dim=1)
+
+
+def joined_coords(cells: Sequence[Tensor]) -> Tensor:  # [M, 4]
+    """Return (object, x, y, z) of all cells of a batch of objects, each its cells (x, y, z) `[N, 3]`; their dtype."""
+    return torch.cat([F.pad(own, (1, 0), value=number) for number, own in enumerate(cells)])
 
 
 def rank_in_object(objects: Tensor, counts: Tensor) -> Tensor:  # [N], [B] -> [N]
