@@ -296,8 +296,12 @@ def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace) -> list[SparseSD
     places = objects_of(settings, vae)[1]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = [places[number] for number in order[: options.objects]]
-    found = EncodeWorker(str(vae.device), settings=settings, vae=vae).fields_of(chosen)
-    return [field.to("cpu") for field in found if not isinstance(field, str)]
+    worker = EncodeWorker(str(vae.device), settings=settings, vae=vae)
+    fields: list[SparseSDF] = []
+    for first in range(0, len(chosen), settings.objects_at_a_time):
+        found = worker.fields_of(chosen[first : first + settings.objects_at_a_time])
+        fields += [field.to("cpu") for field in found if not isinstance(field, str)]
+    return fields
 
 
 def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:

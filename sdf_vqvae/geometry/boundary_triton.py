@@ -130,7 +130,7 @@ def _half_angle(w, r, x, y, z):  # type: ignore[no-untyped-def]
 def _strips_kernel(  # type: ignore[no-untyped-def]
     index, meshes, whole, rest, times, starts, out, n_points, P: tl.constexpr
 ):
-    row = tl.program_id(0) * P + tl.arange(0, P)
+    row = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)  # rows of 3 may pass 2^31
     valid = row < n_points
     x = tl.load(index + row * 3, mask=valid, other=0).to(tl.float32)
     y = tl.load(index + row * 3 + 1, mask=valid, other=0).to(tl.float32)

@@ -54,7 +54,10 @@ def find_bricks(
         _reach_kernel[grid](*arguments, counts, nothing, *sizes, False, per_axis, lanes, _PATCHES, num_warps=_WARPS)
         keys = counts.nonzero().squeeze(1)
         starts = torch.nn.functional.pad(counts[keys].cumsum(0, dtype=torch.int64), (1, 0))
-        members = torch.empty(int(starts[-1]), dtype=torch.int32, device=device)
+        pairs = int(starts[-1])
+        if pairs >= 2**31:
+            raise ValueError(f"{count} meshes have {pairs} pairs of triangles and bricks: voxelize fewer at once")
+        members = torch.empty(pairs, dtype=torch.int32, device=device)
         counts[keys] = starts[:-1].int()
         _reach_kernel[grid](*arguments, counts, members, *sizes, True, per_axis, lanes, _PATCHES, num_warps=_WARPS)
     return keys, starts, members
@@ -297,7 +300,7 @@ def _reach_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def _distance_kernel(table, origins, starts, members, squared, n_triangles, limit):  # type: ignore[no-untyped-def]
     """Fill one brick's squared distances."""
-    b = tl.program_id(0)
+    b = tl.program_id(0).to(tl.int64)  # samples of many meshes may pass 2^31
     lane = tl.arange(0, 512)
     px = (tl.load(origins + b * 3) + lane // 64).to(tl.float32)
     py = (tl.load(origins + b * 3 + 1) + lane // 8 % 8).to(tl.float32)
@@ -358,7 +361,7 @@ def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ig
     Coordinates come as whole numbers and rest, so that float32 gives them relative to a sample without loss. Heights
     are worked out alike in every brick of a column, so that each crossing is one brick's.
     """
-    b = tl.program_id(0)
+    b = tl.program_id(0).to(tl.int64)  # samples of many meshes may pass 2^31
     bx = tl.load(origins + b * 3).to(tl.float32)
     by = tl.load(origins + b * 3 + 1).to(tl.float32)
     base = tl.load(origins + b * 3 + 2).to(tl.int32)
@@ -428,7 +431,7 @@ def _crossing_kernel(whole, rest, origins, starts, members, within):  # type: ig
 @triton.jit
 def _below_kernel(columns, within, count):  # type: ignore[no-untyped-def]
     """Add to one brick's counts those of the bricks below it, which stand before it."""
-    b = tl.program_id(0)
+    b = tl.program_id(0).to(tl.int64)  # samples of many meshes may pass 2^31
     lane = tl.arange(0, 512)
     column = tl.load(columns + b)
     total = tl.load(within + b * 512 + lane)

@@ -18,7 +18,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     points, owners, corners, corner_owners, starts, out, n_points, P: tl.constexpr, T: tl.constexpr
 ):
     """Sum over the triangles of the meshes that this program's points belong to, which follow each other."""
-    row = tl.program_id(0) * P + tl.arange(0, P)
+    row = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)  # rows of 3 may pass 2^31
     valid = row < n_points
     px = tl.load(points + row * 3, mask=valid, other=0.0)[:, None]
     py = tl.load(points + row * 3 + 1, mask=valid, other=0.0)[:, None]

@@ -103,3 +103,21 @@ def test_cuda_gives_the_field_of_the_cpu():
         there = voxelize(mesh.vertices.cuda(), mesh.faces.cuda(), resolution=100, watertight=mesh.watertight)
         assert torch.equal(here.index, there.index.cpu()) and here.sign_method == there.sign_method
         torch.testing.assert_close(here.distance, there.distance.cpu(), atol=1e-4, rtol=0)
+
+
+def test_meshes_whose_samples_pass_the_reach_of_32_bits_are_not_mixed_up():
+    if torch.cuda.mem_get_info()[0] < 60 << 30:
+        pytest.skip("needs 60 GiB of the GPU's memory")
+    sphere = normalize_mesh(trimesh.creation.icosphere(subdivisions=3))
+    mesh = (sphere.vertices.cuda(), sphere.faces.cuda())
+    alone = Bricks(MeshBatch.of([mesh], 512), 512, 1.0)
+    own = len(alone.origins)
+    count = 2**31 // (own * 512) + 2
+    many = Bricks(MeshBatch.of([mesh] * count, 512), 512, 1.0)
+    assert many.squared.numel() > 2**31
+    crossings = many.crossings()
+    for number in (0, count - 1):
+        part = slice(number * own, (number + 1) * own)
+        assert torch.equal(many.origins[part], alone.origins)
+        torch.testing.assert_close(many.squared[part], alone.squared, atol=1e-5, rtol=0)
+        assert torch.equal(crossings[part], alone.crossings())
