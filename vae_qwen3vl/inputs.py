@@ -66,7 +66,7 @@ def merge_inputs(
         raise ValueError(
             f"attention_mask {list(attention_mask.shape)} doesn't match input_ids {list(input_ids.shape)}"
         )
-    _check_ids(input_ids[attention_mask.bool()], len(embedding_table(vl_model)))
+    _check_ids(input_ids, attention_mask.bool(), len(embedding_table(vl_model)))
     objects = int(tokens.coords[-1, 0]) + 1 if len(tokens.coords) else 0
     ids, valid, added = with_placeholders(input_ids, attention_mask.bool(), objects)
     if added:
@@ -108,12 +108,12 @@ def unpadded(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor
     return feats[mask.to(feats.device)], coords[mask.to(coords.device)]
 
 
-def _check_ids(ids: Tensor, vocabulary: int) -> None:
+def _check_ids(ids: Tensor, valid: Tensor, vocabulary: int) -> None:
     """Raise a ValueError that names the first id which is neither text nor a placeholder."""
-    unknown = ids[((ids < 0) & (ids != PLACEHOLDER_3D)) | (ids >= vocabulary)]
-    if len(unknown):
+    unknown = valid & (((ids < 0) & (ids != PLACEHOLDER_3D)) | (ids >= vocabulary))
+    if bool(unknown.any()):
         raise ValueError(
-            f"input_ids hold {int(unknown[0])}, but the language model's tokens run from 0 to {vocabulary - 1}: "
+            f"input_ids hold {int(ids[unknown][0])}, but the language model's tokens run from 0 to {vocabulary - 1}: "
             "are they of another tokenizer, or labels?"
         )
 

@@ -105,8 +105,9 @@ def lay_out(
     is_object = (input_ids == PLACEHOLDER_3D) & attention_mask  # [B, S]
     is_text = attention_mask & ~is_object
 
+    place = is_object.flatten().nonzero().squeeze(1)  # [O]
     length = is_text.long()
-    length[is_object] = counts + 2
+    length.view(-1)[place] = counts + 2
     total = length.sum(1)  # [B]
     padded = int(total.max()) if batch else 0
     offset = (padded - total)[:, None] if padding_side == "left" else 0
@@ -116,18 +117,18 @@ def lay_out(
     if text_positions is None:
         text_positions = (attention_mask.long().cumsum(1) - 1).expand(3, -1, -1)
     extra = torch.zeros_like(length)
-    extra[is_object] = extent + 1
+    extra.view(-1)[place] = extent + 1
     position = text_positions + extra.cumsum(1) - extra  # [3, B, S]
 
-    pool = _pool_positions(position, is_object, coords, counts, extent, positions)  # [3, B * S + 2 O + T + 1]
-    start = slot[is_object]  # [O]
+    pool = _pool_positions(position, place, coords, counts, extent, positions)  # [3, B * S + 2 O + T + 1]
+    start = slot.flatten()[place]  # [O]
     token_slot = start[coords[:, 0]] + 1 + rank_in_object(coords[:, 0], counts)  # [T]
     slots = torch.cat([slot.flatten(), start, start + counts + 1, token_slot])
-    rows = torch.arange(len(slots), device=device)
-    used = torch.cat([is_text.flatten(), rows[batch * width :] >= 0])
-    source = torch.full((batch * padded,), len(slots), dtype=torch.long, device=device)
-    source[slots[used]] = rows[used]
-    source = source.view(batch, padded)
+    # Text that vanishes goes to a slot of its own, which is cut off.
+    slots[: batch * width] = torch.where(is_text.flatten(), slots[: batch * width], batch * padded)
+    source = torch.full((batch * padded + 1,), len(slots), dtype=torch.long, device=device)
+    source[slots] = torch.arange(len(slots), device=device)
+    source = source[:-1].view(batch, padded)
     return SequenceLayout(source=source, attention_mask=(source < len(slots)).long(), position_ids=pool[:, source])
 
 
@@ -141,9 +142,9 @@ def _extents(coords: Tensor, counts: Tensor, positions: Positions) -> Tensor:  #
 
 
 def _pool_positions(
-    position: Tensor, is_object: Tensor, coords: Tensor, counts: Tensor, extent: Tensor, positions: Positions
+    position: Tensor, place: Tensor, coords: Tensor, counts: Tensor, extent: Tensor, positions: Positions
 ) -> Tensor:  # [3, pool]
-    start = position[:, is_object]  # [3, O]
+    start = position.flatten(1)[:, place]  # [3, O]
     base = start[:, coords[:, 0]] + 1  # [3, T]
     if positions == "mrope":
         tokens = base + coords[:, [3, 2, 1]].T  # axes carry (z, y, x)

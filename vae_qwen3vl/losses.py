@@ -36,27 +36,29 @@ def answer_loss(
         plain: bool `[B]`, rows about no object; None has no such rows.
     """
     assert inputs.labels is not None, "a loss needs labels"
-    targets = inputs.labels[:, 1:]
+    targets = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # [B, S']
     kept = targets != IGNORED_LABEL
+    # Found before the model runs: on a GPU the backward pass is then prepared while the forward pass runs.
+    places = kept.flatten().nonzero().squeeze(1)  # [N]
     before = None if plain is None else _untouched_logits(vl_model, inputs, arguments, plain, kept)  # [P, V]
-    logits = _logits(vl_model, inputs.model_kwargs(), arguments, kept)  # [N, V]
-    losses = F.cross_entropy(logits, targets[kept], reduction="none")
+    logits = _logits(vl_model, inputs.model_kwargs(), arguments, places)  # [N, V]
+    losses = F.cross_entropy(logits, targets.flatten()[places], reduction="none")
     if plain is not None and before is not None:
-        of_plain = plain[:, None].expand_as(kept)[kept]  # [N]
+        of_plain = plain[places // kept.shape[1]]  # [N]
         likely = before.softmax(-1)
         entropy = F.cross_entropy(before, likely, reduction="none")
         losses = losses.masked_scatter(
             of_plain, F.cross_entropy(logits[of_plain], likely, reduction="none") - entropy
         )
-    return losses.sum() / kept.sum().clamp(min=1)
+    return losses.sum() / max(1, len(places))
 
 
-def _logits(vl_model: Any, taken: dict[str, Tensor], arguments: dict[str, Any], kept: Tensor) -> Tensor:  # [N, V]
-    """Return the logits, float32, of the `kept [B, S' - 1]` places."""
+def _logits(vl_model: Any, taken: dict[str, Tensor], arguments: dict[str, Any], places: Tensor) -> Tensor:  # [N, V]
+    """Return the logits, float32, of `places [N]` in `[B * S']`."""
     base = without_wrapper(vl_model)
     # Padding is on the right, where no earlier token looks: without a mask, attention takes its fastest kernels.
     hidden = base.model(**{**taken, "attention_mask": None, "use_cache": False, **arguments}).last_hidden_state
-    logits: Tensor = base.lm_head(hidden[:, :-1][kept]).float()
+    logits: Tensor = base.lm_head(hidden.flatten(0, 1)[places]).float()
     return logits
 
 
@@ -76,7 +78,8 @@ def _untouched_logits(
         "position_ids": inputs.position_ids[:, rows, :longest],
     }
     with vl_model.disable_adapter(), uncompiled():  # which leaves adapters trainable
-        logits = _logits(vl_model, taken, arguments, kept[rows, : longest - 1])
+        places = kept[rows, :longest].flatten().nonzero().squeeze(1)
+        logits = _logits(vl_model, taken, arguments, places)
     return logits if len(found) else None
 
 

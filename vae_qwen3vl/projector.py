@@ -17,7 +17,6 @@ from vae_qwen3vl.sequence_3d import (
     coarse_occupancy,
     group_blocks,
     keep_head,
-    object_counts,
     pool_to_budget,
 )
 
@@ -176,8 +175,8 @@ class Projector3D(nn.Module):
             )
         if not len(feats):
             raise ValueError("the 3D batch holds no codes at all: every sample needs at least one")
-        rows, blocks = group_blocks(feats, coords, self.merge)
-        object_counts(blocks)
+        cells = check_coords(coords)
+        rows, blocks = group_blocks(feats, cells, self.merge)
         max_tokens -= self.shape_tokens if max_tokens > 0 else 0
         if over_budget == "head":
             rows, blocks = keep_head(rows, blocks, max_tokens)
@@ -187,7 +186,7 @@ class Projector3D(nn.Module):
         embeds = self._finish(hidden, blocks)
         if not self.shape_tokens:
             return Tokens3D(embeds=embeds, coords=blocks)
-        whole = self.shape_vectors(coarse_occupancy(check_coords(coords), _SHAPE_SIDE))
+        whole = self.shape_vectors(coarse_occupancy(cells, _SHAPE_SIDE))
         front = blocks.new_zeros(len(whole), 4)
         front[:, 0] = torch.arange(len(whole), device=blocks.device) // self.shape_tokens
         merged = torch.cat([front, blocks])

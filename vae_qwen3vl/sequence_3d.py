@@ -36,18 +36,24 @@ def object_counts(coords: Tensor) -> Tensor:  # [N, 4] -> [B]
     Raises:
         ValueError: an object id has no row (an object without codes), naming it.
     """
-    if len(coords) and int(coords[:, 0].max()) >= len(coords):
+    objects = coords[:, 0].long()
+    rows = len(objects)
+    if rows == 0:
+        return objects
+    # Without a gap no id reaches the number of rows. What decides is read once: on a GPU each look waits for it.
+    counts = torch.zeros_like(objects).index_add_(0, objects.clamp(0, rows - 1), torch.ones_like(objects))
+    low, high, samples = torch.stack([objects.amin(), objects.amax(), (counts > 0).sum()]).tolist()
+    if low < 0 or high >= rows:
         raise ValueError(
-            f"the 3D batch has id {int(coords[:, 0].max())}, but only {len(coords)} codes: ids count up from 0"
+            f"the 3D batch has id {low if low < 0 else high}, but only {rows} codes: ids count up from 0"
         )
-    counts = torch.bincount(coords[:, 0].long())
-    empty = (counts == 0).nonzero().flatten().tolist()
-    if empty:
+    if samples <= high:
+        empty = (counts[: high + 1] == 0).nonzero().flatten().tolist()
         raise ValueError(
-            f"the 3D batch has samples 0..{len(counts) - 1}, but no codes for {empty}: every sample needs at least "
+            f"the 3D batch has samples 0..{high}, but no codes for {empty}: every sample needs at least "
             "one, and ids count up from 0 without a gap"
         )
-    return counts
+    return counts[:samples]
 
 
 def sequence_keys(coords: Tensor, bits: int | None = None) -> Tensor:  # [N, 4] -> [N]
@@ -256,15 +262,16 @@ def coarse_occupancy(coords: Tensor, side: int) -> Tensor:  # [N, 4] -> [B, side
     place = (xyz + 0.5 - ((low + high) / 2)[objects]) / extent[objects, None] * side + side / 2
     x, y, z = place.long().clamp(0, side - 1).unbind(1)
     box = ((objects * side + x) * side + y) * side + z
-    full = torch.bincount(box, minlength=count * side**3).view(count, -1)
-    return full / (extent[:, None] / side) ** 3
+    full = xyz.new_zeros(count * side**3).index_add_(0, box, torch.ones_like(box, dtype=xyz.dtype))
+    return full.view(count, -1) / (extent[:, None] / side) ** 3
 
 
 def keep_head(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """Keep the first `budget` rows of each object (`coords` sorted by batch); 0 or less keeps all."""
+    counts = object_counts(coords)
     if budget <= 0:
         return feats, coords
-    kept = rank_in_object(coords[:, 0], object_counts(coords)) < budget
+    kept = rank_in_object(coords[:, 0], counts) < budget
     return feats[kept], coords[kept]
 
 
