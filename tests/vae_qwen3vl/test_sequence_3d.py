@@ -140,6 +140,14 @@ def test_an_object_without_rows_between_others_is_named():
         object_counts(coords)
 
 
+def test_objects_are_counted_in_any_order_and_none_has_a_negative_number():
+    coords = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [2, 0, 0, 0], [1, 2, 0, 0]])
+    assert object_counts(coords).tolist() == [1, 3, 1]
+    assert object_counts(coords[:0]).tolist() == []
+    with pytest.raises(ValueError, match="has id -1, but only 5 codes"):
+        object_counts(coords - torch.tensor([1, 0, 0, 0]))
+
+
 def test_preparation_stays_differentiable(make_codes):
     feats, coords = make_codes([6, 3])
     feats.requires_grad_()
