@@ -473,7 +473,8 @@ class _Held(nn.Module):
 
 
 def _moved(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    pinned = device.type == "cuda"  # elsewhere the copy might not wait for the source
     return {
-        name: _moved(value, device) if isinstance(value, Mapping) else value.to(device, non_blocking=True)
+        name: _moved(value, device) if isinstance(value, Mapping) else value.to(device, non_blocking=pinned)
         for name, value in batch.items()
     }
