@@ -51,7 +51,7 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
-from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords, object_counts
+from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords
 from vae_qwen3vl.sharding import is_sharding
 from vae_qwen3vl.train_finetune import make_accelerator
 from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
@@ -64,8 +64,6 @@ TRAINED = ("projector", "lora")
 """A LoRA is trained with the projector."""
 WIDTH = 16
 CODES, SUPERVISED, TEXT = 512, 20, (40, 60)
-AT_A_TIME = 16
-"""Objects that are voxelized or encoded together before the clock starts."""
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2-VL-2B": {
         "hidden_size": 1536,
@@ -285,38 +283,33 @@ def timed_row(
         _free()
 
 
-def fields_of(vae: SparseSDFVQVAE, options: argparse.Namespace) -> list[SparseSDF]:
-    """Return the fields of objects of the pack drawn with seed 0, or of the example meshes."""
-    from sdf_vqvae.geometry.mesh import load_mesh
-    from sdf_vqvae.shapes import voxelize_for
+def encoded_objects(
+    vae: SparseSDFVQVAE, options: argparse.Namespace
+) -> tuple[list[SparseSDF], list[tuple[Tensor, Tensor]]]:
+    """Return fields with their codes `[N]` and cells `[N, 3]`: of the pack, drawn with seed 0, or of the examples."""
     from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, objects_of
 
-    if options.pack is None:
-        return [voxelize_for(vae, load_mesh(path)) for path in sorted((ROOT / "examples").glob("*.glb"))]
-    settings = EncodeSettings(source=options.pack, output=options.pack)
-    places = objects_of(settings, vae)[1]
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen = [places[number] for number in order[: options.objects]]
+    source = options.pack or ROOT / "examples"
+    settings = EncodeSettings(source=source, output=source)
     worker = EncodeWorker(str(vae.device), settings=settings, vae=vae)
+    places = objects_of(settings, vae)[1]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
     fields: list[SparseSDF] = []
-    for first in range(0, len(chosen), AT_A_TIME):
-        found = worker.fields_of(chosen[first : first + AT_A_TIME])
-        fields += [field.to("cpu") for field in found if not isinstance(field, str)]
-    return fields
-
-
-def codes_of(vae: SparseSDFVQVAE, fields: Sequence[SparseSDF]) -> list[tuple[Tensor, Tensor]]:
-    """Return each field's codes int32 `[N]` and their cells `[N, 3]`."""
-    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-    from vae_qwen3vl.vae_latent_extractor import extract_3d_latent_and_indices
-
     pairs: list[tuple[Tensor, Tensor]] = []
-    for first in range(0, len(fields), AT_A_TIME):
-        batch = collate_sparse_sdf(fields[first : first + AT_A_TIME])
-        _, coords, indices = extract_3d_latent_and_indices(batch, vae)
-        sizes = object_counts(coords).tolist()
-        pairs += zip(indices.feats.flatten().int().cpu().split(sizes), coords[:, 1:].cpu().split(sizes), strict=True)
-    return pairs
+    for numbers in order[: options.objects].split(settings.objects_at_a_time):
+        group = [places[number] for number in numbers.tolist()]
+        found = [
+            (place.name, field)
+            for place, field in zip(group, worker.fields_of(group), strict=True)
+            if not isinstance(field, str)
+        ]
+        for (_, field), (_, codes, cells, reason) in zip(found, worker.encode_fields(found), strict=True):
+            if codes is None or cells is None:
+                logger.warning("left out: %s", reason)
+                continue
+            fields.append(field.to("cpu"))
+            pairs.append((codes, cells.int()))
+    return fields, pairs
 
 
 def bytes_of(batch: Mapping[str, Any]) -> int:
@@ -368,8 +361,7 @@ def measure_sources(
     from vae_qwen3vl.vae_latent_extractor import codebook
 
     vae = load_vae_from_config(None, None, accelerator.device)
-    fields = fields_of(vae, options)
-    pairs = codes_of(vae, fields)
+    fields, pairs = encoded_objects(vae, options)
     table = codebook(vae).detach()
     rows: list[dict[str, Any]] = []
     for trained, make in models.items():
