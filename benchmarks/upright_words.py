@@ -5,7 +5,7 @@
 
 The first encodes every mesh of a split in six ways of standing: as it is (it stands along y), and as if another axis
 were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. What a mesh with z up is taken for, if nobody
-turns it, is the split `-z`. So `eval_3d_vl --data_dir outputs_upright/turned --split=-z` says what its words are worth.
+turns it, is the split `-z`: `eval_3d_vl --data_dir outputs_upright/turned --split=-z` says what its words are worth.
 
 The second asks the model about each, greedily, and takes the way of standing whose answer it is surest of (mean
 log-likelihood of the answer's words).

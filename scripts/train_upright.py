@@ -168,7 +168,7 @@ def train(options: argparse.Namespace) -> None:
             log.append(
                 {
                     "step": step,
-                    "loss": float(loss),
+                    "loss": float(loss.detach()),
                     "val six": float((found.argmax(1) == right[0].cpu()).float().mean()),
                 }
             )
