@@ -25,10 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdf_vqvae.archives import write_safetensors
+from sdf_vqvae.caption_cells import captions_of_row
 from sdf_vqvae.field_folder import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.runtime import resolve_device
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
-from vae_qwen3vl.captions import captions_in
 from vae_qwen3vl.code_cache import CodeCache
 from vae_qwen3vl.code_folder import CODEBOOK, CodeFolder
 from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, Place, objects_of
@@ -38,7 +38,7 @@ _AT_A_TIME = 16
 
 def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[dict[str, str]]:
     """Return the rows of captioned objects that are `there`: so many of `train`, and `val` of their sources."""
-    rows = [row for row in codes.table() if row[ID_COLUMN] in codes and captions_in(row["captions"])]
+    rows = [row for row in codes.table() if row[ID_COLUMN] in codes and captions_of_row(row)]
     rows = list({row[ID_COLUMN]: row for row in rows if row[ID_COLUMN] in there}.values())
     train = [row for row in rows if row["split"] == "train"]
     drawn = random.Random(0).sample(train, min(count, len(train)))

@@ -15,8 +15,8 @@ from pathlib import Path, PurePath
 
 import trimesh
 
-from dataset_toolkits.caption_columns import CAPTIONS, captions_cell, captions_of_row, strings_in
 from sdf_vqvae.archives import parse_json
+from sdf_vqvae.caption_cells import CAPTIONS, captions_cell, captions_in, captions_of, captions_of_row
 from sdf_vqvae.data import MeshPack, PackEntry, read_draco_mesh
 from sdf_vqvae.field_folder import METADATA, SAFE_ID, read_table
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
@@ -269,7 +269,7 @@ def _pack(folder: Path) -> Iterator[SourceItem]:
 def _pack_row(entry: PackEntry, digest: str) -> dict[str, str]:
     record = entry.record
     words = {key: str(record.get(key) or "") for key in ("name", "category", "author", "license")}
-    captions = strings_in(json.dumps(record.get("captions")))
+    captions = captions_of(record.get("captions"))
     return {
         ID: digest,
         "id": entry.id,
@@ -278,7 +278,7 @@ def _pack_row(entry: PackEntry, digest: str) -> dict[str, str]:
         "name": words["name"],
         "category": words["category"],
         "tags": json.dumps(record.get("tags") or [], ensure_ascii=False),
-        CAPTIONS: captions_cell(captions or strings_in(words["name"])),
+        CAPTIONS: captions_cell(captions or captions_in(words["name"])),
         "author": words["author"],
         "license": words["license"],
     }

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset_toolkits.caption_columns import CAPTIONS
 from dataset_toolkits.mesh_sources import ID, SourceItem
+from sdf_vqvae.caption_cells import CAPTIONS
 from sdf_vqvae.field_folder import METADATA, SAFE_ID, StoredField, field_file_name, read_table, write_table
 
 _OF_RESOLUTION = re.compile(r"r(\d{1,4})_(num_points|error)")

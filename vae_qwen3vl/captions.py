@@ -1,6 +1,6 @@
 """The words of objects in their three forms: captions, questions with answers, chats.
 
-Knows a table's `captions` column and JSONL records; knows nothing of shapes or tokens. One of an object's several
+Knows the captions of a table's rows and JSONL records; knows nothing of shapes or tokens. One of an object's several
 texts is chosen by a seed, so that a run can be repeated.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdf_vqvae.archives import one_line, parse_json, regular_file
+from sdf_vqvae.caption_cells import captions_of_row
 
 RECORDS = "conversations.jsonl"
 """Name of the records beside a dataset's table that are read without being asked for."""
@@ -42,19 +43,6 @@ class Text:
         """Check that there is something to learn."""
         if not self.answer.strip():
             raise ValueError("the answer is empty")
-
-
-def captions_in(cell: str) -> list[str]:
-    """Return the captions of a table's cell: a JSON list of strings, or plain text."""
-    text = cell.strip()
-    if text.startswith("["):
-        try:
-            found = parse_json(text)
-        except ValueError:
-            return [text]
-        if isinstance(found, list):
-            return [item.strip() for item in found if isinstance(item, str) and item.strip()]
-    return [text] if text and text.lower() not in ("nan", "none", "null") else []
 
 
 def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
@@ -141,7 +129,7 @@ def texts_of_table(
         records: a JSONL file, see `read_records`.
         id_column: the column of the objects' ids.
     """
-    texts = {row[id_column]: [Text(answer=c) for c in captions_in(row.get("captions", ""))] for row in rows}
+    texts = {row[id_column]: [Text(answer=c) for c in captions_of_row(row)] for row in rows}
     beside = folder / RECORDS
     source = records if records is not None else (beside if beside.is_file() else None)
     if source is not None:

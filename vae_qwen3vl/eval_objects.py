@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import read_torch_file
+from sdf_vqvae.caption_cells import captions_of_row
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from vae_qwen3vl.align_data import held_out
 from vae_qwen3vl.balls import ball_batch
-from vae_qwen3vl.captions import captions_in
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.vae_latent_extractor import extract_3d_latent_and_indices
 
@@ -90,7 +90,7 @@ def from_codes(folder: CodeFolder, *, split: str | None, most: int, val_samples:
     objects = []
     for row in rows[: most or None]:
         codes, coords = folder[row[ID_COLUMN]]
-        words = tuple(captions_in(row.get("captions", "")))
+        words = tuple(captions_of_row(row))
         objects.append(
             EvalObject(name=row[ID_COLUMN], codes=codes.long(), coords=coords.int(), captions=words, row=row)
         )
@@ -116,7 +116,7 @@ def from_fields(
     dataset = FieldFolder(folder, vae.config.data_resolution, min_points=1, max_points=None)
     for name, why in list(dataset.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, why)
-    rows = [row for row in dataset.rows if captions_in(row.get("captions", ""))]
+    rows = [row for row in dataset.rows if captions_of_row(row)]
     chosen, rows = _of_split(rows, split, Path(folder), val_samples)
     objects = []
     for row in tqdm(rows[: most or None], desc="encode", unit="object", disable=None):
@@ -126,7 +126,7 @@ def from_fields(
         except (ValueError, OSError) as error:
             logger.warning("%s is left out: %s", name, error)
             continue
-        words = tuple(captions_in(row["captions"]))
+        words = tuple(captions_of_row(row))
         objects.append(
             EvalObject(name=name, codes=codes, coords=coords, captions=words, row=row, path=dataset.path(name))
         )

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from sdf_vqvae.caption_cells import captions_of_row
 from vae_qwen3vl.blind_controls import (
     MOST_FREQUENT,
     NEIGHBOR,
@@ -27,7 +28,6 @@ from vae_qwen3vl.blind_controls import (
     scattered,
 )
 from vae_qwen3vl.candidate_scores import answer_scores, batches_alike
-from vae_qwen3vl.captions import captions_in
 from vae_qwen3vl.closed_sets import ClosedSet
 from vae_qwen3vl.eval_objects import TRAIN, EvalData, EvalObject, from_codes
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -142,7 +142,7 @@ class Interviewer:
         folder = self.data.folder
         if folder is None or self.data.split == TRAIN:
             return []
-        if not any(row.get("split") == TRAIN and captions_in(row.get("captions", "")) for row in folder.table()):
+        if not any(row.get("split") == TRAIN and captions_of_row(row) for row in folder.table()):
             return []
         found = from_codes(folder, split=TRAIN, most=0, val_samples=0).objects
         return [one for one in found if one.captions]

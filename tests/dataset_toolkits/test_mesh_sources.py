@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import trimesh
 
-from dataset_toolkits.caption_columns import captions_of_row, strings_in
 from dataset_toolkits.mesh_sources import SourceItem, load_place, read_source
 
 
@@ -78,29 +77,6 @@ def test_captions_of_custom_tables_survive(tmp_path):
     first, second = read("custom", tmp_path)
     assert first.row == {**given, "captions": '["red robot", "a robot of painted steel"]'}
     assert second.row["captions"] == '["ours"]'
-
-
-@pytest.mark.parametrize(
-    ("cell", "strings"),
-    [
-        ("", []),
-        ("nan", []),
-        ("a box, red", ["a box, red"]),
-        ('["a", "b"]', ["a", "b"]),
-        ("['it''s', \"b\"]", ["its", "b"]),
-        ('{"legs": "of wood", "seat": ["leather"]}', ["of wood", "leather"]),
-        ('[1, null, [], ["x"]]', ["x"]),
-        ("(not Python", ["(not Python"]),
-        ("[" * 50_000, ["[" * 50_000]),
-        ("[__import__('os')]", ["[__import__('os')]"]),
-    ],
-)
-def test_strings_of_a_cell(cell, strings):
-    assert strings_in(cell) == strings
-
-
-def test_captions_come_from_the_first_column_that_has_any():
-    assert captions_of_row({"captions": "[]", "caption": "", "text": "a chair", "overall_label": "x"}) == ["a chair"]
 
 
 @pytest.mark.parametrize(

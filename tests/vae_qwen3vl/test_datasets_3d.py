@@ -20,7 +20,7 @@ from vae_qwen3vl import (
     collate_codes_caption,
     collate_sdf_caption,
 )
-from vae_qwen3vl.captions import Text, captions_in, choose, read_records
+from vae_qwen3vl.captions import Text, choose, read_records
 from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.datasets_3d import KINDS_OF_THE_BOX, CachedCodesDataset
@@ -162,11 +162,18 @@ def test_a_bad_record_names_its_line(tmp_path, line, message):
     assert "line 2" in str(error.value)
 
 
-def test_cells_of_captions():
-    assert captions_in('["a", " b ", "", 3]') == ["a", "b"]
-    assert captions_in("a chair") == ["a chair"]
-    assert captions_in("[a chair]") == ["[a chair]"]
-    assert captions_in(" ") == captions_in("nan") == captions_in("[]") == []
+def test_training_says_the_captions_that_other_writers_of_tables_meant(dataset):
+    cells = {"a": "['A box.', \"It's a cuboid.\"]", "b": "['A ball.'\n 'Round.']", "c": "N/A", "d": "('A ring.',)"}
+    with (dataset / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["sha256", "captions"], *cells.items()])
+    items = SDF3DCaptionDataset(dataset, R)
+    said = collections.defaultdict(set)
+    for epoch in range(12):
+        items.set_epoch(epoch)
+        for item in items:
+            said[item["sample_id"]].add(item["caption"])
+    assert said == {"a": {"A box.", "It's a cuboid."}, "b": {"A ball.", "Round."}, "d": {"A ring."}}
+    assert items.left_out == {"c": "it has no captions"}
 
 
 def test_an_empty_or_mute_folder_says_so(tmp_path, dataset):
