@@ -14,7 +14,7 @@ import numpy as np
 from dataset_toolkits.ct_cases import Case
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.field_folder import field_file_name
-from sdf_vqvae.geometry.mesh import write_mesh
+from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_surface
 from sdf_vqvae.sparse_sdf import SparseSDF
 

@@ -24,7 +24,7 @@ from dataset_toolkits.ct_cases import M3D, CaseFiles, find_cases, pair_case
 from dataset_toolkits.ct_organs import OrganSettings
 from dataset_toolkits.ct_processing import Settings, finished, make_case_worker, remove_leftovers, write_tables
 from dataset_toolkits.ct_windows import MAX_SIDE
-from sdf_vqvae.geometry.mesh import WRITABLE
+from sdf_vqvae.geometry.mesh_writing import WRITABLE
 from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs

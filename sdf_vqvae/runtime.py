@@ -13,6 +13,7 @@ import random
 import re
 import resource
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A program that dies inside the block leaves an earlier file untouched and no half-written one. The temporary file
     is new, under a name that can't be foreseen, so nothing is ever written through a link; a link at `path` itself is
-    replaced, and what it points to stays as it is.
+    replaced, and what it points to stays as it is. The file can be read by whom the umask lets, whatever wrote it
+    (safetensors makes files that their owner alone can read).
 
     Raises:
         OSError: the folder can't be made, `path` is a folder, or the disk is full; the message names `path`.
@@ -66,8 +68,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OSError("it is a folder")
         temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{target.suffix}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
         try:
             yield temporary
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(stat.S_IMODE(mode))
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -95,15 +100,59 @@ def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         OSError: another program holds the folder, or it can't be written to.
     """
-    lock = Path(folder) / ".lock"
-    with lock.open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(file_lock(Path(folder) / ".lock", wait=False))
+        except AlreadyLockedError as error:
             raise OSError(f"another program is writing to {folder}: let it end, or choose another folder") from error
-        except OSError as error:  # file systems without locks
-            logger.warning("%s cannot be locked (%s): let no second program write to it", folder, error.strerror)
         yield
+
+
+class AlreadyLockedError(OSError):
+    """Another process holds a lock."""
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock, as a file that is there only meanwhile.
+
+    The system releases it even if the process dies; a file that was left so is taken over. Whoever holds the lock
+    removes the file, so a process that waited for it looks whether the file it got is still the one at `path`.
+
+    Args:
+        path: the file; its folder exists.
+        wait: until another process releases it.
+
+    Raises:
+        AlreadyLockedError: another process holds it, and `wait` is False.
+        OSError: the file can't be made.
+    """
+    lock = Path(path)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(lock.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AlreadyLockedError(f"{lock} is held by another process") from error
+            except OSError as error:  # file systems without locks
+                logger.warning("%s cannot be locked (%s): let no second program use it", lock, error.strerror)
+                break
+            if _is_at(lock, file.fileno()):
+                break
+            file.close()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one that a path leads to."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def rank() -> int:

@@ -114,7 +114,15 @@ def _add_decode(commands: Any) -> None:
         "  vae-qwen3vl decode chair.safetensors -o chair.obj --voxel_resolution 128",
     )
     parser.add_argument("codes", metavar="CODES", type=Path, help="codes file of `encode`")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="OBJ, PLY, GLB, STL or OFF")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="GLB, PLY, OBJ or OFF, in the object's own precision; or STL, whose 32-bit floats can't hold an object "
+        'far from the origin: it is moved there, and a warning and "offset" of --json say by how much',
+    )
     parser.add_argument(
         "--voxel_resolution",
         type=positive_int,
@@ -130,7 +138,7 @@ def _add_decode(commands: Any) -> None:
 
 def _decode(options: argparse.Namespace) -> int:
     from sdf_vqvae.codes import ShapeCodes
-    from sdf_vqvae.geometry.mesh import WRITABLE, write_mesh
+    from sdf_vqvae.geometry.mesh_writing import WRITABLE, write_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.shapes import decode_codes, surface_of
 
@@ -149,7 +157,7 @@ def _decode(options: argparse.Namespace) -> int:
             voxel_resolution=options.voxel_resolution,
             mc_threshold=options.mc_threshold,
         )
-    write_mesh(options.output, mesh)
+    taken = write_mesh(options.output, mesh)
     found = {
         "codes_file": str(options.codes),
         "codes": len(codes.codes),
@@ -157,11 +165,14 @@ def _decode(options: argparse.Namespace) -> int:
         "vertices": len(mesh.vertices),
         "faces": len(mesh.faces),
         "output": str(options.output),
+        "offset": taken,
     }
     if options.json:
         _print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
         return 0
     print(f"{found['codes_file']}: {found['codes']} codes -> {found['faces']} faces in {found['output']}")
+    if taken is not None:
+        print(f"moved near the origin: add {', '.join(map(repr, taken))} to x, y and z for its own place")
     print_stages(watch.costs)
     return 0
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.geometry.mesh import load_mesh, write_mesh
+from sdf_vqvae.geometry.mesh import load_mesh
+from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.metrics import compare_meshes
 from sdf_vqvae.geometry.picture import save_comparison
 from sdf_vqvae.model.checkpoint import load_vae_from_config

@@ -18,7 +18,7 @@ import trimesh
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.evaluation import Rebuilt, mesh_of, rebuild, score_rebuilt
 from sdf_vqvae.evaluation_shapes import Shape
-from sdf_vqvae.geometry.mesh import write_mesh
+from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.report_page import picture_bytes

@@ -5,7 +5,6 @@ Knows files, pip and the cache. Knows nothing of what a model is.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -15,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sdf_vqvae.runtime import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def ensure_folder(folder: Path, build: Callable[[Path, Path], Mapping[str, Any]]
     if is_complete(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f"{folder.name}.lock")):
+    with file_lock(folder.with_name(f".{folder.name}.lock"), wait=True):
         if is_complete(folder):  # another process made it while this one waited
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
@@ -150,7 +151,10 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in found
     }
     text = json.dumps({**facts, "files": files}, indent=2)
-    (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+    manifest = folder / _MANIFEST
+    manifest.write_text(text + "\n", encoding="utf-8")
+    for path in found:  # safetensors makes files that their owner alone can read
+        shutil.copymode(manifest, path)
 
 
 def _sha256(path: Path) -> str:
@@ -159,13 +163,3 @@ def _sha256(path: Path) -> str:
         while block := handle.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system releases it even if the process dies."""
-    import fcntl
-
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -1,6 +1,6 @@
-"""Mesh files in and out, and the one normalization that everything after them relies on.
+"""Mesh files read, and the one normalization that everything after them relies on.
 
-Knows nothing of voxels.
+Knows nothing of voxels. Mesh files are written in `mesh_writing`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from torch import Tensor
 
 from sdf_vqvae.archives import one_line, regular_file
 from sdf_vqvae.geometry.mesh_file import OwnFolder, check_scene, checked_content
-from sdf_vqvae.runtime import atomic_path
 
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
-WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
 _FLAT = 1e-12
 """Height over length below which a triangle is a line: float64 knows corners to 1e-16 of the largest coordinate."""
@@ -172,16 +169,3 @@ def to_source_units(mesh: trimesh.Trimesh, center: tuple[float, float, float], s
     """Move a mesh from the world cube back to the units and place of its source."""
     vertices = np.asarray(mesh.vertices) / scale + np.asarray(center)
     return trimesh.Trimesh(vertices, mesh.faces, process=False)
-
-
-def write_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
-    """Write OBJ, PLY, GLB, STL or OFF by the suffix, replacing an earlier file only when complete.
-
-    Raises:
-        ValueError: another suffix.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
-        raise ValueError(f"{path}: cannot write {suffix or 'a file without a suffix'!r}; use one of {WRITABLE}")
-    with atomic_path(path) as temporary:
-        mesh.export(temporary)

@@ -12,13 +12,12 @@ from trimesh.transformations import rotation_matrix, translation_matrix
 from sdf_vqvae.geometry.mesh import (
     LONGEST_SIDE,
     READABLE,
-    WRITABLE,
     is_watertight,
     load_mesh,
     normalize_mesh,
     to_source_units,
-    write_mesh,
 )
+from sdf_vqvae.geometry.mesh_writing import WRITABLE, write_mesh
 
 
 def mesh_of(vertices, faces):
@@ -159,7 +158,7 @@ def test_a_damaged_file_is_a_mesh_or_one_line(tmp_path, suffix):
 
 
 def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
-    target = tmp_path / "a.ply"
+    target = tmp_path / "a.glb"
     write_mesh(target, trimesh.creation.box())
     before = target.read_bytes()
     broken = trimesh.creation.box()
@@ -172,4 +171,4 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_mesh(target, broken)
     assert target.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.glb"]
