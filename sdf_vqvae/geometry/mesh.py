@@ -9,6 +9,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ import trimesh
 from torch import Tensor
 
 from sdf_vqvae.archives import one_line, regular_file
+from sdf_vqvae.geometry.gltf import read_gltf
 from sdf_vqvae.geometry.mesh_file import OwnFolder, check_scene, checked_content
 
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -61,14 +63,8 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
     if file.suffix.lower() not in READABLE:
         raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
     kind = file.suffix[1:].lower()
-    resolver = OwnFolder(file.parent)
     try:
-        content = io.BytesIO(checked_content(file, resolver))
-        scene = trimesh.load_scene(
-            content, file_type=kind, resolver=resolver, process=False, skip_materials=True
-        )  # fmt: skip
-        check_scene(scene)
-        mesh = scene.to_mesh()
+        mesh = _READERS.get(f".{kind}", _read_with_trimesh)(file, OwnFolder(file.parent))
         faces = len(mesh.faces)
     except ImportError as error:
         raise ValueError(f"{file} needs a library that is not installed: {one_line(error)}") from error
@@ -78,6 +74,19 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     mesh.metadata[_FILE] = str(file)
     return mesh
+
+
+def _read_with_trimesh(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
+    content = io.BytesIO(checked_content(file))
+    scene = trimesh.load_scene(
+        content, file_type=file.suffix[1:].lower(), resolver=resolver, process=False, skip_materials=True
+    )
+    check_scene(scene)
+    return scene.to_mesh()
+
+
+_READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {".glb": read_gltf, ".gltf": read_gltf}
+"""Readers of our own, by suffix; trimesh reads the others."""
 
 
 def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
