@@ -29,6 +29,7 @@ from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.programs import USER_ERROR, positive_int, run_program
+from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import only_writer
 
 logger = logging.getLogger(__name__)
@@ -126,15 +127,13 @@ def process(
     Raises:
         OSError: the disk is full.
     """
-    from tqdm import tqdm
-
     waiting = [case for case in cases if not (skip and finished(case, settings))]
     if len(waiting) < len(cases):
         logger.info("%d of them were finished by an earlier run", len(cases) - len(waiting))
     failed: dict[str, str] = {}
     make_worker = functools.partial(make_case_worker, settings)
     done = run_jobs(make_worker, waiting, workers=max(1, min(workers, len(waiting))), devices=(device,))
-    for item in tqdm(done, total=len(waiting), unit="case", disable=None):
+    for item in follow(done, "cases", "case", total=len(waiting)):
         if item.error:
             case = waiting[item.number].case_id
             failed[case] = item.error

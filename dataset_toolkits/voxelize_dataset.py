@@ -25,6 +25,7 @@ from dataset_toolkits.voxelize_table import DatasetTable, Outcome, Summary, summ
 from sdf_vqvae.field_folder import METADATA, field_file_name, stored_field
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
+from sdf_vqvae.progress import Progress, follow
 from sdf_vqvae.runtime import atomic_path, only_writer, remove_temporaries
 
 logger = logging.getLogger(__name__)
@@ -150,14 +151,12 @@ def _check_earlier_run(settings: VoxelizeSettings, output: Path) -> None:
 
 def _read_outcomes(settings: VoxelizeSettings) -> tuple[list[Outcome], int]:
     """Return the chosen rows, with nothing done yet, and how many the aesthetic score left out."""
-    from tqdm import tqdm
-
     left_out = 0
 
     def chosen() -> Iterator[SourceItem]:
         nonlocal left_out
         found = read_source(settings.source_format, settings.input_dir, split=settings.split)
-        for item in tqdm(found, desc="reading the input", unit="object", disable=None, leave=False):
+        for item in follow(found, "reading the input", leave=False):
             if settings.filter_aesthetic_score is None or _score(item) >= settings.filter_aesthetic_score:
                 yield item
             else:
@@ -183,13 +182,11 @@ def _score(item: SourceItem) -> float:
 
 def _find_existing(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path) -> int:
     """Fill in the fields that whole files hold, and return how many there are. Raises a ValueError."""
-    from tqdm import tqdm
-
     if not settings.skip_existing:
         return 0
     present = {entry.name for entry in os.scandir(output)}
     kept = 0
-    for outcome in tqdm(outcomes, desc="looking for files", unit="object", disable=None, leave=False):
+    for outcome in follow(outcomes, "looking for files", leave=False):
         for resolution in settings.resolutions if outcome.item.place else ():
             name = field_file_name(outcome.item.row[ID], resolution)
             if name not in present:
@@ -208,8 +205,6 @@ def _find_existing(settings: VoxelizeSettings, outcomes: list[Outcome], output: 
 
 def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, target: DatasetTable) -> int:
     """Voxelize what is missing, and return of how many objects something was."""
-    from tqdm import tqdm
-
     todo = []
     for outcome in outcomes:
         missing = tuple(r for r in settings.resolutions if r not in outcome.fields)
@@ -227,9 +222,9 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
     with (
         contextlib.closing(done),
         target.written_at_the_end(),
-        tqdm(done, total=len(todo), unit="object", disable=None) as bar,
+        Progress(len(todo), "voxelize") as progress,
     ):
-        for one in bar:
+        for one in done:
             outcome = todo[one.number][0]
             outcome.error = one.error
             if one.result is not None:
@@ -237,8 +232,9 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
                 outcome.errors |= one.result.errors
             if outcome.error or outcome.errors:
                 failed += 1
-                bar.set_postfix(failed=failed)
+                progress.say(failed=failed)
             target.write_if_due()
+            progress.update()
     return len(todo)
 
 

@@ -14,14 +14,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sdf_vqvae.evaluation import ROWS, Rebuilt, mesh_of, rebuild
 from sdf_vqvae.evaluation_shapes import Shape
 from sdf_vqvae.evaluation_summary import Record
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.report_page import STYLE, as_html, image_tag, picture_bytes
 from sdf_vqvae.runtime import atomic_path
 
@@ -99,13 +98,13 @@ def draw_objects(
             yield rebuild(vae, shape, threshold_factor=threshold_factor)
 
     maker = functools.partial(make_painter, side=_SIDE, most_bytes=_MOST_BYTES // (len(PANELS) * len(shapes)))
-    bar = tqdm(total=len(shapes), desc="pictures", unit="object", disable=None)
+    progress = Progress(len(shapes), "pictures")
     drawn: dict[str, Pictures] = {}
-    with bar, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
+    with progress, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
         for result in results:
             if result.result is not None:
                 drawn[result.result.id] = result.result
-            bar.update()
+            progress.update()
     return drawn
 
 

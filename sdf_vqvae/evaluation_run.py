@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sdf_vqvae.archives import parse_json
 from sdf_vqvae.evaluation import ROWS, WARM_UP, Rebuilt, failed_record, rebuild, score_rebuilt
 from sdf_vqvae.evaluation_shapes import Shape
@@ -24,6 +22,7 @@ from sdf_vqvae.evaluation_summary import FORMULAS, summarize
 from sdf_vqvae.geometry import metrics
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.runtime import atomic_path, only_writer, remove_temporaries
 
 PROTOCOL = 1
@@ -189,15 +188,15 @@ def _records(
         side=vae.config.latent_resolution,
         threads=None if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
     )
-    bar = tqdm(total=total, initial=total - len(shapes), desc="evaluate", unit="object", disable=None)
-    with bar, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
+    progress = Progress(total, "evaluate", initial=total - len(shapes))
+    with progress, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
         for result in results:
             record = about.pop(result.number)
             if result.result is None:
                 yield failed_record(record, result.error, samples=settings.samples)
             else:
                 yield result.result
-            bar.update()
+            progress.update()
 
 
 def make_scorer(

@@ -19,6 +19,7 @@ from pathlib import Path
 from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.jobs import run_jobs
+from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import convert_field
 from sdf_vqvae.sparse_sdf import SparseSDF
@@ -203,8 +204,6 @@ def convert_folder(
     Raises:
         ValueError: the folders are the same, or the source has no field or fields of several resolutions.
     """
-    from tqdm import tqdm
-
     if target.resolve() == source.resolve():
         raise ValueError(f"--output {target} is the source itself: give another folder")
     if not source.is_dir():
@@ -224,7 +223,7 @@ def convert_folder(
             kept += 1
             points[row[ID_COLUMN]] = str(stored.voxels)
     done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
-    for one in tqdm(done, total=len(jobs), unit="field", disable=None):
+    for one in follow(done, "convert", "field", total=len(jobs)):
         name = jobs[one.number][0]
         if one.error:
             failed[name] = one.error

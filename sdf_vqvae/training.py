@@ -25,6 +25,7 @@ from sdf_vqvae.losses import dense_targets, object_weights, occupancy_loss, reco
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.quantizer import codebook_health
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.streams import Field, Stream
 from sdf_vqvae.training_config import TrainerConfig
@@ -280,33 +281,30 @@ class TokenizerTrainer:
 
     def run(self) -> list[dict[str, Any]]:
         """Train until a limit is reached and return this part's log records."""
-        from tqdm import tqdm
-
         self.resume()
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
-        bar = tqdm(total=self.config.max_steps, initial=self.step_number, unit="step", disable=None if main else True)
+        shown = Progress(self.config.max_steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self._modes()
         while (progress := self.progress) < 1:
             measured = self.step(progress)
             self.step_number += 1
             self.seconds = before + time.perf_counter() - start
-            bar.update()
-            self._at_intervals(measured, progress, bar)
-        bar.close()
+            shown.update()
+            self._at_intervals(measured, progress, shown)
+        shown.close()
         if self.step_number % self.config.i_sample:
             self._hold_out()
         self.save()
         self.export()
         return self.log.records if self.log is not None else []
 
-    def _at_intervals(self, measured: dict[str, Tensor], progress: float, bar: Any) -> None:
+    def _at_intervals(self, measured: dict[str, Tensor], progress: float, shown: Progress) -> None:
         config, number = self.config, self.step_number
         if self.log is not None and (number % config.i_log == 0 or number == 1):
             record = self.log.write("train", number, self._record(measured, progress))
-            shown = {k: f"{record[k]:.4f}" for k in ("l1", "l1_near", "occupancy") if k in record}
-            bar.set_postfix(shown)
+            shown.say(**{k: f"{record[k]:.4f}" for k in ("l1", "l1_near", "occupancy") if k in record})
             if number % config.i_print == 0:
                 logger.info("step %d, %.0f s: %s", number, self.seconds, shown)
         if number % config.i_sample == 0:

@@ -38,7 +38,7 @@ class RunLog:
             temporary.write_text("".join(kept), encoding="utf-8")
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is None:
-            logger.warning("no TensorBoard files are written: pip install tensorboard")
+            logger.info("no TensorBoard files are written: pip install 'vae-qwen3vl[training]' brings it")
         else:
             from torch.utils.tensorboard import SummaryWriter
 

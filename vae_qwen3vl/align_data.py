@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MOST_HELD_OUT = 10
 """At most one object in so many is kept for validation."""
 _VAL = "val"
+_DUMMY_CODES, _DUMMY_TEXT = 512, 24
+"""Codes and text tokens of random objects: small, for they are there to try things out."""
 _FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
 """Settings that do nothing to distance fields and random objects."""
 
@@ -213,10 +215,10 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
-    most = config.max_3d_tokens if config.max_3d_tokens > 0 else 2048
+    most = min(config.max_3d_tokens, _DUMMY_CODES) if config.max_3d_tokens > 0 else _DUMMY_CODES
     count = config.dummy_samples
     vocabulary = len(processor.tokenizer)
-    data = Dummy3DTextDataset(count, most, vocab_size=vocabulary, latent_dim=latent_dim)
+    data = Dummy3DTextDataset(count, most, _DUMMY_TEXT, vocab_size=vocabulary, latent_dim=latent_dim)
     collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
     return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate, sources={})
 

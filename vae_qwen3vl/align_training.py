@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae import training_checkpoint as checkpoints
+from sdf_vqvae.progress import Progress, in_time
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_log import RunLog
 from vae_qwen3vl import adapters
@@ -45,6 +46,11 @@ PROJECTOR_FINAL = "projector_final.pt"
 LORA_FINAL = "lora_final"
 _LOWEST_RATE = 0.02
 _KEPT_CHECKPOINTS = 2
+_STEPS_TO_JUDGE = 3
+"""Steps after which a run says how long it will take: the first one is slower than the rest."""
+_LONG = 300.0
+"""Seconds from which a run says what would shorten it."""
+_SHORTER = "--max_samples, --epochs or --max_3d_tokens, with cached codes, or on a GPU"
 
 Batch = dict[str, Any]
 
@@ -188,25 +194,23 @@ class AlignmentTrainer:
         return adapters.casts_left_to_autocast(self.branch.vl_model, self.accelerator.mixed_precision != "no")
 
     def _train(self) -> None:
-        from tqdm import tqdm
-
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
-        bar = tqdm(total=self.steps, initial=self.step_number, unit="step", disable=None if main else True)
+        shown = Progress(self.steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self.branch.train()
         while self.epoch < self.config.epochs and (progress := self.progress) < 1:
             for parts in self._steps_of_epoch():
                 losses = self.step(parts, progress)
                 self.seconds = before + time.perf_counter() - start
-                bar.update()
-                self._at_intervals(losses, progress, bar)
+                shown.update()
+                self._at_intervals(losses, progress, shown)
                 progress = self.progress
                 if progress >= 1:
                     break
             else:
                 self.epoch, self.batches_done = self.epoch + 1, 0
-        bar.close()
+        shown.close()
         if self.data.val is not None and self.best_step != self.step_number:
             self.validate()
 
@@ -277,18 +281,31 @@ class AlignmentTrainer:
         torch.distributed.all_reduce(summed)
         return float(summed)
 
-    def _at_intervals(self, losses: Mapping[str, float], progress: float, bar: Any) -> None:
+    def _at_intervals(self, losses: Mapping[str, float], progress: float, shown: Progress) -> None:
         number, config = self.step_number, self.config
-        bar.set_postfix(loss=f"{losses['loss']:.3f}", epoch=self.epoch)
+        shown.say(loss=f"{losses['loss']:.3f}", epoch=self.epoch)
+        if shown.count == _STEPS_TO_JUDGE:
+            self._foretell(shown)
         if self.log is not None and (number % config.log_every == 0 or number == 1):
             rates = [group["lr"] for group in self.optimizer.param_groups]
             more = {"seconds": self.seconds, "epoch": self.epoch, "objects": self.objects, "skipped": self.skipped}
             self.log.write("train", number, {**losses, **more, "lr": rates[0], "lr_lora": rates[-1]})
-            logger.info("epoch %d step %d loss %.4f", self.epoch, number, losses["loss"])
+            logger.info("epoch %d step %d of %d loss %.4f", self.epoch, number, self.steps, losses["loss"])
         if self.data.val is not None and number % config.val_every == 0:
             self.validate()
         if number % config.save_every == 0:
             self.save_checkpoint()
+
+    def _foretell(self, shown: Progress) -> None:
+        """Say how long the run takes at the pace of its first steps, and what shortens it."""
+        left = shown.seconds_left or 0.0
+        if self.config.max_seconds:
+            left = min(left, max(0.0, self.config.max_seconds - self.seconds))
+        pace = shown.seconds / shown.count
+        words = f"about {in_time(left)} for {self.steps - self.step_number:,} more steps at {pace:.1f} s a step"
+        if left > _LONG:
+            words += f"; it takes less with {_SHORTER}"
+        logger.info("%s", words)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

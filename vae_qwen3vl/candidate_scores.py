@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sdf_vqvae.progress import Progress
 from vae_qwen3vl.answer_tree import AnswerTree, groups_alike
 from vae_qwen3vl.eval_objects import EvalData, EvalObject
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -48,20 +49,17 @@ def answer_scores(
         prompts: the question to each object. `[objects]`
         answers: the candidates, without repeats.
         batch_size: objects whose prompts are read together.
-        describe: name of a progress bar; None shows none.
+        describe: what the progress is called; None shows none.
 
     Raises:
         ValueError: the lists don't fit together.
     """
-    from tqdm import tqdm
-
     if len(objects) != len(prompts) or not answers:
         raise ValueError(f"{len(objects)} objects, {len(prompts)} prompts and {len(answers)} answers")
     replies = [_reply(processor, answer) for answer in answers]
     trees: dict[int, list[tuple[list[int], AnswerTree]]] = {}  # by the tokens that are read together
     scores = np.zeros((len(objects), len(answers)))
-    bar = tqdm(total=len(objects), desc=describe, unit="object", disable=True if describe is None else None)
-    with bar:
+    with Progress(len(objects), describe or "", shown=describe is not None) as progress:
         for numbers in batches_alike(objects, batch_size):
             cache, mask, last, first = _read_prompts(
                 model, processor, data, [objects[n] for n in numbers], [prompts[n] for n in numbers]
@@ -73,7 +71,7 @@ def answer_scores(
             for chosen, tree in trees[most]:
                 found = _read_tree(model, cache, mask, last, first, tree)
                 scores[np.ix_(numbers, chosen)] = found.double().cpu().numpy()
-            bar.update(len(numbers))
+            progress.update(len(numbers))
     return scores
 
 

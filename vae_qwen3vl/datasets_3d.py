@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -23,7 +24,6 @@ from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.data_workers import SharedEpoch, SharedTexts
 from vae_qwen3vl.mirror_words import looks_like_the_other_side, mirrored_text
-from vae_qwen3vl.sequence_3d import coords_of_cells
 
 logger = logging.getLogger(__name__)
 
@@ -246,8 +246,10 @@ class CachedCodesDataset(_WithTexts):
 class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):
     """Random objects and texts, the same for the same number: for trying out training without data.
 
-    Items are as way A of a dataset of your own has them: `feats_3d [N, D]`, `coords_3d [N, 4]`, `input_ids`,
-    `attention_mask`, `labels [S]`, of which only the last label counts.
+    An object is a thin shell, a ball's surface somewhere in the grid, with random vectors in its cells: as compact as
+    real objects are, so that as many codes make as few 3D tokens. Items are as way A of a dataset of your own has
+    them: `feats_3d [N, D]`, `coords_3d [N, 4]`, `input_ids`, `attention_mask`, `labels [S]`, of which only the last
+    label counts.
 
     Args:
         num_samples: how many.
@@ -284,8 +286,7 @@ class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):
         random = torch.Generator().manual_seed(number)
         fewest = min(_FEWEST_TOKENS, self.max_3d_tokens)
         count = int(torch.randint(fewest, self.max_3d_tokens + 1, (1,), generator=random))
-        cells = torch.randperm(_LATENT_SIDE**3, generator=random)[:count].sort().values
-        xyz = coords_of_cells(cells, _LATENT_SIDE)
+        xyz = _shell(count, random)
         ids = torch.randint(0, self.vocab_size, (self.seq_len,), generator=random)
         labels = torch.full_like(ids, -100)
         labels[-1] = ids[-1]
@@ -296,3 +297,14 @@ class Dummy3DTextDataset(Dataset[dict[str, torch.Tensor]]):
             "attention_mask": torch.ones_like(ids),
             "labels": labels,
         }
+
+
+def _shell(count: int, random: torch.Generator) -> torch.Tensor:
+    """Return the cells of a ball's surface somewhere in the grid. `[count, 3]`"""
+    radius = (count / (4 * math.pi)) ** 0.5
+    reach = min(radius + 1, (_LATENT_SIDE - 1) / 2)
+    middle = reach + torch.rand(3, generator=random) * (_LATENT_SIDE - 1 - 2 * reach)
+    low, high = (middle - radius - 2).clamp(min=0).int(), (middle + radius + 3).clamp(max=_LATENT_SIDE).int()
+    xyz = torch.cartesian_prod(*(torch.arange(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)))
+    from_surface = ((xyz - middle).norm(dim=1) - radius).abs()
+    return xyz[from_surface.topk(count, largest=False).indices.sort().values]

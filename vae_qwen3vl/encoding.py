@@ -24,6 +24,7 @@ from sdf_vqvae.field_folder import ID_COLUMN, METADATA, FieldFolder, fields_in, 
 from sdf_vqvae.jobs import DIED_TWICE, disk_is_full, run_jobs
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.runtime import only_writer, remove_temporaries
 from sdf_vqvae.shapes import check_field, voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
@@ -119,8 +120,6 @@ def _encode_missing(
     failed: dict[str, str],
 ) -> Encoded:
     """Encode the places that the output lacks, and write the table of all rows."""
-    from tqdm import tqdm
-
     writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
     wanted = [place for place in places if place.name not in writer.done]
     kept = len(places) - len(wanted)
@@ -132,9 +131,9 @@ def _encode_missing(
     start = time.perf_counter()
     written = start
     encoded = 0
-    with tqdm(total=len(wanted), unit="object", disable=None) as bar:
+    with Progress(len(wanted), "encode") as progress:
         for name, codes, coords, error in _through_workers(make, wanted, settings):
-            bar.update()
+            progress.update()
             if error:
                 failed[name] = error
                 logger.warning("%s not encoded: %s", name, error)

@@ -306,10 +306,9 @@ def rebuild(
     Raises:
         ValueError: the tokenizer that is named is not the one of the codes.
     """
-    from tqdm import tqdm
-
     from sdf_vqvae.evaluation_shapes import list_shapes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.progress import follow
     from vae_qwen3vl.eval_meshes import reconstruct, true_shapes
 
     vae = vae or load_vae_from_config(parts.vae_config, parts.vae_ckpt, device)
@@ -321,7 +320,7 @@ def rebuild(
     listed = [] if options.shapes is None else list_shapes(options.shapes, resolution=vae.config.data_resolution)
     truths = true_shapes(data.objects, listed)
     found = {}
-    for number, one in enumerate(tqdm(data.objects, desc="meshes", unit="object", disable=None)):
+    for number, one in enumerate(follow(data.objects, "meshes")):
         found[one.name] = reconstruct(
             vae,
             one,

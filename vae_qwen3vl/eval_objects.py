@@ -21,6 +21,7 @@ from sdf_vqvae.caption_cells import captions_of_row
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.progress import follow
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from vae_qwen3vl.align_data import held_out
 from vae_qwen3vl.balls import ball_batch
@@ -111,15 +112,13 @@ def from_fields(
 
     Damaged files are left out with a warning.
     """
-    from tqdm import tqdm
-
     dataset = FieldFolder(folder, vae.config.data_resolution, min_points=1, max_points=None)
     for name, why in list(dataset.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, why)
     rows = [row for row in dataset.rows if captions_of_row(row)]
     chosen, rows = _of_split(rows, split, Path(folder), val_samples)
     objects = []
-    for row in tqdm(rows[: most or None], desc="encode", unit="object", disable=None):
+    for row in follow(rows[: most or None], "encode"):
         name = row[ID_COLUMN]
         try:
             codes, coords = _encode(vae, collate_sparse_sdf([SparseSDF.load(dataset.path(name))]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.runtime import atomic_path, resolve_device
 from vae_qwen3vl.plain_prompts import SPLITS, plain_prompts
 from vae_qwen3vl.programs import (
@@ -95,8 +96,6 @@ def write_plain_text(
     Raises:
         ValueError: the part that is there was asked with other settings.
     """
-    from tqdm import tqdm
-
     settings = {"vl_model": model.vl_label, "split": split, "seed": seed, "batch_size": batch_size}
     part = path.with_name(path.name + ".part")
     known = _read_part(part, settings)
@@ -104,7 +103,7 @@ def write_plain_text(
     asked = unfinished = 0
     batches = enumerate(_prompt_batches(plain_prompts(split), seed, batch_size))
     with (
-        tqdm(total=count, desc="answers", unit="answer", disable=None) as bar,
+        Progress(count, "answers", "answer") as progress,
         part.open("a", encoding="utf-8") as file,
     ):
         while len(found) < count and asked < _MOST_TRIES * count:
@@ -121,7 +120,7 @@ def write_plain_text(
                 unfinished += answer is None
                 if answer and len(found) < count:
                     found[prompt, answer] = None
-            bar.update(len(found) - bar.n)
+            progress.update(len(found) - progress.done)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for prompt, answer in found:
             file.write(json.dumps({"question": prompt, "answer": answer}, ensure_ascii=False) + "\n")

@@ -16,6 +16,7 @@ from typing import Any
 
 from sdf_vqvae.archives import one_line, parse_json, regular_file
 from sdf_vqvae.data import MeshPack
+from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.captions import pick
 from vae_qwen3vl.mesh_facts import measure_mesh
@@ -130,8 +131,6 @@ def read_terms(path: Path) -> dict[str, list[str]]:
 
 def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[KnownObject]:
     """Yield what is known of the chosen objects, in the pack's order, and note those that fail."""
-    from tqdm import tqdm
-
     from dataset_toolkits.mesh_sources import ID, read_source
 
     pack = MeshPack(settings.pack)
@@ -146,12 +145,8 @@ def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[Known
             f"--split {settings.split}: {settings.pack} has no such split; it has {', '.join(sorted(names))}"
         )
     chosen = _chosen([item.row["id"] for item in items if item.row["split"] == settings.split], settings)
-    for item in tqdm(
-        [item for item in items if item.row["id"] in chosen and item.row["split"] == settings.split],
-        desc="objects",
-        unit="object",
-        disable=None,
-    ):
+    wanted = [item for item in items if item.row["id"] in chosen and item.row["split"] == settings.split]
+    for item in follow(wanted, "measure"):
         name, entry = item.row[ID], records[item.row["id"]]
         try:
             if len(splits[name]) > 1:

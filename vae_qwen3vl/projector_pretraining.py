@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.align_training import rate
 from vae_qwen3vl.data_workers import worker_options
@@ -135,8 +136,6 @@ def pretrain_projector(
     Returns:
         The records: `loss`, and of validation `val_loss` and `val_recall_at_5`, of objects' own captions among all.
     """
-    from tqdm import tqdm
-
     torch.manual_seed(seed)
     projector = branch.projector.to(device).train()
     caption_size = encoder.network.config.hidden_size
@@ -156,7 +155,7 @@ def pretrain_projector(
     steps, step = epochs * len(loader), 0
     records: list[dict[str, float]] = []
     best, best_loss = None, math.inf
-    bar = tqdm(total=steps, desc="projector alone", unit="step", disable=None)
+    progress = Progress(steps, "projector alone", "step")
     for epoch in range(epochs):
         if hasattr(train, "set_epoch"):
             train.set_epoch(epoch)
@@ -171,7 +170,7 @@ def pretrain_projector(
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             total, count, step = total + float(loss.detach()) * len(words), count + len(words), step + 1
-            bar.update()
+            progress.update()
         record = {"epoch": epoch + 1, "loss": total / count}
         if val is not None:
             record |= _validate(branch, contrast, captions, val, codebook)
@@ -180,8 +179,8 @@ def pretrain_projector(
         records.append(record)
         with atomic_path(folder / PRETRAINING_LOG) as temporary:
             temporary.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
-        bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
-    bar.close()
+        progress.say(**{name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
+    progress.close()
     if best is not None:
         projector.load_state_dict(best)
     logger.info("the projector alone: %s", {name: round(value, 4) for name, value in records[-1].items()})

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.caption_cells import captions_of_row
+from sdf_vqvae.progress import Progress
 from vae_qwen3vl.blind_controls import (
     MOST_FREQUENT,
     NEIGHBOR,
@@ -167,11 +168,9 @@ class Interviewer:
 
     def _generate(self, prompt: str, objects: Sequence[EvalObject | None], describe: str | None) -> list[str]:
         """Return a greedy answer for each object; None asks without a shape."""
-        from tqdm import tqdm
-
         texts = [""] * len(objects)
-        off = True if describe is None or not self.progress else None
-        with tqdm(total=len(objects), desc=describe, unit="object", disable=off) as bar:
+        shown = describe is not None and self.progress
+        with Progress(len(objects), describe or "", shown=shown) as progress:
             for numbers in batches_alike(objects, self.batch_size):
                 shapes = [one for n in numbers if (one := objects[n]) is not None]
                 feats, coords = self.data.batch(shapes) if shapes else (None, None)
@@ -181,5 +180,5 @@ class Interviewer:
                 )
                 for number, answer in zip(numbers, self.processor.decode(ids), strict=True):
                     texts[number] = answer
-                bar.update(len(numbers))
+                progress.update(len(numbers))
         return texts

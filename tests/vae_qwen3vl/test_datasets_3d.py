@@ -257,6 +257,14 @@ def test_dummies_are_the_same_every_time():
         items[3]
 
 
+def test_dummies_are_as_compact_as_real_objects():
+    for item in (Dummy3DTextDataset(30, max_3d_tokens=2048)[number] for number in range(30)):
+        xyz = item["coords_3d"][:, 1:]
+        assert len(torch.unique(xyz, dim=0)) == len(xyz) and 0 <= int(xyz.min()) <= int(xyz.max()) < 64
+        blocks = len(torch.unique(xyz // 4, dim=0))  # what the language model reads, with blocks of 4 cells
+        assert blocks < len(xyz) / 6  # scattered cells would have a block each
+
+
 def test_shifts_move_an_object_as_a_whole_and_anew_each_epoch(codes):
     plain = CachedCodesDataset(codes, split="train")
     moved = CachedCodesDataset(codes, split="train", augmentation=CodeAugmentation(shift_cells=3))
