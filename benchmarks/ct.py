@@ -21,7 +21,8 @@ import torch
 import trimesh
 from record import write_result
 
-from dataset_toolkits.ct_cases import CaseFiles, find_cases, load_case, pair_case
+from dataset_toolkits.ct_cases import load_case
+from dataset_toolkits.ct_layouts import CaseFiles, find_case_sets, pair_case
 from dataset_toolkits.ct_organs import OrganSettings, surface_of
 from dataset_toolkits.ct_processing import Settings, process_case
 from sdf_vqvae.field_folder import FieldFolder
@@ -50,7 +51,7 @@ def main() -> None:
     nifti = options.data / "nifti"
     cases = {
         "nifti": pair_case(nifti / "ct.nii.gz", nifti / "organs.nii.gz", None),
-        "m3d_seg": find_cases(options.data / "m3d_seg", (x, y, z))[0],
+        "m3d_seg": find_case_sets(options.data / "m3d_seg", (x, y, z))[0].cases[0],
     }
     if options.picture is not None:
         draw(cases["nifti"], options.picture)

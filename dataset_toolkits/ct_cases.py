@@ -1,7 +1,6 @@
-"""Cases of CT datasets on disk: found in the M3D-Seg layout or as NIfTI, and read.
+"""Cases of CT datasets, read: an image, masks, names of labels, and the affine from voxels to millimetres.
 
-A case is an image, masks, names of labels, and the affine that leads from voxels to millimetres. Knows nothing of
-windows, surfaces or outputs.
+Which files belong to a case is `ct_layouts`' business. Knows nothing of windows, surfaces or outputs.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import gzip
 import math
 import os
 import tokenize
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dataset_toolkits.ct_layouts import JSON_BYTES, M3D, CaseFiles, organ_file
 from dataset_toolkits.ct_masks import (
     LabelMasks,
     LabelNames,
     Numbers,
+    Places,
     check_shape,
     masks_from_array,
     masks_from_sparse_file,
@@ -30,15 +30,14 @@ from sdf_vqvae.archives import NPY_HEADER_BYTES, one_line, parse_json, regular_f
 from sdf_vqvae.field_folder import SAFE_ID
 from sdf_vqvae.geometry.volume import check_affine
 
-M3D, NIFTI = "m3d_seg", "nifti"
-_JSON_BYTES = 16 * 2**20
-_NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _GZIP_RATIO = 1100
 """More than deflate can pack: a file that claims more holds less than it says."""
 _MM = {"meter": 1000.0, "micron": 0.001}
 _TRAILING_BYTES = 2**20
 _SAME_GRID = 1e-2
-"""Most millimetres between the corners of an image's grid and its label's."""
+"""Most voxels between the corners of an image's grid and its label's."""
+_SAME_FORM = 0.05
+"""Most voxels between the corners of a grid by a file's sform and by its qform, whose rotation is rounded."""
 # What NumPy raises on damaged headers (found by damaging files).
 _NPY_DAMAGE = (
     ValueError, OSError, EOFError, SyntaxError, TypeError, ArithmeticError, MemoryError, LookupError, AttributeError,
@@ -46,21 +45,6 @@ _NPY_DAMAGE = (
 )  # fmt: skip
 
 Affine = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseFiles:
-    """Where the parts of one case lie."""
-
-    case_id: str
-    source: str
-    """`m3d_seg` or `nifti`."""
-    image: Path | None
-    label: Path | None
-    names: Path | None
-    """JSON with the names of the labels."""
-    spacing: tuple[float, float, float] | None
-    """Millimetres between voxels, where the user says so; NIfTI files bring their own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +59,10 @@ class Case:
     """Voxel (i, j, k, 1) to millimetres; NIfTI cases are turned to right, anterior, superior."""
     spacing_known: bool
     """False where no file and no flag gives a spacing, and 1 mm is assumed."""
+    orientation_known: bool
+    """False where no file says which way the axes point: the voxels' axes are taken as they are."""
+    notes: tuple[str, ...] = ()
+    """What to know about how the case was read."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,124 +79,6 @@ class Case:
         return x, y, z
 
 
-# -- finding -----------------------------------------------------------------------------------------------------
-
-
-def find_cases(
-    root: Path, spacing: tuple[float, float, float] | None = None, names: Path | None = None
-) -> list[CaseFiles]:
-    """Return the cases of a dataset folder, in the order of their names.
-
-    With `imagesTr` or `labelsTr` it is read as NIfTI; else as M3D-Seg: the folder of one dataset (`0000.json` and a
-    folder a case), or one that holds several, whose cases are then called `0000_case`.
-
-    Raises:
-        ValueError: no such folder, or no case in it.
-    """
-    if not root.is_dir():
-        raise ValueError(f"--data_root {root} is not a folder")
-    if (root / "labelsTr").is_dir() or (root / "imagesTr").is_dir():
-        if spacing is not None:
-            raise ValueError("--spacing is for the M3D-Seg layout; NIfTI files bring their own")
-        found = list(_nifti_cases(root, names))
-    else:
-        found = list(_m3d_cases(root, spacing, names, prefix=""))
-        if not found:
-            for folder in _folders(root):
-                found += _m3d_cases(folder, spacing, names, prefix=f"{folder.name}_")
-    if not found:
-        raise ValueError(
-            f"--data_root {root} holds no case: expected imagesTr/ and labelsTr/ (NIfTI), or the M3D-Seg layout "
-            "CODE/CODE.json with CASE/image.npy and CASE/mask_(C, H, W, D).npz"
-        )
-    return found
-
-
-def pair_case(image: Path | None, label: Path | None, names: Path | None) -> CaseFiles:
-    """Return the case of one image, one label file or both (NIfTI), named after the first of them.
-
-    Raises:
-        ValueError: neither is given, or a file isn't NIfTI by its name.
-    """
-    chosen = image or label
-    if chosen is None:
-        raise ValueError("give --data_root, or --image and --label")
-    for file in (image, label):
-        if file is not None and not file.name.endswith(_NIFTI_SUFFIXES):
-            raise ValueError(f"{file}: --image and --label are NIfTI files, .nii or .nii.gz")
-    return CaseFiles(
-        case_id=_stem(chosen),
-        source=NIFTI,
-        image=image,
-        label=label,
-        names=names or _names_beside(chosen.parent),
-        spacing=None,
-    )
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """Yield the folders in a folder, by name, but no hidden ones."""
-    yield from (p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))
-
-
-def _m3d_cases(
-    root: Path, spacing: tuple[float, float, float] | None, names: Path | None, prefix: str
-) -> Iterator[CaseFiles]:
-    listed = names or _m3d_names(root)
-    for folder in _folders(root):
-        image = folder / "image.npy"
-        masks = sorted(p for p in folder.iterdir() if p.name.startswith("mask") and p.suffix in (".npz", ".npy"))
-        if image.exists() or masks:
-            yield CaseFiles(
-                case_id=prefix + folder.name,
-                source=M3D,
-                image=image if image.exists() else None,
-                label=masks[0] if len(masks) == 1 else folder if masks else None,
-                names=listed,
-                spacing=spacing,
-            )
-
-
-def _m3d_names(root: Path) -> Path | None:
-    """Return the JSON with a dataset's labels: named like its folder, else the only one there."""
-    own = root / f"{root.resolve().name}.json"
-    found = sorted(root.glob("*.json"))
-    if own.is_file():
-        return own
-    return found[0] if len(found) == 1 else _names_beside(root)
-
-
-def _names_beside(folder: Path) -> Path | None:
-    return next((p for p in (folder / "labels.json", folder / "dataset.json") if p.is_file()), None)
-
-
-def _nifti_cases(root: Path, names: Path | None) -> Iterator[CaseFiles]:
-    images = {_stem(p).removesuffix("_0000"): p for p in _nifti_files(root / "imagesTr")}
-    labels = {_stem(p): p for p in _nifti_files(root / "labelsTr")}
-    for case in sorted({*images, *labels}):
-        yield CaseFiles(
-            case_id=case,
-            source=NIFTI,
-            image=images.get(case),
-            label=labels.get(case),
-            names=names or _names_beside(root),
-            spacing=None,
-        )
-
-
-def _nifti_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [p for p in sorted(folder.iterdir()) if p.name.endswith(_NIFTI_SUFFIXES) and not p.name.startswith(".")]
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-# -- reading -----------------------------------------------------------------------------------------------------
-
-
 def load_case(files: CaseFiles, *, with_image: bool = True) -> Case:
     """Read a case.
 
@@ -217,27 +87,39 @@ def load_case(files: CaseFiles, *, with_image: bool = True) -> Case:
         with_image: also open the image.
 
     Raises:
-        ValueError: its name can't be part of a path, a file is missing or damaged, or image and mask don't fit.
+        ValueError: its name can't be part of a path, a file is missing, damaged or twice there, or image and mask
+            don't fit.
         ImportError: it is NIfTI and nibabel is not installed.
     """
+    if files.error:
+        raise ValueError(files.error)
     if not SAFE_ID.fullmatch(files.case_id):
         raise ValueError(f"the case's name {files.case_id!r} can't name a folder: use letters, digits, . _ and -")
-    names = _read_names(files.names)
+    names = names_of(files)
     if files.label is None and files.image is None:
         raise ValueError("the case has neither an image nor a mask")
     case = (_load_m3d if files.source == M3D else _load_nifti)(files, names, with_image)
     check_affine(case.affine)
-    return case
+    notes = (*files.notes, *case.notes, *(() if case.masks is None else (*names.notes, *case.masks.notes)))
+    return replace(case, notes=notes)
 
 
-def _read_names(path: Path | None) -> LabelNames:
+def names_of(files: CaseFiles) -> LabelNames:
+    """Return the names of a case's labels, none where no file has them.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    if files.organ_files:
+        return LabelNames.numbered(files.organ_files)
+    path = files.names
     if path is None:
         return LabelNames(names={}, background=None)
     file = regular_file(path, "file of label names")
-    if file.stat().st_size > _JSON_BYTES:
+    if file.stat().st_size > JSON_BYTES:
         raise ValueError(f"{path} has {file.stat().st_size:,} bytes, more than label names ever do")
     try:
-        return LabelNames.parse(parse_json(file.read_bytes()))
+        return LabelNames.parse(parse_json(file.read_bytes(), unique_keys=True))
     except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}") from error
 
@@ -248,8 +130,6 @@ def _load_m3d(files: CaseFiles, names: LabelNames, with_image: bool) -> Case:
         image = _without_channel(files.image, _open_npy(files.image, "image file"))
     masks = None
     if files.label is not None:
-        if files.label.is_dir():
-            raise ValueError(f"{files.label.name} holds several mask files: keep one")
         if files.label.suffix == ".npz":
             masks = masks_from_sparse_file(files.label, names)
         else:
@@ -263,6 +143,7 @@ def _load_m3d(files: CaseFiles, names: LabelNames, with_image: bool) -> Case:
         names=names,
         affine=np.diag([*spacing, 1.0]),
         spacing_known=files.spacing is not None,
+        orientation_known=False,
     )
 
 
@@ -288,36 +169,168 @@ def _without_channel(path: Path, array: Numbers) -> Numbers:
     return array[0] if array.ndim == 4 else array
 
 
+# -- NIfTI -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Volume:
+    """A NIfTI file, as it is stored."""
+
+    array: Numbers | None
+    """`[X, Y, Z]`, or `[X, Y, Z, C]`; None where it was not read."""
+    shape: tuple[int, ...]
+    affine: Affine
+    """To millimetres."""
+    has_form: bool
+    """It says which way its axes point (sform or qform); else the affine is the spacing alone."""
+    step: float
+    """Between the numbers that it can hold, where they are stored scaled; else 0."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spacing(self) -> npt.NDArray[np.float64]:
+        """Millimetres between voxels."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def placed_like(self, other: _Volume) -> _Volume:
+        """Return the volume with the affine of another on the same grid.
+
+        Raises:
+            ValueError: they differ in shape or spacing.
+        """
+        if self.shape[:3] != other.shape[:3]:
+            return self  # refused where the two are compared
+        told = not np.allclose(self.spacing, 1)  # what a header holds that nobody filled in
+        if told and not np.allclose(self.spacing, other.spacing, rtol=_SAME_GRID):
+            raise ValueError(
+                "image and label have the spacings "
+                + " and ".join(", ".join(f"{s:.4g}" for s in v.spacing) for v in (other, self))
+                + " mm, and one has neither qform nor sform"
+            )
+        return replace(self, affine=other.affine)
+
+    def turned(self) -> tuple[Numbers, Affine]:
+        """Return the voxels, `[X, Y, Z]` or `[C, X, Y, Z]`, turned to right, anterior, superior, and their affine."""
+        from nibabel import orientations
+
+        assert self.array is not None
+        turn = orientations.io_orientation(self.affine)
+        affine = self.affine @ orientations.inv_ornt_aff(turn, self.shape[:3])
+        array = orientations.apply_orientation(self.array, turn)
+        return (np.moveaxis(array, 3, 0) if array.ndim == 4 else array), affine
+
+
 def _load_nifti(files: CaseFiles, names: LabelNames, with_image: bool) -> Case:
-    masks, affine, image = None, None, None
-    if files.label is not None:
-        array, affine = _read_nifti(files.label, as_label=True)
-        masks = masks_from_array(array, names)
-    if files.image is not None and (with_image or masks is None):
-        image, image_affine = _read_nifti(files.image, as_label=False)
+    if files.label is not None and files.organ_files:
+        return _load_organ_files(files, files.label, names, with_image)
+    label = None if files.label is None else _read_nifti(files.label, as_label=True)
+    image = _image_beside(files, label, with_image)
+    image, label, notes = _on_one_grid(image, label)
+    masks, affine = None, None
+    if label is not None:
+        array, affine = label.turned()
+        masks = masks_from_array(array, names, step=label.step)
+    return _nifti_case(image, masks, affine, names, (image, label), notes)
+
+
+def _load_organ_files(files: CaseFiles, folder: Path, names: LabelNames, with_image: bool) -> Case:
+    """Read a case whose labels are binary files, one an organ, all on one grid."""
+    found = [(n, file) for n, organ in enumerate(files.organ_files, start=1) if (file := organ_file(folder, organ))]
+    if not found:
+        raise ValueError(f"{folder} holds no NIfTI file")
+    read = _read_nifti(found[0][1], as_label=True)
+    image, first, notes = _on_one_grid(_image_beside(files, read, with_image), read)
+    assert first is not None
+    array, affine = first.turned()
+    shape, step = array.shape, first.step
+    places: dict[int, Places] = {}
+    for number, file in found:
+        if number != found[0][0]:
+            label = _read_nifti(file, as_label=True)
+            label = label if label.has_form or not first.has_form else label.placed_like(first)
+            array, turned = label.turned()
+            step = label.step
+            _check_same_grid(shape, affine, array.shape, turned, found[0][1].name, file.name)
+        masks = masks_from_array(array, LabelNames(names={}, background=None), step=step)
+        if len(masks.places) > 1 or array.ndim != 3:
+            raise ValueError(f"{file.name} holds several labels; the file of an organ holds one")
+        for voxels in masks.places.values():
+            places[number] = voxels
+    masks = LabelMasks(shape=(shape[0], shape[1], shape[2]), places=places)
+    return _nifti_case(image, masks, affine, names, (image, first), notes)
+
+
+def _image_beside(files: CaseFiles, label: _Volume | None, with_image: bool) -> _Volume | None:
+    """Return the image, its header alone where that only has to say where a label lies, or None."""
+    if files.image is None or not (with_image or label is None or not label.has_form):
+        return None
+    return _read_nifti(files.image, as_label=False, voxels=with_image or label is None)
+
+
+def _on_one_grid(
+    image: _Volume | None, label: _Volume | None
+) -> tuple[_Volume | None, _Volume | None, tuple[str, ...]]:
+    """Return image and label, one that doesn't say how it lies placed like the other, and what to say of that."""
+    given = [volume for volume in (image, label) if volume is not None]
+    notes = [note for volume in given for note in volume.notes]
+    if not any(volume.has_form for volume in given):
+        notes.append(
+            "no file has a qform or sform: voxel axes are taken as they are, and left and right are not known"
+        )
+    elif image is not None and label is not None and image.has_form != label.has_form:
+        notes.append(
+            f"the {'image' if label.has_form else 'label'} has neither qform nor sform, and is placed like the other"
+        )
+        image, label = (image.placed_like(label), label) if label.has_form else (image, label.placed_like(image))
+    return image, label, tuple(dict.fromkeys(notes))
+
+
+def _nifti_case(
+    image: _Volume | None,
+    masks: LabelMasks | None,
+    affine: Affine | None,
+    names: LabelNames,
+    volumes: tuple[_Volume | None, ...],
+    notes: tuple[str, ...],
+) -> Case:
+    array = None
+    if image is not None and image.array is not None:
+        array, image_affine = image.turned()
         if masks is not None and affine is not None:
-            _check_same_grid(image.shape, image_affine, masks.shape, affine)
+            _check_same_grid(array.shape, image_affine, masks.shape, affine)
         affine = image_affine if affine is None else affine
     assert affine is not None
-    return Case(image=image, masks=masks, names=names, affine=affine, spacing_known=True)
+    known = any(volume is not None and volume.has_form for volume in volumes)
+    return Case(
+        image=array, masks=masks, names=names, affine=affine, spacing_known=True, orientation_known=known, notes=notes
+    )
 
 
 def _check_same_grid(
-    shape: tuple[int, ...], affine: Affine, label_shape: tuple[int, ...], label_affine: Affine
+    shape: tuple[int, ...],
+    affine: Affine,
+    label_shape: tuple[int, ...],
+    label_affine: Affine,
+    first: str = "image",
+    second: str = "label",
 ) -> None:
     if shape != label_shape:
-        raise ValueError(f"the image has the shape {list(shape)}, the label {list(label_shape)}")
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
-    apart = float(np.abs(corners @ (affine - label_affine).T).max())
+        raise ValueError(f"the {first} has the shape {list(shape)}, the {second} {list(label_shape)}")
+    apart = _apart(shape, affine, label_affine)
     if not apart <= _SAME_GRID * float(np.linalg.norm(affine[:3, :3], axis=0).max()):
-        raise ValueError(f"image and label lie {apart:.3g} mm apart: they are not on one grid")
+        raise ValueError(f"{first} and {second} lie {apart:.3g} mm apart: they are not on one grid")
 
 
-def _read_nifti(path: Path, *, as_label: bool) -> tuple[Numbers, Affine]:
-    """Return the voxels, turned to right, anterior, superior, and their affine in millimetres."""
+def _apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> float:
+    """Return by how many millimetres two affines move the corners of a grid apart, at most."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    return float(np.abs(corners @ (affine - other).T).max())
+
+
+def _read_nifti(path: Path, *, as_label: bool, voxels: bool = True) -> _Volume:
+    """Read a NIfTI file, or its header alone."""
     try:
         import nibabel
-        from nibabel import orientations
         from nibabel.filebasedimages import ImageFileError
         from nibabel.spatialimages import HeaderDataError
         from nibabel.wrapstruct import WrapStructError
@@ -326,32 +339,64 @@ def _read_nifti(path: Path, *, as_label: bool) -> tuple[Numbers, Affine]:
     import zlib
 
     file = regular_file(path, "NIfTI file")
+    packed = file.suffix.lower() == ".gz"
     try:
         opened = nibabel.load(file)
         if not isinstance(opened, nibabel.Nifti1Image):  # NIfTI-2 is one, too
             raise ValueError("it is another format")
-        _check_nifti_size(opened, os.path.getsize(file), packed=file.suffix == ".gz")
-        array = _voxels(opened, file)
-        unit = opened.header.get_xyzt_units()[0]
-        affine = np.diag([_MM.get(unit, 1.0)] * 3 + [1.0]) @ opened.affine
-        check_affine(affine)
-        array = _spatial(array, as_label)
-        turn = orientations.io_orientation(affine)
-        affine = affine @ orientations.inv_ornt_aff(turn, array.shape[:3])
-        array = orientations.apply_orientation(array, turn)
+        _check_nifti_size(opened, os.path.getsize(file), packed=packed)
+        slope, intercept = float(opened.dataobj.slope), float(opened.dataobj.inter)  # nibabel clears the header's own
+        scaled = (slope, intercept) != (1.0, 0.0)
+        # Half of the float32 values near a large label lie more than a thousandth from it.
+        kind = None if not scaled else np.float64 if as_label else np.float32
+        array = _spatial(_voxels(opened, file, kind, packed), as_label) if voxels else None
+        affine, has_form, notes = _placement(opened)
     except (
         ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, KeyError, TypeError,
         OverflowError, MemoryError, IndexError, zlib.error,
     ) as error:  # fmt: skip
         raise ValueError(f"{path} is not a readable NIfTI file: {one_line(error)}") from error
-    return (np.moveaxis(array, 3, 0) if array.ndim == 4 else array), affine
+    whole = opened.header.get_data_dtype().kind in "biu"
+    return _Volume(
+        array=array,
+        shape=tuple(int(n) for n in (opened.shape[:3] if array is None else array.shape)),
+        affine=affine,
+        has_form=has_form,
+        step=abs(slope) if scaled and whole else 0.0,
+        notes=notes,
+    )
 
 
-def _voxels(opened: Any, file: Path) -> Numbers:
+def _placement(opened: Any) -> tuple[Affine, bool, tuple[str, ...]]:
+    """Return the affine of a NIfTI file in millimetres, whether the file has one, and what to say of it.
+
+    Without a qform and an sform nibabel turns the x axis round, as the Analyze format had it. Nothing in such a file
+    says so: the axes stay as they are.
+    """
+    header = opened.header
+    sform, qform = (int(header[key]) > 0 for key in ("sform_code", "qform_code"))
+    affine = np.asarray(opened.affine, dtype=np.float64)
+    if not (sform or qform):
+        affine = np.diag([*np.abs(np.asarray(header.get_zooms()[:3], dtype=np.float64)), 1.0])
+    scale = _MM.get(header.get_xyzt_units()[0], 1.0)
+    affine = np.diag([scale] * 3 + [1.0]) @ affine
+    check_affine(affine)
+    if not (sform and qform):
+        return affine, sform or qform, ()
+    try:
+        other = scale * np.asarray(header.get_qform(), dtype=np.float64)
+    except ValueError as error:  # HeaderDataError is not one of nibabel's here
+        return affine, True, (f"the qform is damaged ({one_line(error)}): the sform is used",)
+    other[3] = affine[3]
+    apart = _apart(opened.shape[:3], affine, other)
+    if apart <= _SAME_FORM * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
+        return affine, True, ()
+    return affine, True, (f"sform and qform differ by up to {apart:.3g} mm: the sform is used, as in nibabel",)
+
+
+def _voxels(opened: Any, file: Path, kind: Any, packed: bool) -> Numbers:
     """Return the voxels of an open NIfTI file; those of a packed one only if its checksum is right."""
-    scaled = opened.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-    kind = np.float32 if scaled else None
-    if file.suffix != ".gz":
+    if not packed:
         return np.asarray(opened.dataobj, dtype=kind)
     with gzip.open(file) as stream:
         array = np.asarray(type(opened).from_stream(stream).dataobj, dtype=kind)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from dataset_toolkits.ct_cases import Case
+from dataset_toolkits.ct_masks import Label, label_text
+from dataset_toolkits.ct_names import captions, file_stem
 from sdf_vqvae.archives import one_line
+from sdf_vqvae.caption_cells import captions_cell
+from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import field_file_name
 from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_surface
 from sdf_vqvae.sparse_sdf import SparseSDF
-
-_SIDES = ("left", "right")
-_PLURALS = {"vertebrae": "vertebra"}
-_WHOLE_ML = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +31,22 @@ class OrganSettings:
     mesh_suffix: str
     """`.ply`, `.obj` and so on; empty for no meshes."""
 
+    @property
+    def field(self) -> FieldDescription:
+        """What the field files are."""
+        return FieldDescription(
+            kind="sdf", unit="band", band=self.band, sampling="center", resolution=self.resolution
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Organ:
     """What became of one label of a case."""
 
-    label: int
+    label: Label
     name: str
+    named: bool
+    """False where the name is only the label's id."""
     voxels: int
     volume_ml: float
     sha256: str
@@ -47,6 +55,16 @@ class Organ:
     seconds: float = 0.0
     error: str = ""
 
+    @property
+    def file_name(self) -> str:
+        """First part of the names of the organ's files and folders, its own within a case."""
+        return f"{label_text(self.label)}_{file_stem(self.name)}"
+
+    @property
+    def captions(self) -> list[str]:
+        """What is said of the organ; nothing where its name isn't known."""
+        return captions(self.name, self.volume_ml) if self.named else []
+
     def row(self, case_id: str, resolution: int) -> dict[str, str]:
         """Return the organ's row in the dataset's `metadata.csv`."""
         made = not self.error
@@ -54,11 +72,11 @@ class Organ:
             "sha256": self.sha256,
             "case_id": case_id,
             "organ": self.name,
-            "label": str(self.label),
+            "label": label_text(self.label),
             "volume_ml": f"{self.volume_ml:.6g}",
             "mesh_ml": "" if self.mesh_ml is None else f"{self.mesh_ml:.6g}",
             "voxels": str(self.voxels),
-            "captions": json.dumps(captions(self.name, self.volume_ml)),
+            "captions": captions_cell(self.captions),
             "sdf_computed": str(made),
             f"r{resolution}_num_points": "" if self.num_points is None else str(self.num_points),
             f"r{resolution}_error": self.error,
@@ -68,19 +86,26 @@ class Organ:
         }
 
 
-def organ_of(case: Case, case_id: str, label: int) -> Organ:
+def organ_of(case: Case, case_id: str, label: Label) -> Organ:
     """Return what is known of a label before any of its files is made."""
     assert case.masks is not None
     corner, crop = case.masks.crop(label)
     name = case.names.of(label)
-    parts = (case_id, str(label), name, str(corner), str(crop.shape), case.affine.tobytes().hex())
+    parts = (case_id, label_text(label), name, str(corner), str(crop.shape), case.affine.tobytes().hex())
     content = hashlib.sha256(json.dumps(parts).encode() + np.packbits(crop).tobytes())
     cell = abs(float(np.linalg.det(case.affine[:3, :3]))) / 1000
     voxels = case.masks.count(label)
-    return Organ(label=label, name=name, voxels=voxels, volume_ml=voxels * cell, sha256=content.hexdigest())
+    return Organ(
+        label=label,
+        name=name,
+        named=label in case.names.named,
+        voxels=voxels,
+        volume_ml=voxels * cell,
+        sha256=content.hexdigest(),
+    )
 
 
-def surface_of(case: Case, label: int) -> LabelSurface:
+def surface_of(case: Case, label: Label) -> LabelSurface:
     """Return the surface of a label in the millimetres of the scan."""
     assert case.masks is not None
     corner, crop = case.masks.crop(label)
@@ -100,7 +125,7 @@ def make_organ(
     except (ValueError, MemoryError) as error:
         return replace(organ, error=one_line(error), seconds=time.perf_counter() - start)
     if settings.mesh_suffix:
-        write_mesh(mesh_folder / f"{organ.label}_{file_stem(organ.name)}{settings.mesh_suffix}", surface.mesh)
+        write_mesh(mesh_folder / f"{organ.file_name}{settings.mesh_suffix}", surface.mesh)
     field.save(field_folder / field_file_name(organ.sha256, settings.resolution))
     return replace(
         organ,
@@ -108,27 +133,3 @@ def make_organ(
         num_points=len(field.sdf),
         seconds=time.perf_counter() - start,
     )
-
-
-def file_stem(name: str) -> str:
-    """Return a name as a part of a path: letters, digits and single underscores, nothing else."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:60] or "label"
-
-
-def in_words(name: str) -> str:
-    """Return an organ's name as it is said: `kidney_left` is the left kidney, `rib right 7` the right rib 7."""
-    words = [_PLURALS.get(w, w) if i == 0 else w for i, w in enumerate(name.replace("_", " ").split())]
-    for side in _SIDES:
-        if words.count(side) == 1 and words[0] != side:
-            words.remove(side)
-            words.insert(0, side)
-    return " ".join(words)
-
-
-def captions(name: str, volume_ml: float) -> list[str]:
-    """Return an organ's captions, the longest first."""
-    words = in_words(name)
-    amount = (
-        f"{volume_ml:.0f}" if volume_ml >= _WHOLE_ML else f"{volume_ml:.1f}" if volume_ml >= 1 else f"{volume_ml:.2g}"
-    )
-    return [f"The {words}, from a CT scan, {amount} ml.", f"A CT scan of the {words}.", words]

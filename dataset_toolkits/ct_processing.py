@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset_toolkits.ct_cases import Case, CaseFiles, load_case
-from dataset_toolkits.ct_organs import Organ, OrganSettings, file_stem, in_words, make_organ, organ_of
+from dataset_toolkits.ct_cases import Case, load_case
+from dataset_toolkits.ct_layouts import CaseFiles, nifti_files
+from dataset_toolkits.ct_masks import Label, ids_of, label_text
+from dataset_toolkits.ct_names import chosen_labels
+from dataset_toolkits.ct_organs import Organ, OrganSettings, make_organ, organ_of
 from dataset_toolkits.ct_windows import (
     AIR,
     Window,
@@ -39,12 +42,12 @@ from sdf_vqvae.sparse_sdf import SparseSDF
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
 _INFO = "info.json"
-_VERSION = 1
+_VERSION = 2
 _COLUMNS = (
     "case_id", "original_shape", "adapted_shape", "resolution", "has_segmentation", "organs_present",
     "windows_processed", "file_size_mb", "processing_time_sec", "use_mask", "ct_path", "masks_path",
-    "organ_labels_file", "source_format", "spacing", "spacing_known", "hounsfield", "windows_error", "organs_failed",
-    "error",
+    "organ_labels_file", "source_format", "spacing", "spacing_known", "orientation_known", "hounsfield",
+    "windows_error", "organs_absent", "organs_failed", "notes", "error",
 )  # fmt: skip
 
 
@@ -62,7 +65,7 @@ class Settings:
     """With `compute_sdf`: leave out the dense array of what has a field."""
     assume_hu: bool
     organ_names: tuple[str, ...]
-    """The labels wanted; all if empty."""
+    """The labels wanted, by name, cut at commas; all if empty."""
     organ: OrganSettings
 
     def fingerprint(self) -> dict[str, Any]:
@@ -132,6 +135,8 @@ def process_case(files: CaseFiles, settings: Settings, device: str) -> dict[str,
     log(f"read: shape {list(case.shape)}, spacing {_numbers(case.spacing)} mm")
     if not case.spacing_known:
         log("no spacing is recorded in this layout: voxels of 1 mm are assumed (--spacing sets others)")
+    for note in case.notes:
+        log(note)
     side = grid_side(case.shape, settings.default_resolution)
     target = case_folder(settings, files.case_id)
     before = read_info(target)
@@ -152,21 +157,29 @@ def process_case(files: CaseFiles, settings: Settings, device: str) -> dict[str,
     return info
 
 
-def _wanted_labels(case: Case, settings: Settings) -> list[int]:
+def _wanted_labels(case: Case, settings: Settings) -> list[Label]:
+    """Return the labels of a case that are to be made, in the order of their ids."""
     if case.masks is None:
         return []
-    wanted = {file_stem(name).lower() for name in settings.organ_names}
-    return [
-        n
-        for n in sorted(case.masks.places)
-        if not wanted or {file_stem(case.names.of(n)).lower(), file_stem(in_words(case.names.of(n))).lower()} & wanted
-    ]
+    present = case.masks.labels(case.names)
+    if not settings.organ_names:
+        return present
+    chosen, _ = chosen_labels(settings.organ_names, {label: case.names.of(label) for label in present})
+    return sorted(chosen, key=ids_of)
+
+
+def _absent(case: Case) -> list[str]:
+    """Return the names of labels without a voxel."""
+    if case.masks is None:
+        return []
+    present = set(case.masks.labels(case.names))
+    return [f"{name} ({label_text(label)})" for label, name in case.names.named.items() if label not in present]
 
 
 def _make_organs(
     case: Case,
     case_id: str,
-    labels: Sequence[int],
+    labels: Sequence[Label],
     settings: Settings,
     folder: Path,
     side: int,
@@ -191,8 +204,11 @@ def _make_organs(
             write_padded(mask_file, side, crop, dtype=np.uint8, corner=corner)
         found = f", {organ.num_points} voxels in {organ.seconds:.2f} s" if organ.num_points else ""
         found = f"; {organ.error}" if organ.error else found
-        log(f"label {label} {organ.name!r}: {organ.volume_ml:.3f} ml{found}")
+        log(f"label {label_text(label)} {organ.name!r}: {organ.volume_ml:.3f} ml{found}")
         organs.append(organ)
+    absent = _absent(case)
+    if absent:
+        log(f"no voxel of {', '.join(absent)}")
     if labels:
         _write_json(folder / _labels_file(settings), _organ_labels(case, organs, case_id, side))
     return organs
@@ -201,8 +217,9 @@ def _make_organs(
 def _organ_paths(folder: Path, organ: Organ, use_mask: bool) -> tuple[Path, Path]:
     """Return where an organ's dense mask and its field lie in the folder of the case."""
     if use_mask:
-        return folder / "masks" / f"{organ.label}_binary.npy", folder / "masks" / f"{organ.label}_sdf.npz"
-    own = folder / "organs" / f"{organ.label}_{file_stem(organ.name)}"
+        label = label_text(organ.label)
+        return folder / "masks" / f"{label}_binary.npy", folder / "masks" / f"{label}_sdf.npz"
+    own = folder / "organs" / organ.file_name
     return own / "mask.npy", own / "sdf.npz"
 
 
@@ -212,9 +229,9 @@ def _labels_file(settings: Settings) -> str:
 
 def _organ_labels(case: Case, organs: Sequence[Organ], case_id: str, side: int) -> dict[str, Any]:
     return {
-        "label_to_name": {str(o.label): o.name for o in organs},
-        "label_to_window": {str(o.label): window_for(o.name).name for o in organs},
-        "label_to_volume_ml": {str(o.label): o.volume_ml for o in organs},
+        "label_to_name": {label_text(o.label): o.name for o in organs},
+        "label_to_window": {label_text(o.label): window_for(o.name).name for o in organs},
+        "label_to_volume_ml": {label_text(o.label): o.volume_ml for o in organs},
         "dataset_name": case_id,
         "modality": "CT",
         "resolution": side,
@@ -288,8 +305,8 @@ def _record(
         "adapted_shape": ",".join([str(side)] * 3),
         "resolution": side,
         "has_segmentation": case.masks is not None,
-        "organs_present": json.dumps([o.name for o in organs]),
-        "windows_processed": json.dumps([w.name for w in windows]),
+        "organs_present": _json([o.name for o in organs]),
+        "windows_processed": _json([w.name for w in windows]),
         "use_mask": settings.use_mask,
         "ct_path": f"{base}/ct_original_{side}.npy" if has_image else "",
         "masks_path": f"{base}/{'masks' if settings.use_mask else 'organs'}" if organs else "",
@@ -297,9 +314,12 @@ def _record(
         "source_format": files.source,
         "spacing": _numbers(case.spacing),
         "spacing_known": case.spacing_known,
+        "orientation_known": case.orientation_known,
         "hounsfield": has_image and not windows_error,
         "windows_error": windows_error,
-        "organs_failed": json.dumps([o.name for o in organs if o.error]),
+        "organs_absent": _json(_absent(case)),
+        "organs_failed": _json([o.name for o in organs if o.error]),
+        "notes": _json(list(case.notes)),
     }
     rows = [o.row(files.case_id, settings.organ.resolution) for o in organs] if settings.compute_sdf else []
     return {
@@ -310,6 +330,10 @@ def _record(
         "organ_rows": rows,
         "row": {key: str(value) for key, value in values.items()},
     }
+
+
+def _json(texts: Sequence[str]) -> str:
+    return json.dumps(texts, ensure_ascii=False)
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -325,6 +349,9 @@ def _inputs(files: CaseFiles) -> dict[str, Any]:
         except OSError:
             status = None
         found[key] = None if path is None or status is None else [path.name, status.st_size, status.st_mtime_ns]
+    if files.organ_files and files.label is not None:
+        files_there = [(p.name, p.stat()) for p in nifti_files(files.label)]
+        found["organ_files"] = [list(files.organ_files), [[n, s.st_size, s.st_mtime_ns] for n, s in files_there]]
     return found
 
 
@@ -355,7 +382,7 @@ def _disk_bytes(folder: Path) -> int:
 
 def _write_json(path: Path, content: object) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove_leftovers(output: Path) -> None:

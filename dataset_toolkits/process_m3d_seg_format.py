@@ -5,35 +5,55 @@ r"""CT scans with labels to masks, windows, and organs as a dataset of distance 
     python dataset_toolkits/process_m3d_seg_format.py --image ct.nii.gz --label organs.nii.gz --output_dir out \
         --use_mask --compute_sdf --sdf_resolution 128 --organs liver,spleen
 
-Reads the M3D-Seg layout, NIfTI folders (`imagesTr`, `labelsTr`) and pairs of NIfTI files. With `--compute_sdf` the
-folder `organs/` of the output is a dataset that `SDF3DCaptionDataset` reads. A run that was cut off goes on with the
-same command. `docs/ct.md` has the layouts and the outputs.
+Reads the M3D-Seg layout, NIfTI folders (`imagesTr` and `labelsTr`, or a folder a case) and pairs of NIfTI files. A
+folder of several datasets becomes a folder of as many outputs. With `--compute_sdf` the folder `organs/` of an
+output is a dataset that `SDF3DCaptionDataset` reads. A run that was cut off goes on with the same command. The exit
+code is 0 if every case was done whole, 3 if some failed or lack an image or a label, and 2 if none could be done.
+`docs/ct.md` has the layouts and the outputs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dataset_toolkits.ct_cases import M3D, CaseFiles, find_cases, pair_case
+from dataset_toolkits.ct_cases import names_of
+from dataset_toolkits.ct_layouts import M3D, CaseFiles, CaseSet, find_case_sets, pair_case
+from dataset_toolkits.ct_masks import LabelNames
+from dataset_toolkits.ct_names import check_chosen, chosen_labels
 from dataset_toolkits.ct_organs import OrganSettings
-from dataset_toolkits.ct_processing import Settings, finished, make_case_worker, remove_leftovers, write_tables
+from dataset_toolkits.ct_processing import (
+    ORGANS,
+    Settings,
+    finished,
+    make_case_worker,
+    remove_leftovers,
+    write_tables,
+)
 from dataset_toolkits.ct_windows import MAX_SIDE
+from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.geometry.mesh_writing import WRITABLE
 from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
+from sdf_vqvae.model.checkpoint import shipped_config
 from sdf_vqvae.programs import USER_ERROR, positive_int, run_program
 from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import only_writer
 
 logger = logging.getLogger(__name__)
 PROGRAM = "process_m3d_seg_format.py"
+INCOMPLETE = 3
+"""Exit code where some cases were done and others failed, or lack their image or label."""
+_FEW = 10
 
 
 def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
@@ -44,9 +64,13 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     else:
         parser = subparsers.add_parser("process-ct", help="CT scans with labels to a dataset of organs", **texts)
     source = parser.add_argument_group("input")
-    source.add_argument("--data_root", type=Path, metavar="DIR", help="M3D-Seg folder, or one with imagesTr/labelsTr")
+    source.add_argument(
+        "--data_root", type=Path, metavar="DIR", help="a dataset, or several (docs/ct.md has the layouts)"
+    )
     source.add_argument("--image", type=Path, metavar="FILE", help="one CT, .nii or .nii.gz")
-    source.add_argument("--label", type=Path, metavar="FILE", help="its labels, .nii or .nii.gz")
+    source.add_argument(
+        "--label", type=Path, metavar="FILE", help="its labels, .nii or .nii.gz, or a folder of one an organ"
+    )
     source.add_argument(
         "--organ_labels", type=Path, metavar="JSON", help="names of the labels (default: found beside)"
     )
@@ -67,7 +91,13 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     )
     made.add_argument("--use_mask", action="store_true", help="masks of the labels instead of image and windows")
     made.add_argument("--compute_sdf", action="store_true", help="also fields and meshes, and the dataset organs/")
-    made.add_argument("--sdf_resolution", type=_side, default=512, metavar="R", help="of the fields (default: 512)")
+    made.add_argument(
+        "--sdf_resolution",
+        type=_side,
+        default=512,
+        metavar="R",
+        help="of the fields (default: 512; the shipped tokenizer reads 256)",
+    )
     made.add_argument(
         "--sdf_threshold_factor", type=_band, default=3.0, metavar="T", help="half width in voxels (default: 3)"
     )
@@ -90,26 +120,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(PROGRAM, options.work, options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What a run made of one dataset."""
+
+    settings: Settings
+    records: Sequence[dict[str, Any]]
+    """Of the cases that are done, now or earlier."""
+    failed: Mapping[str, str]
+    """Case -> reason."""
+    unpaired: Mapping[str, str]
+    """Case -> what it lacks."""
+
+
 def work(options: argparse.Namespace) -> int:
-    """Process the cases and print a summary; 2 if there is none that could be used."""
+    """Process the cases and print a summary; 2 if none could be used, 3 if some failed or lack a part."""
     settings = settings_of(options)
-    cases = _cases(options)
-    logger.info("%d cases", len(cases))
-    if any(case.source == M3D and case.spacing is None for case in cases):
+    sets = _case_sets(options)
+    if settings.organ_names:
+        check_chosen(settings.organ_names, _label_names(sets))
+    outcomes = [
+        _work_on(one, replace(settings, output=settings.output / one.folder), options)
+        for one in _first_cases(sets, options.max_cases)
+    ]
+    for outcome in outcomes:
+        _print_summary(outcome)
+    if not any(outcome.records for outcome in outcomes):
+        return USER_ERROR
+    return INCOMPLETE if any(outcome.failed or outcome.unpaired for outcome in outcomes) else 0
+
+
+def _work_on(cases: CaseSet, settings: Settings, options: argparse.Namespace) -> _Outcome:
+    """Process one dataset and write its tables."""
+    logger.info("%s: %d cases", cases.name, len(cases.cases))
+    for note in cases.notes:
+        logger.warning("%s: %s", cases.name, note)
+    if any(case.source == M3D and case.spacing is None for case in cases.cases):
         logger.warning(
             "the M3D-Seg layout records no spacing: voxels of 1 mm are assumed; --spacing X,Y,Z sets others"
         )
-    name = options.data_root.resolve().name if options.data_root is not None else cases[0].case_id
+    # A label given by itself was meant so.
+    unpaired = cases.unpaired(with_windows=not settings.use_mask) if options.data_root is not None else {}
+    for case, reason in unpaired.items():
+        logger.warning("%s: %s", case, reason)
     settings.output.mkdir(parents=True, exist_ok=True)
     with only_writer(settings.output):
         remove_leftovers(settings.output)
         failed = process(
-            cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip
+            cases.cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip
         )
-        records = write_tables(settings, failed, name, cases[0].source)
-    chosen = {case.case_id for case in cases}
-    _print_summary([r for r in records if r["row"]["case_id"] in chosen], failed, settings)
-    return 0 if len(failed) < len(cases) else USER_ERROR
+        records = write_tables(settings, failed, cases.name, cases.cases[0].source)
+    chosen = {case.case_id for case in cases.cases}
+    return _Outcome(
+        settings=settings,
+        records=[r for r in records if r["row"]["case_id"] in chosen],
+        failed=failed,
+        unpaired={case: why for case, why in unpaired.items() if case in chosen},
+    )
 
 
 def process(
@@ -161,36 +228,113 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def _cases(options: argparse.Namespace) -> list[CaseFiles]:
+def _case_sets(options: argparse.Namespace) -> list[CaseSet]:
     if options.data_root is None:
         if options.spacing is not None:
             raise ValueError("--spacing is for the M3D-Seg layout; NIfTI files bring their own")
-        return [pair_case(options.image, options.label, options.organ_labels)]
+        case = pair_case(options.image, options.label, options.organ_labels)
+        return [CaseSet(name=case.case_id, folder="", cases=(case,))]
     if options.image is not None or options.label is not None:
         raise ValueError("give --data_root, or --image and --label, not both")
-    return find_cases(options.data_root, options.spacing, options.organ_labels)[: options.max_cases]
+    return find_case_sets(options.data_root, options.spacing, options.organ_labels)
 
 
-def _print_summary(records: Sequence[dict[str, Any]], failed: dict[str, str], settings: Settings) -> None:
+def _first_cases(sets: Sequence[CaseSet], most: int | None) -> list[CaseSet]:
+    """Return the datasets with the first so many cases of all."""
+    chosen: list[CaseSet] = []
+    for one in sets:
+        kept = one.cases if most is None else one.cases[: max(0, most - sum(len(c.cases) for c in chosen))]
+        if kept:
+            chosen.append(replace(one, cases=kept))
+    return chosen
+
+
+def _label_names(sets: Sequence[CaseSet]) -> list[LabelNames]:
+    """Return the names of labels of all datasets. A damaged file of names is left to the cases that need it."""
+    found: dict[Any, LabelNames] = {}
+    for case in (case for one in sets for case in one.cases):
+        key = (case.names, case.organ_files)
+        if key not in found:
+            with contextlib.suppress(ValueError):
+                found[key] = names_of(case)
+    return list(found.values())
+
+
+# -- the summary -------------------------------------------------------------------------------------------------
+
+
+def _print_summary(outcome: _Outcome) -> None:
     """Print what there is now: cases, windows, organs and what a training run can use of them."""
+    records, settings = outcome.records, outcome.settings
     organs = [organ for record in records for organ in record["organs"]]
-    print(f"cases: {len(records)} done, {len(failed)} failed")
-    for case, reason in list(failed.items())[:10]:
-        print(f"  {case}: {reason}")
+    failed = {case: reason for case, reason in outcome.failed.items() if case not in outcome.unpaired}
+    print(
+        f"cases: {len(records)} done, {len(failed)} failed"
+        + f", {len(outcome.unpaired)} unpaired" * bool(outcome.unpaired)
+    )
+    _print_some([f"{case}: {reason}" for case, reason in failed.items()])
+    _print_some(
+        [
+            f"{case}: {reason}" + (f"; {outcome.failed[case]}" if case in outcome.failed else "")
+            for case, reason in outcome.unpaired.items()
+        ]
+    )
+    _print_notes(records)
     refused = [r["row"] for r in records if r["row"]["windows_error"]]
     if refused:
         print(
             f"without windows: {len(refused)} (for instance {refused[0]['case_id']}: {refused[0]['windows_error']})"
         )
     print(f"organs: {len(organs)} in {sum(bool(r['organs']) for r in records)} cases")
-    if settings.organ_names and not organs:
-        print(f"  no case has a label called {', '.join(settings.organ_names)}")
+    for name in _without_organ(settings.organ_names, organs):
+        print(f"  no case has a voxel of {name}")
     if settings.compute_sdf:
-        bad = [o for o in organs if o["error"]]
-        print(f"trainable samples: {len(organs) - len(bad)} in {settings.output / 'organs'}")
-        for organ in bad[:10]:
-            print(f"  no field of {json.dumps(organ['name'])}: {organ['error']}")
+        _print_samples(organs, settings)
     print(f"tables: {settings.output / 'metadata.csv'}")
+
+
+def _print_some(lines: Sequence[str]) -> None:
+    for line in lines[:_FEW]:
+        print(f"  {line}")
+    if len(lines) > _FEW:
+        print(f"  and {len(lines) - _FEW} more")
+
+
+def _print_notes(records: Sequence[dict[str, Any]]) -> None:
+    """Print, and log, what is to be known of how cases were read, each note once with the cases that it is about."""
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        for note in json.loads(record["row"]["notes"]):
+            notes.setdefault(note, []).append(record["row"]["case_id"])
+    lines = [f"{', '.join(c[:3])}{f' and {len(c) - 3} more' if len(c) > 3 else ''}: {n}" for n, c in notes.items()]
+    for line in lines:
+        logger.warning("%s", line)
+    if lines:
+        print("to know:")
+        _print_some(lines)
+
+
+def _without_organ(wanted: Sequence[str], organs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the wanted names that no organ has."""
+    present = dict(enumerate(dict.fromkeys(organ["name"] for organ in organs)))
+    return chosen_labels(wanted, present)[1]  # type: ignore[arg-type]
+
+
+def _print_samples(organs: Sequence[dict[str, Any]], settings: Settings) -> None:
+    made = [organ for organ in organs if not organ["error"]]
+    folder = settings.output / ORGANS
+    nameless = len([organ for organ in made if not organ["named"]])
+    without = f" ({nameless} more have no name, and so no caption)" if nameless else ""
+    print(f"trainable samples: {len(made) - nameless} in {folder}{without}")
+    for reason, count in Counter(f"{o['name']}: {o['error']}" for o in organs if o["error"]).most_common(_FEW):
+        print(f"  no field of {reason}" + (f" ({count} times)" if count > 1 else ""))
+    read = VAEConfig.from_json(shipped_config()).field
+    if made and settings.organ.field != read:
+        print(
+            f"  these fields are {settings.organ.field.in_words()}; the shipped tokenizer reads {read.in_words()}: "
+            f"make them with --sdf_resolution {read.resolution} --sdf_threshold_factor {read.band:g}, or "
+            f"`vae-qwen3vl convert {folder} -o {folder}_r{read.resolution}`"
+        )
 
 
 def _side(text: str) -> int:
@@ -208,7 +352,10 @@ def _band(text: str) -> float:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no name")
+    return names
 
 
 def _spacing(text: str) -> tuple[float, float, float]:

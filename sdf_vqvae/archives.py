@@ -92,12 +92,26 @@ def regular_file(path: str | os.PathLike[str], what: str, shown: str | None = No
     return file
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises a ValueError for anything else, such as text that is nested thousands deep."""
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
+    """Parse JSON. Raises a ValueError for anything else, such as text that is nested thousands deep.
+
+    Args:
+        text: the JSON.
+        unique_keys: also refuse an object that has a key twice, of which the last would count.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats if unique_keys else None)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deep") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:40]!r} stands there twice")
+        found[key] = value
+    return found
 
 
 # -- npz ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from dataset_toolkits.ct_cases import find_cases, load_case, pair_case
-from dataset_toolkits.ct_organs import captions, file_stem, in_words, organ_of, surface_of
+from dataset_toolkits.ct_cases import load_case
+from dataset_toolkits.ct_layouts import find_case_sets, pair_case
+from dataset_toolkits.ct_organs import organ_of, surface_of
 from dataset_toolkits.ct_windows import (
     WINDOWS,
     grid_side,
@@ -21,6 +22,11 @@ from dataset_toolkits.ct_windows import (
 )
 
 SPACING = (1.0, 1.5, 4.0)
+
+
+def find_cases(root, spacing=None):
+    """Return the cases of all datasets of a folder."""
+    return [case for one in find_case_sets(root, spacing) for case in one.cases]
 
 
 def labels_of_a_case():
@@ -74,8 +80,9 @@ def write_nifti(root, *, axes=None, labels=None, shift=0.0, names=None):
 
 def test_m3d_is_found_as_one_dataset_or_as_several(tmp_path):
     root = write_m3d(tmp_path)
-    assert [c.case_id for c in find_cases(root)] == ["case_a"]
-    assert [c.case_id for c in find_cases(tmp_path)] == ["0007_case_a"]
+    for folder, place in ((root, ""), (tmp_path, "0007")):
+        (found,) = find_case_sets(folder)
+        assert (found.name, found.folder, [c.case_id for c in found.cases]) == ("0007", place, ["case_a"])
 
 
 def test_both_layouts_give_the_same_organs(tmp_path):
@@ -193,6 +200,93 @@ def test_a_folder_without_cases_says_what_was_expected(tmp_path):
         find_cases(tmp_path / "absent")
 
 
+# -- how a volume lies -------------------------------------------------------------------------------------------
+
+
+def write_volume(path, array, *, sform=None, qform=None, zooms=(2.0, 3.0, 4.0)):
+    """Write a NIfTI file with the forms that are given, and no others."""
+    nibabel = pytest.importorskip("nibabel")
+    file = nibabel.Nifti1Image(array, None)
+    file.header.set_zooms(zooms)
+    for key, form in (("sform", sform), ("qform", qform)):
+        if form is not None:
+            getattr(file.header, f"set_{key}")(form, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(file, path)
+    return path
+
+
+def grid(*, flip=False, shift=0.0):
+    affine = np.diag([-2.0 if flip else 2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = [10 + shift, 20, 30]
+    return affine
+
+
+def test_without_qform_and_sform_the_axes_stay_as_they_are_and_that_is_said(tmp_path):
+    label = write_volume(tmp_path / "label.nii.gz", labels_of_a_case())
+    case = load_case(pair_case(None, label, None))
+    assert np.array_equal(np.unravel_index(case.masks.places[3], case.shape), [[1], [1], [1]])  # not turned round
+    assert case.affine[:3, :3] == pytest.approx(np.diag([2.0, 3.0, 4.0]))
+    assert case.spacing_known
+    assert not case.orientation_known
+    assert "no file has a qform or sform" in " ".join(case.notes)
+
+
+@pytest.mark.parametrize("formless", ["image", "label"])
+@pytest.mark.parametrize("zooms", [(2.0, 3.0, 4.0), (1.0, 1.0, 1.0)])
+def test_of_image_and_label_one_form_places_both(tmp_path, formless, zooms):
+    files = {}
+    for name, array in (("image", image_of_a_case()), ("label", labels_of_a_case())):
+        how = {"zooms": zooms} if name == formless else {"sform": grid(flip=True)}
+        files[name] = write_volume(tmp_path / f"{name}.nii.gz", array, **how)
+    for with_image in (True, False):
+        case = load_case(pair_case(files["image"], files["label"], None), with_image=with_image)
+        assert case.orientation_known
+        # The voxel (1, 1, 1) is turned with the x axis, and lies where the form says: 10 - 2 mm.
+        voxel = np.concatenate(np.unravel_index(case.masks.places[3], case.shape))
+        assert voxel.tolist() == [18, 1, 1]
+        assert (case.affine @ [*voxel, 1])[:3] == pytest.approx([8, 23, 34])
+        if with_image:
+            assert np.array_equal(case.image, image_of_a_case()[::-1])
+            assert f"the {formless} has neither qform nor sform" in " ".join(case.notes)
+
+
+def test_a_file_without_a_form_and_with_another_spacing_is_refused(tmp_path):
+    image = write_volume(tmp_path / "image.nii.gz", image_of_a_case(), sform=grid())
+    label = write_volume(tmp_path / "label.nii.gz", labels_of_a_case(), zooms=(2.0, 3.0, 5.0))
+    with pytest.raises(ValueError, match="the spacings 2, 3, 4 and 2, 3, 5 mm"):
+        load_case(pair_case(image, label, None))
+
+
+def test_an_sform_wins_over_another_qform_and_that_is_said(tmp_path):
+    both = write_volume(tmp_path / "both.nii.gz", labels_of_a_case(), sform=grid(), qform=grid(shift=7))
+    case = load_case(pair_case(None, both, None))
+    assert case.affine == pytest.approx(grid())
+    assert case.notes == ("sform and qform differ by up to 7 mm: the sform is used, as in nibabel",)
+    same = write_volume(tmp_path / "same.nii.gz", labels_of_a_case(), sform=grid(), qform=grid())
+    assert load_case(pair_case(None, same, None)).notes == ()
+    turned = write_volume(tmp_path / "turned.nii.gz", labels_of_a_case(), qform=grid(flip=True))
+    assert load_case(pair_case(None, turned, None)).affine[:3, 3] == pytest.approx([10 - 2 * 19, 20, 30])
+
+
+# -- label volumes of floats -------------------------------------------------------------------------------------
+
+
+def test_labels_that_are_stored_scaled_are_rounded_by_half_a_step(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    labels = labels_of_a_case()
+    for highest in (7, 100):
+        file = nibabel.Nifti1Image(np.where(labels == 3, highest, labels).astype(np.float64), np.eye(4))
+        file.set_data_dtype(np.uint8)  # nibabel stores steps of highest / 255
+        nibabel.save(file, tmp_path / "scaled.nii.gz")
+        assert len(np.unique(np.asarray(nibabel.load(tmp_path / "scaled.nii.gz").dataobj) % 1)) > 1
+        case = load_case(pair_case(None, tmp_path / "scaled.nii.gz", None))
+        assert {n: case.masks.count(n) for n in case.masks.places} == {
+            n if n < 3 else highest: int((labels == n).sum()) for n in (1, 2, 3)
+        }
+        assert "in steps of" in case.notes[0]
+
+
 # -- windows -----------------------------------------------------------------------------------------------------
 
 
@@ -260,25 +354,7 @@ def test_padding_stands_behind_the_scan(tmp_path):
     assert np.count_nonzero(found) == 24
 
 
-# -- names -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["../../x", "..", "/etc/passwd", "a\0b", "лёгкое", "CON:", "x" * 500, ""])
-def test_a_label_s_name_can_t_leave_its_folder(name):
-    stem = file_stem(name)
-    assert stem.replace("_", "").isalnum()
-    assert stem.isascii()
-    assert 0 < len(stem) <= 60
-
-
-def test_names_read_like_words():
-    assert in_words("kidney_left") == "left kidney"
-    assert in_words("rib right 7") == "right rib 7"
-    assert in_words("vertebrae_L5") == "vertebra L5"
-    assert in_words("left atrium") == "left atrium"
-    assert captions("kidney_left", 141.6)[0] == "The left kidney, from a CT scan, 142 ml."
-    assert captions("adrenal gland left", 4.482)[0] == "The left adrenal gland, from a CT scan, 4.5 ml."
-    assert captions("x", 0.027)[0].endswith("0.027 ml.")
+# -- real data -----
 
 
 def test_the_real_case_has_the_same_61_organs_in_both_layouts(reference_data):

@@ -10,6 +10,7 @@ import scipy.sparse
 
 from dataset_toolkits.ct_masks import (
     LabelNames,
+    label_text,
     masks_from_array,
     masks_from_sparse_file,
     shape_in_name,
@@ -124,6 +125,77 @@ def test_channels_that_the_names_do_not_account_for_are_refused(labels):
 )
 def test_names_come_in_many_forms(content):
     assert LabelNames.parse(content).names == {1: "liver", 2: "spleen"}
+
+
+def test_nnu_net_names_regions_and_what_nobody_labeled():
+    names = LabelNames.parse(
+        {"labels": {"background": 0, "kidney and tumor": [2, 1], "tumor": 2, "spleen": [3], "ignore": 4}}
+    )
+    assert (names.names, names.regions) == ({2: "tumor", 3: "spleen"}, {(1, 2): "kidney and tumor"})
+    assert (names.background, names.ignore, names.ids) == (0, 4, [1, 2, 3, 4])
+    volume = np.repeat([0, 1, 2, 3, 4, 9], [1, 2, 3, 4, 5, 6]).reshape(1, 3, 7)
+    masks = masks_from_array(volume, names)
+    # Label 1 has no name of its own; 9 has none at all, and stays.
+    assert {label_text(n): masks.count(n) for n in masks.labels(names)} == {"1+2": 5, "2": 3, "3": 4, "9": 6}
+    corner, crop = masks.crop((1, 2))
+    assert (corner, crop.sum()) == ((0, 0, 1), 5)
+    assert masks.notes == ("label 4 marks voxels that nobody has labeled: it is no organ",)
+    assert [names.of(n) for n in masks.labels(names)] == ["kidney and tumor", "tumor", "spleen", "label 9"]
+
+
+def test_channels_are_counted_by_ids_when_names_have_regions(labels):
+    names = LabelNames.parse({"whole": [1, 2, 3], "core": [2, 3], "rest": 1})
+    for ids in ([1, 2, 3], [0, 1, 2, 3]):
+        masks = masks_from_array(one_hot(labels, ids), names)
+        found = {label_text(n): masks.count(n) for n in masks.labels(names)}
+        assert found == {"1": (labels == 1).sum(), "1+2+3": (labels > 0).sum(), "2+3": (labels > 1).sum()}
+
+
+@pytest.mark.parametrize(
+    "content", [{"x": [0, 1]}, {"x": [1, 5], "ignore": 5}, {"x": [1, 2], "y": [2, 1]}, {"x": []}]
+)
+def test_regions_of_what_is_no_organ_are_refused(content):
+    with pytest.raises(ValueError, match=r"region|named twice|need an id"):
+        LabelNames.parse(content)
+
+
+def test_names_are_cleaned_and_what_is_odd_about_them_is_said():
+    names = LabelNames.parse(
+        {"0": "liver", "1": "fi\u0301gado", "2": " a\0b\u202e  c ", "3": "", "4": "rib", "5": "rib"}
+    )
+    assert names.names == {1: "fígado", 2: "a b c", 4: "rib", 5: "rib"}
+    assert names.of(3) == "label 3"
+    assert names.notes == (
+        "label 0 is called 'liver'; it is taken for the background",
+        "labels 4, 5 are all called 'rib'; each stays an organ of its own",
+    )
+    with pytest.raises(ValueError, match="must be a text"):
+        LabelNames.parse({"1": "\ud800"})
+
+
+def test_labels_near_whole_numbers_are_rounded_and_others_are_named(labels):
+    near = labels.astype(np.float32)
+    near[labels == 3] = 2.9995
+    near[0, 0, 0] = 1e-4
+    masks = masks_from_array(near, NAMES)
+    assert masks.count(3) == 1
+    assert masks.count(1) == (labels[near > 1e-3] == 1).sum()
+    assert masks.notes == ("labels were rounded to whole numbers, 2.99950004 to 3",)
+    near[labels == 3] = 2.9
+    near[0, 0, 1] = 0.5
+    with pytest.raises(ValueError, match=r"this one holds 0\.5, 2\.9$"):
+        masks_from_array(near, NAMES)
+
+
+def test_a_channel_of_probabilities_is_no_mask(labels):
+    channels = one_hot(labels, [1, 2, 3]).astype(np.float32)
+    same(masks_from_array(channels * np.float32(0.9999), NAMES), labels)
+    with pytest.raises(ValueError, match="whole numbers"):
+        masks_from_array(channels * np.float32(0.7), NAMES)
+
+
+def test_a_volume_without_a_label_has_no_organ():
+    assert masks_from_array(np.zeros(SHAPE, np.uint8), NAMES).labels(NAMES) == []
 
 
 @pytest.mark.parametrize("content", [3, {"a": "b"}, {"1": 2.5}, {"1": "x", "01": "y"}, {"1": "x" * 300}, {"-1": "x"}])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from dataset_toolkits.process_m3d_seg_format import main
+from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main
 from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh
@@ -163,8 +163,8 @@ def test_a_bad_case_costs_itself_alone(tmp_path, capsys):
     (root / "c" / "mask_(9999999999, 9999, 9999, 9999).npz").write_bytes(b"PK")
     (root / "bad name").mkdir()
     shutil.copy(root / "a" / "image.npy", root / "bad name")
-    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", *SMALL]) == 0
-    assert "cases: 2 done, 2 failed" in capsys.readouterr().out
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", *SMALL]) == INCOMPLETE
+    assert "cases: 2 done, 1 failed, 1 unpaired" in capsys.readouterr().out
     failed = {item["case_id"]: item["error"] for item in json.loads((out / "failed_cases.json").read_text())}
     assert "is not read" in failed["c"]
     assert "can't name a folder" in failed["bad name"]
