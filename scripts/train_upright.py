@@ -2,11 +2,16 @@
 
     python scripts/train_upright.py grids PACK -o outputs_upright/grids.npz      # minutes on one core
     python scripts/train_upright.py train outputs_upright/grids.npz -o outputs_upright
+    python scripts/train_upright.py measure outputs_upright/grids.npz --split test
 
 The first fills the grids that the network looks at, for every mesh of the pack; the second trains on the split
-`train` and writes `upright.safetensors` with, in `upright.json`, how often the right axis is found on `val` (and on
-`test` with `--test`, for what ships). The loss is the cross-entropy of the right axis among all six, each seen in a
-random turn about it. Training grids are tilted, stretched and mirrored a little, anew each time.
+`train` and writes `upright.safetensors` with, in `upright.json`, how often the right axis is found on `val`; the
+third measures the shipped network (or `--weights`). The loss is the cross-entropy of the right axis among all six,
+each seen in a random turn about it. Training grids are tilted, stretched and mirrored a little, anew each time.
+
+"y or z" is a file whose object stands along y or along z, equally often, and which of the two is taken. The table of
+rules says how often each is right where z has another share: `always z`, `always y`, the shape alone, and the shape
+weighed with the shares that the programs use.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -32,7 +38,11 @@ from sdf_vqvae.runtime import atomic_path, resolve_device
 from sdf_vqvae.upright import (
     GRID,
     UP_AXES,
+    USUAL,
+    WEIGHTS,
+    WIDTHS,
     UprightScorer,
+    load_scorer,
     scores_of_axes,
     surface_grid,
     turned_grids,
@@ -42,7 +52,6 @@ from sdf_vqvae.upright import (
 STANDS_ALONG = "y"
 _SHARE_OF_LDRAW = 0.35
 _TILT, _STRETCH = 5.0, 0.1
-_TWO_WAYS = (("y", "z"), ("y", "-z"))
 
 
 def make_grids(pack_folder: Path, target: Path) -> None:
@@ -99,31 +108,43 @@ def all_scores(scorer: torch.nn.Module, grids: Tensor, batch: int = 128) -> Tens
 
 
 def measures(scores: Tensor, sources: np.ndarray) -> dict[str, Any]:
-    """Return shares of right answers, of all six axes and of y against z, overall and for each source."""
+    """Return shares of right answers, of all six axes and of y against z, overall and for each source.
+
+    Args:
+        scores: `[N, 6]`, divided by the temperature.
+        sources: `[N]`.
+    """
     right = UP_AXES.index(STANDS_ALONG)
     six = (scores.argmax(1) == right).numpy()
-    pairs = np.stack([(scores[:, right] > scores[:, UP_AXES.index(b)]).numpy() for _, b in _TWO_WAYS]).mean(0)
-    found: dict[str, Any] = {"objects": len(six), "six": float(six.mean()), "y or z": float(pairs.mean())}
-    plain = sources != "ldraw"
-    found["without ldraw"] = {
-        "objects": int(plain.sum()),
-        "six": float(six[plain].mean()),
-        "y or z": float(pairs[plain].mean()),
-    }
-    sure = F.softmax(scores[:, [right, UP_AXES.index("z")]], 1).max(1).values.numpy()
+    # How much likelier the right one is: seen from a file with y up, whose z is the other; and from one with z up.
+    ahead = torch.stack([scores[:, right] - scores[:, UP_AXES.index(other)] for other in ("z", "-z")]).numpy()
+    pairs = (ahead > 0).mean(0)
+
+    def of(chosen: np.ndarray) -> dict[str, Any]:
+        return {"objects": int(chosen.sum()), "six": float(six[chosen].mean()), "y or z": float(pairs[chosen].mean())}
+
+    found = of(np.ones(len(six), bool))
+    found["likelihood"] = float(F.log_softmax(scores, 1)[:, right].mean())
+    found["without ldraw"] = of(sources != "ldraw")
     for least in (0.7, 0.9, 0.99):
-        chosen = sure >= least
+        sure = np.abs(ahead) >= math.log(least / (1 - least))
         found[f"y or z, where at least {least:.0%} sure"] = {
-            "share": float(chosen.mean()), "right": float(pairs[chosen].mean()) if chosen.any() else None
-        }  # fmt: skip
-    found["sources"] = {
-        name: {
-            "objects": int((sources == name).sum()),
-            "six": float(six[sources == name].mean()),
-            "y or z": float(pairs[sources == name].mean()),
+            "share": float(sure.mean()),
+            "right": float((ahead > 0)[sure].mean()) if sure.any() else None,
         }
-        for name in sorted(set(sources))
+    odds = math.log(USUAL["z"] / USUAL["y"])
+    found["rules, by the share of z"] = {
+        f"{share:.0%}": {
+            "always z": share,
+            "always y": 1 - share,
+            "the shape": float((1 - share) * (ahead[0] > 0).mean() + share * (ahead[1] > 0).mean()),
+            "the shape and what is usual": float(
+                (1 - share) * (ahead[0] > odds).mean() + share * (ahead[1] > -odds).mean()
+            ),
+        }
+        for share in (0.25, 0.5, 0.75, 0.9)
     }
+    found["sources"] = {name: of(sources == name) for name in sorted(set(sources))}
     return found
 
 
@@ -169,7 +190,7 @@ def train(options: argparse.Namespace) -> None:
                 {
                     "step": step,
                     "loss": float(loss.detach()),
-                    "val six": float((found.argmax(1) == right[0].cpu()).float().mean()),
+                    "val": float(F.log_softmax(found, 1)[:, UP_AXES.index(STANDS_ALONG)].mean()),
                 }
             )
             print(log[-1], flush=True)
@@ -182,15 +203,27 @@ def train(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(options).items() if key != "work"}}
     result |= {"parameters": sum(p.numel() for p in scorer.parameters()), "seconds": seconds, "log": log}
     result["temperature"] = float(scorer.temperature)
-    for name in ("val", "test") if options.test else ("val",):
-        scores = all_scores(scorer, grids[own[name]].to(device)) / scorer.temperature.cpu()
-        result[name] = measures(scores, source[own[name].numpy()])
-        print(name, json.dumps({key: value for key, value in result[name].items() if key != "sources"}, indent=1))
+    result["val"] = measures(found / scorer.temperature.cpu(), source[own["val"].numpy()])
+    print(json.dumps({key: value for key, value in result["val"].items() if key != "sources"}, indent=1))
     options.output.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().cpu().contiguous() for name, value in scorer.state_dict().items()}
     write_safetensors(options.output / "upright.safetensors", state)
     with atomic_path(options.output / "upright.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure weights on one split, print and write."""
+    with np.load(options.grids, allow_pickle=False) as content:
+        chosen = content["split"] == options.split
+        bits, source = content["bits"][chosen], content["source"][chosen]
+    scorer = load_scorer(options.weights).to(resolve_device(options.device))
+    grids = torch.from_numpy(np.unpackbits(bits, axis=1).reshape(-1, GRID, GRID, GRID)).to(scorer.temperature.device)
+    result = measures(all_scores(scorer, grids) / scorer.temperature.cpu(), source)
+    print(json.dumps(result, indent=1))
+    if options.output:
+        with atomic_path(options.output) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -204,16 +237,22 @@ def make_parser() -> argparse.ArgumentParser:
     training = commands.add_parser("train", help="train on them")
     training.add_argument("grids", type=Path)
     training.add_argument("-o", "--output", type=Path, required=True)
-    training.add_argument("--widths", type=int, nargs="+", default=(24, 48, 96, 192))
+    training.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     training.add_argument("--steps", type=int, default=6000)
     training.add_argument("--batch_size", type=int, default=256)
     training.add_argument("--lr", type=float, default=2e-3)
     training.add_argument("--weight_decay", type=float, default=0.05)
     training.add_argument("--val_every", type=int, default=500)
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--device")
-    training.add_argument("--test", action="store_true", help="measure on test too: once, for what ships")
     training.set_defaults(work=train)
+    measuring = commands.add_parser("measure", help="measure the shipped network, or another")
+    measuring.add_argument("grids", type=Path)
+    measuring.add_argument("--split", default="val")
+    measuring.add_argument("--weights", type=Path, default=WEIGHTS)
+    measuring.add_argument("-o", "--output", type=Path, help="a JSON file")
+    measuring.set_defaults(work=measure)
+    for command in (training, measuring):
+        command.add_argument("--device")
     return parser
 
 

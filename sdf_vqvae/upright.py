@@ -20,7 +20,7 @@ import trimesh
 from torch import Tensor, nn
 
 from sdf_vqvae.archives import read_safetensors
-from sdf_vqvae.geometry.mesh import normalize_mesh
+from sdf_vqvae.geometry.mesh import LONGEST_SIDE
 
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 GRID = 32
@@ -28,8 +28,10 @@ GRID = 32
 POINTS = 2**15
 """Points drawn from the surface to fill it."""
 WEIGHTS = Path(__file__).parent / "weights" / "upright.safetensors"
-_WIDTHS = (24, 48, 96, 192)
-_LIKELY = 1e-6  # least probability that is told
+WIDTHS = (16, 32, 64, 128)
+"""Channels of the shipped network after each halving of the grid."""
+USUAL = {"y": 0.25, "z": 0.75}
+"""How usual the two axes are taken to be in files that don't say: CAD, robotics, printing and scanners use z."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class UprightScorer(nn.Module):
         widths: channels after each halving of the grid.
     """
 
-    def __init__(self, widths: Sequence[int] = _WIDTHS) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((1, *widths)):
@@ -95,11 +97,15 @@ def turned_grids(grids: Tensor, turn: Turn) -> Tensor:
 
 
 def scores_of_axes(scorer: nn.Module, grids: Tensor, axes: Sequence[str] = UP_AXES) -> Tensor:
-    """Return how likely each axis is up, as logits, the mean over the four turns about it. `[B, len(axes)]`"""
+    """Return how likely each axis is up, as logits. `[B, len(axes)]`
+
+    Each is the mean over the four turns about the axis and their mirror images, which stand as the object does.
+    """
     columns = []
     for up in axes:
-        turns = [turned_grids(grids, turn) for turn in turns_to_upright(up)]
-        columns.append(scorer(torch.cat(turns)).view(len(turns), -1).mean(0))
+        turned = [turned_grids(grids, turn) for turn in turns_to_upright(up)]
+        views = turned + [grid.flip(1) for grid in turned]
+        columns.append(scorer(torch.cat(views)).view(len(views), -1).mean(0))
     return torch.stack(columns, dim=1)
 
 
@@ -107,41 +113,57 @@ def surface_grid(mesh: trimesh.Trimesh, points: int = POINTS) -> Tensor:
     """Return the cells that points of a mesh's surface fall into: bool `[GRID, GRID, GRID]`, axes x, y, z.
 
     Raises:
-        ValueError: see `normalize_mesh`.
+        ValueError: the mesh has no area, or coordinates that are not finite.
     """
-    normalized = normalize_mesh(mesh)
-    world = trimesh.Trimesh(normalized.vertices.numpy(), normalized.faces.numpy(), process=False)
-    drawn, _ = trimesh.sample.sample_surface(world, points, seed=0)
-    cells = torch.from_numpy(((np.asarray(drawn) + 0.5) * GRID).astype(np.int64).clip(0, GRID - 1))
+    area = float(mesh.area)
+    if not 0 < area < np.inf:
+        raise ValueError(f"the mesh has no usable area: {area}")
+    drawn, _ = trimesh.sample.sample_surface(mesh, points, seed=0)
+    low, high = mesh.bounds
+    world = (np.asarray(drawn) - (low + high) / 2) * (LONGEST_SIDE / (high - low).max())
+    cells = torch.from_numpy(((world + 0.5) * GRID).astype(np.int64).clip(0, GRID - 1))
     grid = torch.zeros(GRID, GRID, GRID, dtype=torch.bool)
     grid[tuple(cells.T)] = True
     return grid
 
 
 @functools.cache
-def load_scorer() -> UprightScorer:
+def load_scorer(weights: Path = WEIGHTS) -> UprightScorer:
     """Return the shipped network, on the CPU, in evaluation mode."""
     scorer = UprightScorer()
-    tensors, _ = read_safetensors(WEIGHTS, "weights of the upright scorer", tuple(scorer.state_dict()))
+    tensors, _ = read_safetensors(weights, "weights of the upright scorer", tuple(scorer.state_dict()))
     scorer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return scorer.eval()
 
 
-def guess_up(mesh: trimesh.Trimesh, axes: Sequence[str] = UP_AXES) -> UpGuess:
+def guess_up(mesh: trimesh.Trimesh, axes: Sequence[str] = UP_AXES, shares: Sequence[float] | None = None) -> UpGuess:
     """Return which axis of a mesh most likely points up.
 
     Args:
         mesh: in any units.
         axes: the candidates.
+        shares: how often each of them is up, before the shape is looked at (Bayes' rule); by default equally often.
 
     Raises:
-        ValueError: the mesh cannot be used, see `normalize_mesh`; or there is no candidate.
+        ValueError: the mesh cannot be used, see `surface_grid`; or the candidates or shares make no sense.
     """
     if not axes or not set(axes) <= set(UP_AXES):
         raise ValueError(f"axes must be some of {', '.join(UP_AXES)}, got {', '.join(axes) or 'none'}")
+    weights = torch.tensor([1.0] * len(axes) if shares is None else list(shares))
+    if len(weights) != len(axes) or not bool((weights > 0).all()):
+        raise ValueError(f"shares must be a positive number for each of {len(axes)} axes, got {shares}")
     scorer = load_scorer()
     with torch.no_grad():
-        scores = scores_of_axes(scorer, surface_grid(mesh)[None].float(), axes)[0] / scorer.temperature
-    probabilities = F.softmax(scores, dim=0)
+        scores = scores_of_axes(scorer, surface_grid(mesh)[None].float(), axes)[0]
+    probabilities = F.softmax(scores / scorer.temperature + weights.log(), dim=0)
     best = int(probabilities.argmax())
-    return UpGuess(up=axes[best], probability=max(float(probabilities[best]), _LIKELY))
+    return UpGuess(up=axes[best], probability=float(probabilities[best]))
+
+
+def usual_up(mesh: trimesh.Trimesh) -> UpGuess:
+    """Return how a mesh stands whose file says nothing: along y or z, z being more usual (`USUAL`).
+
+    Raises:
+        ValueError: see `guess_up`.
+    """
+    return guess_up(mesh, tuple(USUAL), tuple(USUAL.values()))
