@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import tokenize
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from dataset_toolkits.ct_masks import (
     masks_from_sparse_file,
 )
 from sdf_vqvae.archives import NPY_HEADER_BYTES, one_line, parse_json, regular_file
-from sdf_vqvae.field_folder import SAFE_ID
 from sdf_vqvae.geometry.volume import check_affine
 
 _GZIP_RATIO = 1100
@@ -43,6 +43,11 @@ _NPY_DAMAGE = (
     ValueError, OSError, EOFError, SyntaxError, TypeError, ArithmeticError, MemoryError, LookupError, AttributeError,
     RecursionError, tokenize.TokenError,
 )  # fmt: skip
+
+_DESCRIPTION = "dataset.json"
+"""Describes a dataset of nnU-Net or MONAI; label names are only one part of it."""
+_CASE_ID = re.compile(r"\w[\w.-]*")
+_CASE_ID_BYTES = 200
 
 Affine = npt.NDArray[np.float64]
 
@@ -93,7 +98,7 @@ def load_case(files: CaseFiles, *, with_image: bool = True) -> Case:
     """
     if files.error:
         raise ValueError(files.error)
-    if not SAFE_ID.fullmatch(files.case_id):
+    if not _CASE_ID.fullmatch(files.case_id) or len(files.case_id.encode()) > _CASE_ID_BYTES:
         raise ValueError(f"the case's name {files.case_id!r} can't name a folder: use letters, digits, . _ and -")
     names = names_of(files)
     if files.label is None and files.image is None:
@@ -119,7 +124,10 @@ def names_of(files: CaseFiles) -> LabelNames:
     if file.stat().st_size > JSON_BYTES:
         raise ValueError(f"{path} has {file.stat().st_size:,} bytes, more than label names ever do")
     try:
-        return LabelNames.parse(parse_json(file.read_bytes(), unique_keys=True))
+        content = parse_json(file.read_bytes(), unique_keys=True)
+        if path.name == _DESCRIPTION and isinstance(content, dict) and not {"labels", "label_names"} & {*content}:
+            return LabelNames(names={}, background=None, notes=(f"{_DESCRIPTION} names no labels",))
+        return LabelNames.parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}") from error
 

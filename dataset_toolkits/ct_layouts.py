@@ -6,6 +6,7 @@ Knows names of files and folders. Nothing is opened but `dataset.json`, where it
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -121,10 +122,11 @@ def find_case_sets(root: Path, spacing: Spacing | None = None, names: Path | Non
         else:
             empty.append(folder.name)
     if not sets:
+        _, notes = _cases_in(root, spacing, names)
         raise ValueError(
             f"--data_root {root} holds no case: expected imagesTr/ and labelsTr/ (NIfTI), a folder a case with an "
             "image and its segmentation or segmentations/ (NIfTI), or the M3D-Seg layout CODE/CODE.json with "
-            "CASE/image.npy and CASE/mask_(C, H, W, D).npz"
+            "CASE/image.npy and CASE/mask_(C, H, W, D).npz" + "".join(f"; {note}" for note in notes)
         )
     if spacing is not None and any(case.source == NIFTI for one in sets for case in one.cases):
         raise ValueError("--spacing is for the M3D-Seg layout; NIfTI files bring their own")
@@ -196,7 +198,8 @@ def organ_file(folder: Path, organ: str) -> Path | None:
 
 
 def _stem(path: Path) -> str:
-    return _SUFFIX.sub("", path.name)
+    """Return a file's name without its suffix, in composed letters (macOS writes `é` as two)."""
+    return unicodedata.normalize("NFC", _SUFFIX.sub("", path.name))
 
 
 def _both(files: Iterable[Path]) -> str:
@@ -218,7 +221,7 @@ def _cases_in(root: Path, spacing: Spacing | None, names: Path | None) -> tuple[
     images, labels = _role_folders(root)
     if images is not None or labels is not None:
         files = nifti_files(images) if images else [], nifti_files(labels) if labels else []
-        return _paired(*files, root, beside), _other_parts(root, images, labels)
+        return _paired(*files, root, beside), _not_read(root, images, labels)
     found = list(_m3d_cases(root, spacing, names))
     if not found:
         found = [case for case in (_case_in(root, beside),) if case is not None and case.organ_files]
@@ -243,7 +246,7 @@ def _m3d_cases(root: Path, spacing: Spacing | None, names: Path | None) -> Itera
         masks = sorted(p for p in folder.iterdir() if p.name.startswith("mask") and p.suffix in (".npz", ".npy"))
         if image.exists() or masks:
             yield CaseFiles(
-                case_id=folder.name,
+                case_id=unicodedata.normalize("NFC", folder.name),
                 source=M3D,
                 image=image if image.exists() else None,
                 label=masks[0] if masks else None,
@@ -279,7 +282,7 @@ def _case_in(folder: Path, names: Path | None) -> CaseFiles | None:
         return None
     several = next((part for part in (images, labels, folders) if len(part) > 1), [])
     return CaseFiles(
-        case_id=folder.name,
+        case_id=unicodedata.normalize("NFC", folder.name),
         source=NIFTI,
         image=images[0] if images else None,
         label=next(iter(labels + folders), None),
@@ -337,9 +340,20 @@ def _role_folders(root: Path) -> tuple[Path | None, Path | None]:
     return (found[0], found[1]) if found[0] is not None or not nifti_files(root) else (None, None)
 
 
-def _other_parts(root: Path, *read: Path | None) -> tuple[str, ...]:
+def _not_read(root: Path, *read: Path | None) -> tuple[str, ...]:
+    """Return what lies there and is not read: other parts of the dataset, and files of other formats."""
     others = [(p, len(nifti_files(p))) for p in _folders(root) if p not in read and _OTHER_PARTS.fullmatch(p.name)]
-    return tuple(f"{folder.name} ({count} files) is not read" for folder, count in others if count)
+    foreign = [
+        f"{folder.name}/{p.name}"
+        for folder in read
+        if folder is not None and folder.is_dir()
+        for p in sorted(folder.iterdir())
+        if p.is_file() and not p.name.startswith(".") and not _SUFFIX.search(p.name)
+    ]
+    return (
+        *(f"{folder.name} ({count} files) is not read" for folder, count in others if count),
+        *([f"{_list(foreign)} {'is' if len(foreign) == 1 else 'are'} not NIfTI, and not read"] if foreign else ()),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

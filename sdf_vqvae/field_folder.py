@@ -75,7 +75,8 @@ class FieldFolder:
         if not self.rows:
             some = "; ".join(f"{name}: {why}" for name, why in list(self.left_out.items())[:2])
             raise ValueError(
-                f"{self.folder} holds no usable field of {resolution}^3" + (f" ({some})" if some else "")
+                f"{self.folder} holds no usable field of {resolution}^3"
+                + (self._other_grids() or (f" ({some})" if some else ""))
             )
         if self.left_out:
             logger.warning("%d of %d objects are left out", len(self.left_out), len(self.left_out) + len(self.rows))
@@ -121,8 +122,30 @@ class FieldFolder:
             if max_points is not None and count > max_points:
                 return f"it has {points} voxels, more than {max_points}"
         if not self.path(name).is_file():
-            return "its file does not exist"
+            others = " and ".join(f"{r}^3" for r in sorted(self._resolutions.get(name, ())))
+            return f"its field is of {others}, not of {self.resolution}^3" if others else "its file does not exist"
         return None
+
+    @functools.cached_property
+    def _resolutions(self) -> dict[str, set[int]]:
+        """Id -> grid sides of the files that are there."""
+        found: dict[str, set[int]] = {}
+        for file in self.folder.iterdir():
+            if match := _FILE.fullmatch(file.name):
+                found.setdefault(match["id"], set()).add(int(match["resolution"]))
+        return found
+
+    def _other_grids(self) -> str:
+        """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
+        sides = {side for own in self._resolutions.values() for side in own}
+        if not sides or self.resolution in sides:
+            return ""
+        others = " and ".join(f"{side}^3" for side in sorted(sides))
+        return (
+            f": its fields are of {others}. Make them with --sdf_resolution {self.resolution} (CT scans) or "
+            f"--resolutions {self.resolution} (meshes), or convert them with "
+            f"`vae-qwen3vl convert {self.folder} -o OUT` (--vae_config for a VAE that is not the shipped one)"
+        )
 
 
 def fields_in(folder: Path) -> bool:

@@ -179,10 +179,34 @@ def test_arrays_of_objects_and_text_are_refused(tmp_path):
         load_case(files)
 
 
-def test_a_case_whose_name_is_no_name_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["病人_01", "Пациент-1", "_a.b"])
+def test_a_case_may_be_named_in_any_script(tmp_path, name):
+    (files,) = find_cases(write_m3d(tmp_path))
+    assert load_case(dataclasses.replace(files, case_id=name)).masks is not None
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".a", "a b", "-a", "a\0", "", "病" * 70])
+def test_a_case_is_no_path(tmp_path, name):
     (files,) = find_cases(write_m3d(tmp_path))
     with pytest.raises(ValueError, match="can't name a folder"):
-        load_case(dataclasses.replace(files, case_id="../up"))
+        load_case(dataclasses.replace(files, case_id=name))
+
+
+def test_a_description_without_labels_names_none(tmp_path):
+    root = write_nifti(tmp_path)
+    (root / "dataset.json").write_text(json.dumps({"name": "BTCV", "modality": {"0": "CT"}, "training": []}))
+    (files,) = find_cases(root)
+    case = load_case(files)
+    assert [case.names.of(n) for n in case.masks.labels(case.names)] == ["label 1", "label 2", "label 3"]
+    assert case.notes == ("dataset.json names no labels",)
+
+
+def test_a_name_that_stands_twice_in_json_is_refused(tmp_path):
+    root = write_nifti(tmp_path)
+    (root / "dataset.json").write_text('{"labels": {"liver": 1, "liver": 2}}')
+    (files,) = find_cases(root)
+    with pytest.raises(ValueError, match="'liver' stands there twice"):
+        load_case(files)
 
 
 def test_several_masks_of_one_case_are_refused(tmp_path):

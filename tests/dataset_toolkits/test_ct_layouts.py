@@ -105,6 +105,10 @@ def test_a_case_that_is_there_twice_is_refused_by_name(tmp_path):
         load_case(x)
 
 
+def test_names_are_the_same_however_their_letters_are_composed(tmp_path):
+    assert pairs(images_and_labels(tmp_path, ["José"], ["Jose\u0301"])) == {"José": ("José", "Jose\u0301")}
+
+
 def test_hidden_files_are_none_and_suffixes_may_be_upper_case(tmp_path):
     root = images_and_labels(tmp_path, ["x"], ["x"], suffix=".NII.GZ")
     touch(root, "imagesTr/._x.nii.gz", "labelsTr/._x.nii.gz", "__MACOSX/imagesTr/._x.nii.gz")
@@ -179,6 +183,8 @@ def test_a_folder_with_a_file_an_organ_is_read_and_organs_keep_their_numbers(tmp
 def test_what_of_a_folder_is_not_read_is_said(tmp_path):
     root = touch(images_and_labels(tmp_path / "a", ["x"], ["x"]), "imagesTs/y.nii.gz", "imagesTs/z.nii.gz")
     assert only_set(root).notes == ("imagesTs (2 files) is not read",)
+    touch(root, "labelsTr/x.nrrd", "labelsTr/.DS_Store")
+    assert only_set(root).notes[1:] == ("labelsTr/x.nrrd is not NIfTI, and not read",)
     touch(tmp_path, "readme/text.txt")
     assert only_set(tmp_path).notes[-1] == "no case was found in readme"
 
@@ -190,6 +196,11 @@ def test_an_image_without_a_label_and_a_label_without_an_image_are_named(tmp_pat
         "berta": "no image goes with the label labelsTr/berta.nii.gz (left over: anna.nii.gz)",
     }
     assert list(found.unpaired(with_windows=False)) == ["anna"]
+
+
+def test_a_folder_of_another_format_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"imagesTr/a\.mha, labelsTr/a\.mha are not NIfTI, and not read$"):
+        find_case_sets(touch(tmp_path, "imagesTr/a.mha", "labelsTr/a.mha"))
 
 
 def test_images_alone_lack_nothing(tmp_path):

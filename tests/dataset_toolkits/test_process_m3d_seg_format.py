@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main
 from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh
+from vae_qwen3vl.cli import main as command_line
 from vae_qwen3vl.datasets_3d import SDF3DCaptionDataset
 
 SMALL = ["--default_resolution", "32", "--sdf_resolution", "32", "--num_workers", "1"]
@@ -220,6 +223,157 @@ def test_a_spacing_that_no_scan_has_is_a_usage_error(capsys, spacing):
     with pytest.raises(SystemExit) as stop:
         main(["--data_root", ".", "--output_dir", "out", "--spacing", spacing])
     assert stop.value.code == 2
+
+
+# -- what is paired, chosen and said -----------------------------------------------------------------------------
+
+
+def write_nifti(root, *, images=("x",), labels=("x",), names=None, affine=True):
+    """Write NIfTI folders whose scans all have the same two labels, 1 and 2."""
+    nibabel = pytest.importorskip("nibabel")
+    voxels = np.where(labels_of() == 3, 0, labels_of())
+    image = np.where(voxels > 0, 60, -1000).astype(np.int16) + (voxels == 2) * np.int16(500)
+    for folder, stems, array in (("imagesTr", images, image), ("labelsTr", labels, voxels.astype(np.uint8))):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for stem in stems:
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine else None), root / folder / f"{stem}.nii.gz")
+    if names is not None:
+        (root / "dataset.json").write_text(json.dumps({"labels": names}, ensure_ascii=False))
+    return root
+
+
+def test_a_folder_of_several_datasets_becomes_as_many_folders(tmp_path, capsys):
+    for name, cases in (("0000", ("a", "b")), ("0001", ("a",))):
+        write_dataset(tmp_path / "root" / name, cases)
+    arguments = ["--output_dir", str(tmp_path / "out"), "--use_mask", "--compute_sdf", *SMALL]
+    assert main(["--data_root", str(tmp_path / "root"), *arguments]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0000", "0001"]
+    for name, cases in (("0000", ["a", "b"]), ("0001", ["a"])):
+        out = tmp_path / "out" / name
+        assert json.loads((out / "dataset_config.json").read_text())["dataset_name"] == name
+        assert [row["case_id"] for row in table(out / "metadata.csv")] == cases
+        assert sorted(p.name for p in (out / "processed").iterdir()) == cases
+        assert len(FieldFolder(out / "organs", 32)) == 3 * len(cases)
+    assert main(["--data_root", str(tmp_path / "root"), *arguments, "--max_cases", "3", "--organs", "liver"]) == 0
+    capsys.readouterr()
+    # One of them alone is written as before.
+    assert main(["--data_root", str(tmp_path / "root" / "0001"), "--output_dir", str(tmp_path / "one"), *SMALL]) == 0
+    assert {p.name for p in (tmp_path / "one").iterdir()} >= {"metadata.csv", "dataset_config.json", "processed"}
+
+
+def test_what_has_no_partner_is_in_the_log_in_the_summary_and_in_the_exit_code(tmp_path, capsys, caplog):
+    root = write_nifti(
+        tmp_path / "set", images=("x", "anna"), labels=("x", "berta"), names={"1": "liver", "2": "rib"}
+    )
+    out = tmp_path / "out"
+    assert main(["--data_root", str(root), "--output_dir", str(out), *SMALL]) == INCOMPLETE
+    said = capsys.readouterr().out
+    assert "cases: 3 done, 0 failed, 2 unpaired" in said
+    for line in ("anna: no label goes with the image", "berta: no image goes with the label"):
+        assert line in said
+        assert line in caplog.text
+    assert {row["case_id"]: row["organs_present"] for row in table(out / "metadata.csv")} == {
+        "anna": "[]", "berta": '["liver", "rib"]', "x": '["liver", "rib"]',
+    }  # fmt: skip
+    # With masks alone a label needs no image, and an image without a label is nothing to go on.
+    assert main(["--data_root", str(root), "--output_dir", str(tmp_path / "m"), "--use_mask", *SMALL]) == INCOMPLETE
+    assert "cases: 2 done, 0 failed, 1 unpaired" in capsys.readouterr().out
+    assert main(["--label", str(root / "labelsTr/x.nii.gz"), "--output_dir", str(tmp_path / "l"), *SMALL]) == 0
+
+
+def test_an_unknown_organ_is_an_error_and_nothing_is_written(tmp_path, capsys):
+    root, out = write_nifti(tmp_path / "set", names={"1": "肝", "2": "左肾"}), tmp_path / "out"
+    arguments = ["--data_root", str(root), "--output_dir", str(out), "--compute_sdf", *SMALL]
+    assert main([*arguments, "--organs", "肝,肾"]) == 2
+    assert "no label is called '肾'; there are 左肾, 肝" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--organs", " , "])
+    assert main([*arguments, "--organs", "肝"]) == 0
+    assert [row["organ"] for row in FieldFolder(out / "organs", 32).rows] == ["肝"]
+    assert (out / "processed/x/meshes/1_肝.ply").is_file()
+    assert (out / "processed/x/organs/1_肝/mask.npy").is_file()
+
+
+def test_regions_are_organs_and_labels_without_a_name_have_no_caption(tmp_path, capsys):
+    names = {"background": 0, "both": [1, 2], "spleen": 5}
+    root, out = write_nifti(tmp_path / "set", names=names), tmp_path / "out"
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf", *SMALL]) == 0
+    (row,) = FieldFolder(out / "organs", 32).rows
+    assert (row["organ"], row["label"]) == ("both", "1+2")
+    assert int(row["voxels"]) == int(np.isin(labels_of(), (1, 2)).sum())
+    assert (out / "processed/x/meshes/1+2_both.ply").is_file()
+    assert (out / "processed/x/masks/1+2_binary.npy").is_file()
+    (case,) = table(out / "metadata.csv")
+    assert case["organs_absent"] == '["spleen (5)"]'
+    assert "no voxel of spleen (5)" in (out / "debug_logs/x.log").read_text()
+    write_nifti(tmp_path / "set", names={"1": "liver"})
+    capsys.readouterr()
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf", *SMALL]) == 0
+    assert "trainable samples: 1 in" in capsys.readouterr().out
+    rows = {row["label"]: row for row in FieldFolder(out / "organs", 32).rows}
+    assert json.loads(rows["1"]["captions"])[-1] == "liver"
+    assert rows["2"]["captions"] == ""
+    assert len(SDF3DCaptionDataset(out / "organs", 32)) == 1
+
+
+def test_a_scan_without_a_form_is_named(tmp_path, capsys, caplog):
+    root, out = write_nifti(tmp_path / "set", affine=False, names={"1": "liver", "2": "rib"}), tmp_path / "out"
+    assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", *SMALL]) == 0
+    (row,) = table(out / "metadata.csv")
+    assert (row["spacing_known"], row["orientation_known"]) == ("True", "False")
+    for text in (capsys.readouterr().out, caplog.text, row["notes"], (out / "debug_logs/x.log").read_text()):
+        assert "no file has a qform or sform" in text
+    mask = np.load(out / "processed/x/masks/1_binary.npy")
+    assert np.array_equal(mask[:24, :20, :16], labels_of() == 1)  # as it stands in the file
+
+
+# -- on to codes -------------------------------------------------------------------------------------------------
+
+
+def write_thin_organ(folder):
+    """Write `ct.nii.gz` and `organs.nii.gz` with one thin organ, whose field is small at any resolution."""
+    nibabel = pytest.importorskip("nibabel")
+    labels = np.zeros((24, 8, 8), np.uint8)
+    labels[2:22, 3:5, 3:5] = 1
+    image = np.where(labels > 0, 400, -1000).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / "ct.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / "organs.nii.gz")
+
+
+def run(line):
+    """Run a command line of the documents in this process, and return its exit code."""
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "python":
+        return main([*arguments[1:], "--num_workers", "1"])
+    return command_line([*arguments, "--device", "cpu"] if arguments[0] == "encode" else arguments)
+
+
+def test_the_readme_s_lines_lead_from_a_scan_to_codes(tmp_path, monkeypatch, repository):
+    lines = (repository / "README.md").read_text(encoding="utf-8").splitlines()
+    (process,) = (line for line in lines if "process_m3d_seg_format.py --image" in line)
+    (encode,) = (line for line in lines if line.startswith("vae-qwen3vl encode M3D_Seg_processed"))
+    write_thin_organ(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run(process) == 0
+    assert run(encode) == 0
+    assert [int(row["codes"]) > 0 for row in table(tmp_path / "organ_codes/metadata.csv")] == [True]
+
+
+def test_fields_of_another_grid_are_named_and_what_is_advised_works(tmp_path, monkeypatch, capsys):
+    write_thin_organ(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--image", "ct.nii.gz", "--label", "organs.nii.gz", "--output_dir", "out", "--use_mask",
+                 "--compute_sdf", *SMALL]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "the shipped tokenizer reads sdf at 256^3" in said
+    advised = re.search(r"`(vae-qwen3vl convert .*)`", said)[1]
+    assert run("vae-qwen3vl encode out/organs -o codes") == 2
+    error = capsys.readouterr().err
+    assert "its fields are of 32^3. Make them with --sdf_resolution 256 (CT scans)" in error
+    assert "`vae-qwen3vl convert out/organs -o OUT`" in error
+    assert run(advised) == 0
+    assert run("vae-qwen3vl encode out/organs_r256 -o codes") == 0
 
 
 @pytest.mark.slow
