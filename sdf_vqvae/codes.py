@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import one_line, parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.geometry.up import check_up
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.sparse.tensor import SparseTensor
 
@@ -20,7 +21,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeCodes:
-    """Discrete codes of one object on the latent grid.
+    """Discrete codes of one object, standing along +y, on the latent grid.
 
     The file is safetensors: `codes [M]` int32, `coords [M, 3]` int16, everything else as JSON under the
     metadata key `shape_codes`.
@@ -33,10 +34,14 @@ class ShapeCodes:
     latent_resolution: int
     data_resolution: int
     center: tuple[float, float, float]
-    """world = (source - center) * scale."""
+    """world = R(up) @ (source - center) * scale."""
     scale: float
     vae_hash: str
     """`SparseSDFVQVAE.fingerprint()` of the tokenizer that made the codes."""
+    up: str = "y"
+    """The axis of the source that points up; R(up) is its `rotation`."""
+    up_from: str = ""
+    """Where that is known from (see `Up`); empty where nobody said."""
 
     def __post_init__(self) -> None:
         """Check shapes and ranges."""
@@ -58,6 +63,7 @@ class ShapeCodes:
             raise ValueError(f"center must be three finite numbers, got {self.center}")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
+        check_up(self.up)
 
     def to_sparse_tensor(self, device: torch.device | str = "cpu") -> SparseTensor:
         """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` int64 on the latent grid."""
@@ -73,6 +79,8 @@ class ShapeCodes:
             "center": list(self.center),
             "scale": self.scale,
             "vae_hash": self.vae_hash,
+            "up": self.up,
+            "up_from": self.up_from,
         }
         tensors = {
             "codes": self.codes.to(torch.int32).cpu().contiguous(),
@@ -104,6 +112,9 @@ class ShapeCodes:
                 center=(float(x), float(y), float(z)),
                 scale=float(about["scale"]),
                 vae_hash=str(about["vae_hash"]),
+                # Files of earlier versions don't have these: theirs stand along y.
+                up=str(about.get("up", "y")),
+                up_from=str(about.get("up_from", "")),
             )
             if int(found.codes.max()) >= 2**31:
                 raise ValueError(f"codes are 32-bit numbers, got {int(found.codes.max())}")

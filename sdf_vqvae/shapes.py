@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.geometry.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.mesh import NormalizedMesh, is_watertight, load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.up import AUTO, Up
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.surface import extract_surface
+from sdf_vqvae.upright import guess_up
 
 _NEAR = 2.0
 """Steps from the surface within which all corners of the cells that it cuts lie (sqrt(3)), with some to spare."""
@@ -39,17 +42,46 @@ def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
 
 
 def field_for(
-    vae: SparseSDFVQVAE, shape: trimesh.Trimesh | SparseSDF, *, threshold_factor: float | None = None
+    vae: SparseSDFVQVAE,
+    shape: trimesh.Trimesh | SparseSDF,
+    *,
+    threshold_factor: float | None = None,
+    up: Up | None = None,
 ) -> SparseSDF:
     """Return the field that a tokenizer reads: a mesh voxelized, or a field as it is.
 
+    Args:
+        vae: the tokenizer.
+        shape: the object.
+        threshold_factor: see `voxelize_for`.
+        up: the axis of the source that points up; None leaves a mesh as it is (y), and a field as it was made.
+
     Raises:
-        ValueError: see `voxelize_for` and `check_field`.
+        ValueError: see `voxelize_for`, `check_field` and `settle_up`.
     """
+    if not isinstance(shape, trimesh.Trimesh):
+        check_field(vae, shape)
+    known = None if up is None else settle_up(up, shape)
     if isinstance(shape, trimesh.Trimesh):
-        return voxelize_for(vae, shape, threshold_factor=threshold_factor)
-    check_field(vae, shape)
-    return shape
+        field = voxelize_for(vae, shape, threshold_factor=threshold_factor, up="y" if known is None else known.axis)
+    else:
+        field = shape if known is None else shape.turned(known.axis)
+    return field if known is None else replace(field, up_from=known.known_from)
+
+
+def settle_up(up: Up, shape: trimesh.Trimesh | SparseSDF) -> Up:
+    """Return `up` as one of `UP_AXES`: where it is `AUTO`, by looking at the shape.
+
+    Raises:
+        ValueError: see `guess_up` and, for fields, `extract_surface`.
+    """
+    if up.axis != AUTO:
+        return up
+    if not isinstance(shape, trimesh.Trimesh):
+        surface = extract_surface(shape.sdf, shape.index, shape.field)
+        shape = to_source_units(surface, shape.center, shape.scale, shape.up)
+    guess = guess_up(shape)
+    return Up(axis=guess.up, known_from=f"{AUTO}, {100 * guess.probability:.0f} % sure")
 
 
 def voxelize_for(
@@ -57,6 +89,7 @@ def voxelize_for(
     mesh: str | os.PathLike[str] | trimesh.Trimesh,
     *,
     threshold_factor: float | None = None,
+    up: str = "y",
 ) -> SparseSDF:
     """Voxelize a mesh (or file) into the field that a tokenizer reads.
 
@@ -67,6 +100,7 @@ def voxelize_for(
         mesh: path or mesh, in any units.
         threshold_factor: half width in voxels of the stored shell, for tokenizers of the original system, whose
             files don't record it: the value that their training data was made with.
+        up: the axis of the mesh that points up. By default nothing is turned, whatever the file's format.
 
     Raises:
         ValueError: the mesh cannot be used; or the tokenizer's field has no recorded band and `threshold_factor`
@@ -74,7 +108,7 @@ def voxelize_for(
     """
     band = _band_for(vae, threshold_factor)
     source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
-    normalized = normalize_mesh(source)
+    normalized = normalize_mesh(source, up)
     return field_in_world(
         normalized.vertices.to(vae.device),
         normalized.faces.to(vae.device),
@@ -83,15 +117,20 @@ def voxelize_for(
         watertight=normalized.watertight,
         center=normalized.center,
         scale=normalized.scale,
+        up=up,
     )
 
 
 def voxelize_many_for(
-    vae: SparseSDFVQVAE, meshes: Sequence[trimesh.Trimesh], *, threshold_factor: float | None = None
+    vae: SparseSDFVQVAE,
+    meshes: Sequence[trimesh.Trimesh],
+    *,
+    threshold_factor: float | None = None,
+    ups: Sequence[Up] = (),
 ) -> list[SparseSDF | str]:
     """Voxelize several meshes into the fields that a tokenizer reads, on a GPU in one go.
 
-    Arguments are those of `voxelize_for`.
+    Arguments are those of `field_for`; without `ups`, nothing is turned.
 
     Returns:
         For each mesh its field, or in one line why it can't be used.
@@ -103,13 +142,15 @@ def voxelize_many_for(
     made: list[SparseSDF | str] = []
     ready: list[tuple[int, NormalizedMesh]] = []
     together = vae.device.type == "cuda" and field.sampling == "center" and field.unit == "band"
-    for number, mesh in enumerate(meshes):
+    known: list[Up | None] = [*ups] or [None] * len(meshes)
+    for number, (mesh, up) in enumerate(zip(meshes, known, strict=True)):
         made.append("")
         try:
-            if together:
-                ready.append((number, normalize_mesh(mesh)))
-            else:
-                made[number] = voxelize_for(vae, mesh, threshold_factor=threshold_factor)
+            if not together:
+                made[number] = field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
+                continue
+            settled = known[number] = None if up is None else settle_up(up, mesh)
+            ready.append((number, normalize_mesh(mesh, "y" if settled is None else settled.axis)))
         except ValueError as error:
             made[number] = one_line(error)
     if not ready:
@@ -119,9 +160,10 @@ def voxelize_many_for(
     try:
         found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=signed, device=vae.device)
     except ValueError:  # one of them has no voxel: find out which
-        return [_or_reason(vae, mesh, threshold_factor) for mesh in meshes]
+        return [_or_reason(vae, mesh, threshold_factor, up) for mesh, up in zip(meshes, known, strict=True)]
     share = band / field.voxels_per_unit
     for (number, mesh), own in zip(ready, found, strict=True):
+        up = known[number]
         made[number] = SparseSDF(
             sdf=(own.distance.double() * share).float(),
             index=own.index,
@@ -130,13 +172,17 @@ def voxelize_many_for(
             scale=mesh.scale,
             watertight=mesh.watertight,
             sign_method=own.sign_method,
+            up=mesh.up,
+            up_from="" if up is None else up.known_from,
         )
     return made
 
 
-def _or_reason(vae: SparseSDFVQVAE, mesh: trimesh.Trimesh, threshold_factor: float | None) -> SparseSDF | str:
+def _or_reason(
+    vae: SparseSDFVQVAE, mesh: trimesh.Trimesh, threshold_factor: float | None, up: Up | None
+) -> SparseSDF | str:
     try:
-        return voxelize_for(vae, mesh, threshold_factor=threshold_factor)
+        return field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
     except ValueError as error:
         return one_line(error)
 
@@ -166,18 +212,20 @@ def field_in_world(
     watertight: bool = False,
     center: tuple[float, float, float] = (0.0, 0.0, 0.0),
     scale: float = 1.0,
+    up: str = "y",
     voxelizer: Callable[..., VoxelField] = voxelize,
 ) -> SparseSDF:
     """Voxelize a mesh that stands in the world cube, as a field of the given description.
 
     Args:
-        vertices: float64 `[V, 3]` in [-0.5, 0.5]^3.
+        vertices: float64 `[V, 3]` in [-0.5, 0.5]^3, standing along +y.
         faces: int64 `[F, 3]`.
         field: kind, unit, band and sampling of the result.
         band: half width in voxels (of 1 / R) of the shell to compute, at most the field's.
         watertight: the mesh is known to be closed.
-        center: recorded with the field; world = (source - center) * scale.
+        center: recorded with the field; world = R(up) @ (source - center) * scale.
         scale: see `center`.
+        up: see `center`.
         voxelizer: `voxelize`, or `voxelize_dense` for a great many small triangles.
 
     Raises:
@@ -205,13 +253,14 @@ def field_in_world(
         scale=scale,
         watertight=watertight,
         sign_method=found.sign_method,
+        up=up,
     )
 
 
 def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
     """Turn a field into one of another description, by way of its surface.
 
-    Unsigned fields get signs (see `extract_surface`, which logs how); center and scale are kept.
+    Unsigned fields get signs (see `extract_surface`, which logs how); center, scale and up are kept.
 
     Raises:
         ValueError: the source has no surface, or the wanted field records no band.
@@ -223,7 +272,7 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
     mesh = extract_surface(source.sdf[near], source.index[near], source.field)
     faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
     vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
-    return field_in_world(
+    made = field_in_world(
         vertices.to(source.sdf.device),
         faces.to(source.sdf.device),
         field,
@@ -231,8 +280,10 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
         watertight=is_watertight(faces.numpy()),
         center=source.center,
         scale=source.scale,
+        up=source.up,
         voxelizer=voxelize_dense,
     )
+    return replace(made, up_from=source.up_from)
 
 
 def check_field(vae: SparseSDFVQVAE, field: SparseSDF) -> None:
@@ -260,6 +311,8 @@ def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
         center=field.center,
         scale=field.scale,
         vae_hash=vae.fingerprint(),
+        up=field.up,
+        up_from=field.up_from,
     )
 
 
@@ -293,14 +346,14 @@ def surface_of(
     voxel_resolution: int | None = None,
     mc_threshold: float | None = None,
 ) -> trimesh.Trimesh:
-    """Extract the surface of a decoded field, in the units and place of the source mesh.
+    """Extract the surface of a decoded field, in the units, place and axes of the source mesh.
 
     Args:
         vae: the tokenizer that decoded it.
         field: output of `decode_codes`.
-        codes: where it came from; they know center and scale.
+        codes: where it came from; they know center, scale and up.
         voxel_resolution: see `SparseSDFVQVAE.sparse2mesh`.
         mc_threshold: see `SparseSDFVQVAE.sparse2mesh`.
     """
     (mesh,) = vae.sparse2mesh(field, voxel_resolution, mc_threshold)
-    return to_source_units(mesh, codes.center, codes.scale)
+    return to_source_units(mesh, codes.center, codes.scale, codes.up)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sdf_vqvae.archives import npz_shapes, read_npz, regular_file, write_npz
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.geometry.up import check_up, rotation
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_field
 from sdf_vqvae.geometry.voxelize import voxelize
 from sdf_vqvae.runtime import atomic_path, resolve_device
@@ -30,14 +31,15 @@ MAX_VOXELS = 2**26
 _COLUMN_BYTES = {"sparse_sdf": 8 * MAX_VOXELS, "sparse_index": 3 * 8 * MAX_VOXELS}
 _ORIGINAL = ("sparse_sdf", "sparse_index", "resolution")
 _DESCRIPTION = ("kind", "unit", "band", "sampling", "center", "scale", "watertight", "sign_method", "format")
+_UP = ("up", "up_from")  # files of earlier versions lack them: theirs stand along y
 # Later files of the original system: signed distances over this band, in voxels, clipped to -1..1.
 _LATER_ORIGINAL_BAND = "extra_band_factor"
-_KEYS = (*_ORIGINAL, _LATER_ORIGINAL_BAND, *_DESCRIPTION)
+_KEYS = (*_ORIGINAL, _LATER_ORIGINAL_BAND, *_DESCRIPTION, *_UP)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SparseSDF:
-    """The distance field of one object on the voxels near its surface."""
+    """The distance field of one object, standing along +y, on the voxels near its surface."""
 
     sdf: Tensor
     """float32 `[N]`, in the unit of the field."""
@@ -45,12 +47,16 @@ class SparseSDF:
     """int32 `[N, 3]` = (x, y, z) in 0..R-1."""
     field: FieldDescription
     center: tuple[float, float, float]
-    """world = (source - center) * scale."""
+    """world = R(up) @ (source - center) * scale."""
     scale: float
     watertight: bool
     """Whether the source mesh was closed."""
     sign_method: str
     """`winding`, `winding+shell`, `volume` (the label of a scan) or `none`."""
+    up: str = "y"
+    """The axis of the source that points up, one of `UP_AXES`; R(up) is its `rotation`."""
+    up_from: str = ""
+    """Where that is known from (see `Up`); empty where nobody said."""
 
     def __post_init__(self) -> None:
         """Check shapes, ranges and finiteness; one voxel is checked to stand once only where a file is read."""
@@ -74,6 +80,7 @@ class SparseSDF:
             raise ValueError(f"center must be three finite numbers, got {self.center}")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
+        check_up(self.up)
 
     @classmethod
     def from_mesh(
@@ -83,6 +90,7 @@ class SparseSDF:
         *,
         band: float = 3.0,
         signed: bool = True,
+        up: str = "y",
         device: str | torch.device | None = None,
     ) -> SparseSDF:
         """Voxelize a mesh file or a trimesh object.
@@ -92,13 +100,14 @@ class SparseSDF:
             resolution: grid side R, 8..1024.
             band: half width in voxels of the stored shell.
             signed: False for unsigned distances (kind `udf`).
+            up: the axis of the mesh that points up. By default nothing is turned, whatever the file's format.
             device: where to compute; CUDA where present by default. The result stays there.
 
         Raises:
             ValueError: the mesh cannot be read or used; see `load_mesh`, `normalize_mesh` and `voxelize`.
         """
         source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
-        normalized = normalize_mesh(source)
+        normalized = normalize_mesh(source, up)
         target = resolve_device(device)
         found = voxelize(
             normalized.vertices.to(target),
@@ -118,6 +127,7 @@ class SparseSDF:
             scale=normalized.scale,
             watertight=normalized.watertight,
             sign_method=found.sign_method,
+            up=up,
         )
 
     @classmethod
@@ -127,6 +137,7 @@ class SparseSDF:
         resolution: int = 256,
         *,
         band: float = 3.0,
+        up: str = "y",
         device: str | torch.device | None = None,
     ) -> SparseSDF:
         """Voxelize the surface of a label of a scan (`sdf_vqvae.geometry.volume.label_surface`).
@@ -135,12 +146,14 @@ class SparseSDF:
             surface: the label's surface; `center` and `scale` lead back to millimetres in the scan's coordinates.
             resolution: grid side R, 8..1024.
             band: half width in voxels of the stored shell.
+            up: the axis of the millimetres that points up: z in a scan's own coordinates (right, anterior,
+                superior). By default nothing is turned.
             device: where to compute; CUDA where present by default. The result stays there.
 
         Raises:
             ValueError: see `voxelize`.
         """
-        made = label_field(surface, resolution=resolution, band=band, device=resolve_device(device))
+        made = label_field(surface, resolution=resolution, band=band, up=up, device=resolve_device(device))
         return cls(
             sdf=made.field.distance,
             index=made.field.index,
@@ -149,14 +162,31 @@ class SparseSDF:
             scale=made.scale,
             watertight=True,
             sign_method=SIGN_METHOD,
+            up=up,
         )
 
     def to(self, device: torch.device | str) -> SparseSDF:
         """Return a copy on another device."""
         return replace(self, sdf=self.sdf.to(device), index=self.index.to(device))
 
+    def turned(self, up: str) -> SparseSDF:
+        """Return the field of the same source with another of its axes up, as if it had been voxelized so.
+
+        A quarter turn of a grid is a permutation of its samples, so no value changes.
+
+        Raises:
+            ValueError: `up` is none of `UP_AXES`.
+        """
+        if up == self.up:
+            return self
+        turn = torch.from_numpy(rotation(up) @ rotation(self.up).T)
+        last = self.field.resolution - 1
+        # From the middle of the grid, in half steps, so that numbers stay whole.
+        index = ((2 * self.index.cpu().long() - last) @ turn.T + last) // 2
+        return self._with_index(index.to(self.index), up=up)
+
     def mirrored(self) -> SparseSDF:
-        """Return the field of the object's mirror image, left and right exchanged (x -> -x).
+        """Return the field of the object's mirror image, left and right exchanged (x -> -x inside).
 
         Raises:
             ValueError: the values stand at corners, whose mirror images the grid does not have.
@@ -165,9 +195,14 @@ class SparseSDF:
             raise ValueError("a field sampled at corners has no mirror image on its own grid")
         index = self.index.clone()
         index[:, 0] = self.field.resolution - 1 - index[:, 0]
+        turn = rotation(self.up)
+        x, y, z = (turn.T @ ((-1, 1, 1) * (turn @ self.center))).tolist()
+        return self._with_index(index, center=(x, y, z))
+
+    def _with_index(self, index: Tensor, **changes: Any) -> SparseSDF:
+        """Return a copy with the voxels at other places, their rows sorted."""
         order = linear_keys(nn.functional.pad(index, (1, 0)), self.field.resolution).argsort()
-        x, y, z = self.center
-        return replace(self, sdf=self.sdf[order], index=index[order], center=(-x, y, z))
+        return replace(self, sdf=self.sdf[order], index=index[order], **changes)
 
     def to_batch(self) -> dict[str, Tensor]:
         """Return the batch dict of this object alone."""
@@ -177,7 +212,8 @@ class SparseSDF:
         """Write a compressed `.npz`, replacing an earlier file only when complete.
 
         Keys: `sparse_sdf` float32 `[N, 1]`, `sparse_index` int32 `[N, 3]`, `resolution` (the original
-        system's three), and `kind, unit, band, sampling, center, scale, watertight, sign_method, format`.
+        system's three), and `kind, unit, band, sampling, center, scale, watertight, sign_method, up, up_from,
+        format`.
         """
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             write_npz(
@@ -194,6 +230,8 @@ class SparseSDF:
                     "scale": np.float64(self.scale),
                     "watertight": np.bool_(self.watertight),
                     "sign_method": np.str_(self.sign_method),
+                    "up": np.str_(self.up),
+                    "up_from": np.str_(self.up_from),
                     "format": np.int64(_FORMAT),
                 },
             )
@@ -239,7 +277,7 @@ class SparseSDF:
             raise ValueError("sparse_index holds a voxel more than once")
         with np.errstate(over="ignore"):  # infinite is refused below, with a message
             narrowed = sdf.reshape(-1).astype(np.float32)
-        tensors = {"sdf": torch.from_numpy(narrowed), "index": torch.from_numpy(index.astype(np.int32))}
+        values, places = torch.from_numpy(narrowed), torch.from_numpy(index.astype(np.int32))
         present = [key for key in _DESCRIPTION if key in arrays]
         if not present:
             later = _LATER_ORIGINAL_BAND in arrays
@@ -251,7 +289,13 @@ class SparseSDF:
                 resolution=resolution,
             )
             return cls(
-                **tensors, field=field, center=(0.0, 0.0, 0.0), scale=1.0, watertight=False, sign_method="none"
+                sdf=values,
+                index=places,
+                field=field,
+                center=(0.0, 0.0, 0.0),
+                scale=1.0,
+                watertight=False,
+                sign_method="none",
             )
         version = _scalar(arrays, "format", int)
         if version != _FORMAT:
@@ -261,7 +305,8 @@ class SparseSDF:
             raise ValueError(f"center must have shape [3], got {list(arrays['center'].shape)}")
         center = tuple(float(v) for v in arrays["center"])
         return cls(
-            **tensors,
+            sdf=values,
+            index=places,
             field=FieldDescription(
                 kind=_scalar(arrays, "kind", str),
                 unit=_scalar(arrays, "unit", str),
@@ -273,6 +318,8 @@ class SparseSDF:
             scale=_scalar(arrays, "scale", float),
             watertight=_scalar(arrays, "watertight", bool),
             sign_method=_scalar(arrays, "sign_method", str),
+            up=_scalar(arrays, "up", str) if "up" in arrays else "y",
+            up_from=_scalar(arrays, "up_from", str) if "up_from" in arrays else "",
         )
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sdf_vqvae.archives import read_safetensors
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE
+from sdf_vqvae.geometry.up import UP_AXES
 
-UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 GRID = 32
 """Cells along each side of the grid that is looked at; the world cube [-0.5, 0.5]^3."""
 POINTS = 2**15

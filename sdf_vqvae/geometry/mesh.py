@@ -21,6 +21,7 @@ from torch import Tensor
 from sdf_vqvae.archives import one_line, regular_file
 from sdf_vqvae.geometry.gltf import read_gltf
 from sdf_vqvae.geometry.mesh_file import OwnFolder, check_scene, checked_content
+from sdf_vqvae.geometry.up import lay_back, stand_up
 
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
@@ -37,18 +38,20 @@ _DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormalizedMesh:
-    """A mesh in the world cube [-0.5, 0.5]^3: bounding box centered, longest side 0.95, equal vertices welded."""
+    """A mesh in the world cube [-0.5, 0.5]^3, standing along +y: bounding box centered, longest side 0.95, welded."""
 
     vertices: Tensor
     """float64 `[V, 3]`, world units."""
     faces: Tensor
     """int64 `[F, 3]`."""
     center: tuple[float, float, float]
-    """Center of the bounding box in source units; world = (source - center) * scale."""
+    """Center of the bounding box in source units; world = R(up) @ (source - center) * scale."""
     scale: float
     """World units a source unit."""
     watertight: bool
     """Every edge is shared by exactly two faces that run along it in opposite directions."""
+    up: str = "y"
+    """The axis of the source that points up; R(up) is its `rotation`."""
 
 
 def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
@@ -90,22 +93,27 @@ _READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {".glb": rea
 """Readers of our own, by suffix; trimesh reads the others."""
 
 
-def normalize_mesh(mesh: trimesh.Trimesh) -> NormalizedMesh:
+def normalize_mesh(mesh: trimesh.Trimesh, up: str = "y") -> NormalizedMesh:
     """Weld equal vertices, drop faces without area in index space, and move the mesh into the world cube.
 
     A flat mesh is fine (an open sheet); one whose faces are all lines or points is not.
 
+    Args:
+        mesh: in any units.
+        up: its axis that points up, and becomes +y. A mesh and its turned copy give the very same numbers.
+
     Raises:
-        ValueError: no face with an area, coordinates that are not finite, face indices out of range, or no extent.
+        ValueError: no face with an area, coordinates that are not finite, face indices out of range, or no extent;
+            or `up` is no axis.
     """
     try:
-        return _normalized(mesh)
+        return _normalized(mesh, up)
     except ValueError as error:
         file = mesh.metadata.get(_FILE)
         raise ValueError(f"{file}: {error}" if file else str(error)) from error
 
 
-def _normalized(mesh: trimesh.Trimesh) -> NormalizedMesh:
+def _normalized(mesh: trimesh.Trimesh, up: str) -> NormalizedMesh:
     vertices = np.asarray(mesh.vertices, dtype=np.float64)
     faces = np.asarray(mesh.faces, dtype=np.int64)
     if len(faces) == 0:
@@ -118,6 +126,7 @@ def _normalized(mesh: trimesh.Trimesh) -> NormalizedMesh:
     vertices = vertices[used]
     if not np.isfinite(vertices).all():
         raise ValueError("the mesh has vertices that are not finite numbers")
+    vertices = stand_up(vertices, up)
     vertices, welded = _weld(vertices)
     faces = welded[faces.reshape(-1, 3)]
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
@@ -131,12 +140,14 @@ def _normalized(mesh: trimesh.Trimesh) -> NormalizedMesh:
     scale = LONGEST_SIDE / extent if extent > 0 else np.inf
     if not 0 < scale < np.inf:
         raise ValueError(f"the mesh has no usable extent: its longest side is {extent}")
+    x, y, z = lay_back(center, up).tolist()
     return NormalizedMesh(
         vertices=torch.from_numpy((vertices - center) * scale),
         faces=torch.from_numpy(faces),
-        center=(float(center[0]), float(center[1]), float(center[2])),
+        center=(x, y, z),
         scale=scale,
         watertight=is_watertight(faces),
+        up=up,
     )
 
 
@@ -175,7 +186,9 @@ def is_watertight(faces: np.ndarray) -> bool:
     return bool((counts == 1).all()) and np.array_equal(forward, backward)
 
 
-def to_source_units(mesh: trimesh.Trimesh, center: tuple[float, float, float], scale: float) -> trimesh.Trimesh:
-    """Move a mesh from the world cube back to the units and place of its source."""
-    vertices = np.asarray(mesh.vertices) / scale + np.asarray(center)
+def to_source_units(
+    mesh: trimesh.Trimesh, center: tuple[float, float, float], scale: float, up: str = "y"
+) -> trimesh.Trimesh:
+    """Move a mesh from the world cube back to the units, place and axes of its source."""
+    vertices = lay_back(np.asarray(mesh.vertices) / scale, up) + np.asarray(center)
     return trimesh.Trimesh(vertices, mesh.faces, process=False)

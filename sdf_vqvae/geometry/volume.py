@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE
+from sdf_vqvae.geometry.up import lay_back, stand_up
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
 
 Floats = npt.NDArray[np.float32]
@@ -83,7 +84,7 @@ class LabelField:
 
     field: VoxelField
     center: tuple[float, float, float]
-    """Center of the surface's bounding box in millimetres; world = (millimetres - center) * scale."""
+    """Center of the surface's bounding box in millimetres; world = R(up) @ (millimetres - center) * scale."""
     scale: float
     """World units a millimetre."""
 
@@ -130,6 +131,7 @@ def label_field(
     *,
     resolution: int,
     band: float = 3.0,
+    up: str = "y",
     device: torch.device | str = "cpu",
 ) -> LabelField:
     """Return the exact distances to a label's surface on the grid of the world cube, centered, longest side 0.95.
@@ -138,12 +140,13 @@ def label_field(
         surface: what `label_surface` made.
         resolution: grid side R.
         band: half width in voxels of the stored shell.
+        up: the axis of the millimetres that points up, and becomes +y.
         device: where to compute.
 
     Raises:
         ValueError: see `voxelize`.
     """
-    vertices = np.asarray(surface.mesh.vertices, dtype=np.float64)
+    vertices = stand_up(np.asarray(surface.mesh.vertices, dtype=np.float64), up)
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     center, scale = (low + high) / 2, LONGEST_SIDE / float((high - low).max())
     field = voxelize(
@@ -153,7 +156,8 @@ def label_field(
         band=band,
         watertight=True,
     )
-    return LabelField(field=field, center=(float(center[0]), float(center[1]), float(center[2])), scale=scale)
+    x, y, z = lay_back(center, up).tolist()
+    return LabelField(field=field, center=(x, y, z), scale=scale)
 
 
 def check_affine(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:

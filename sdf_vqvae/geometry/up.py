@@ -1,0 +1,115 @@
+"""Which way is up: the rotation that makes an object stand along +y, and where that is known from.
+
+Inside, +y is up: fields, codes, and what language reads. `up` names the axis of the source that points up. Knows
+points and the names of files; how to guess it from a shape is in `sdf_vqvae.upright`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
+AUTO = "auto"
+"""In place of an axis: to be found from the shape."""
+DEFAULT_UP = "y"
+"""What is taken for mesh files that don't say it (OBJ, PLY, STL, OFF): an axis, or `AUTO`."""
+_KNOWN_BY_FORMAT = {".glb": "y", ".gltf": "y"}
+_NOTHING = ("", "nan", "none", "null", "n/a")
+
+# The rows are the inside's axes in those of the source. Of the four turns that bring an axis up it is the shortest:
+# z up is turned (x, y, z) -> (x, z, -y), as exporters to glTF do it.
+_ROTATIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "x": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "z": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    "-x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+    "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+}
+
+Points = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Up:
+    """The axis of a source that points up."""
+
+    axis: str
+    """One of `UP_AXES`, or `AUTO` where the shape has yet to be looked at."""
+    known_from: str
+    """As part of a sentence: `--up`, `column up`, `auto, 97 % sure`, `glTF files stand along y`."""
+
+    def in_words(self) -> str:
+        """Return the line that programs print."""
+        hint = "" if self.known_from == "--up" else "; --up says otherwise"
+        return f"up: {self.axis} of the file ({self.known_from}){hint}"
+
+
+def rotation(up: str) -> npt.NDArray[np.int64]:
+    """Return R `[3, 3]` with `inside = R @ source`: it turns the axis `up` to +y, and is exact in every digit.
+
+    Raises:
+        ValueError: `up` is none of `UP_AXES`.
+    """
+    check_up(up)
+    return np.array(_ROTATIONS[up])
+
+
+def stand_up(points: Points, up: str) -> Points:  # [..., 3]
+    """Turn finite points of the source so that its axis `up` becomes +y. Raises a ValueError for another `up`."""
+    return points @ rotation(up).T
+
+
+def lay_back(points: Points, up: str) -> Points:  # [..., 3]
+    """Undo `stand_up`: turn finite points from the inside's axes to the source's."""
+    return points @ rotation(up)
+
+
+def check_up(up: str) -> None:
+    """Raise a ValueError unless `up` is one of `UP_AXES`."""
+    if up not in UP_AXES:
+        raise ValueError(f"up must be one of {', '.join(UP_AXES)}, got {up!r}")
+
+
+def read_up(text: str, what: str) -> str | None:
+    """Return the axis (or `AUTO`) that an option or a table's cell names; None for an empty one.
+
+    Capitals and a plus sign are read: `Z` and `+z` are `z`.
+
+    Raises:
+        ValueError: it names none; the message begins with `what`.
+    """
+    found = text.strip().lower().removeprefix("+")
+    if found in _NOTHING:
+        return None
+    if found not in (*UP_AXES, AUTO):
+        raise ValueError(f"{what} must be one of {', '.join(UP_AXES)}, or {AUTO}; got {text[:80]!r}")
+    return found
+
+
+def up_of(path: str | os.PathLike[str], asked: str | None = None, column: str = "") -> Up:
+    """Return which axis of a mesh file points up, and where that is known from.
+
+    The command line counts first, then the table, then what the format says, then `DEFAULT_UP`.
+
+    Args:
+        path: the file; it is not opened.
+        asked: what `--up` says; None where it isn't given.
+        column: what the column `up` says in the file's row; empty where there is none.
+
+    Raises:
+        ValueError: `asked` or `column` names no axis.
+    """
+    for text, place, what in ((asked or "", "--up", "--up"), (column, "column up", "its column up")):
+        axis = read_up(text, what)
+        if axis is not None:
+            return Up(axis=axis, known_from=place)
+    suffix = Path(path).suffix.lower()
+    if suffix in _KNOWN_BY_FORMAT:
+        return Up(axis=_KNOWN_BY_FORMAT[suffix], known_from=f"glTF files stand along {_KNOWN_BY_FORMAT[suffix]}")
+    return Up(axis=DEFAULT_UP, known_from=f"default for {suffix or 'files without a suffix'}")
