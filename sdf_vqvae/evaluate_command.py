@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.programs import USER_ERROR, add_run_options, positive_int
+from sdf_vqvae.programs import USER_ERROR, add_run_options, add_up_option, positive_int
 
 ABOUT = "Measure how well a tokenizer rebuilds shapes, beside the ceiling of its representation."
 EXAMPLES = (
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="half width in voxels of the field, for VAEs of the original system, which don't record it",
     )
+    add_up_option(parser)
     parser.add_argument("--split", help="only objects of this split of a pack or dataset")
     parser.add_argument(
         "--max_samples", type=positive_int, metavar="N", help="N objects, drawn with --seed (default: all)"
@@ -105,6 +106,7 @@ def work(options: argparse.Namespace) -> int:
         max_samples=options.max_samples,
         seed=options.seed,
         resolution=vae.config.data_resolution,
+        up=options.up,
     )
     workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
     settings = EvaluationSettings(
@@ -113,6 +115,7 @@ def work(options: argparse.Namespace) -> int:
         threshold_factor=options.threshold_factor,
         shapes=str(options.shapes),
         split=options.split,
+        up=options.up,
     )
     summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
     records = read_objects(options.output)

@@ -29,7 +29,7 @@ from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.metrics import THRESHOLDS, GroundTruth, ReconstructionScore
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import Stopwatch, peak_host_bytes
-from sdf_vqvae.shapes import check_field, field_in_world, voxelize_for
+from sdf_vqvae.shapes import field_for, field_in_world, settle_up
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
 
@@ -73,6 +73,8 @@ def rebuild(
         "source": shape.source,
         "watertight": False,
         "sign_method": "",
+        "up": "",
+        "up_from": "",
         "faces": 0,
         "codes": 0,
         "truth_is_field": False,
@@ -99,17 +101,17 @@ def _rebuild(
     vae: SparseSDFVQVAE, shape: Shape, threshold_factor: float | None, record: dict[str, Any], watch: Stopwatch
 ) -> Rebuilt:
     loaded = shape.load()
+    up = None if shape.up is None else settle_up(shape.up, loaded)
     truth: Triangles | None = None
     if isinstance(loaded, SparseSDF):
-        check_field(vae, loaded)
-        found = whole = loaded.to(vae.device)
+        found = whole = field_for(vae, loaded, up=up).to(vae.device)
         record["truth_is_field"] = True
     else:
-        normalized = normalize_mesh(loaded)
+        normalized = normalize_mesh(loaded, "y" if up is None else up.axis)
         truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))
         record |= {"watertight": normalized.watertight, "faces": len(normalized.faces)}
         with watch("voxelize"):
-            found = voxelize_for(vae, loaded, threshold_factor=threshold_factor)
+            found = field_for(vae, loaded, threshold_factor=threshold_factor, up=up)
         whole = found
         if vae.config.input_band is not None and vae.config.input_band < _WHOLE_CELLS:
             # The encoder sees too thin a shell for marching cubes; the ceiling is that of the field.
@@ -120,6 +122,7 @@ def _rebuild(
                 band=min(2.0, vae.config.field.band or 2.0),
                 watertight=normalized.watertight,
             )
+    record |= {"up": found.up, "up_from": found.up_from}
     record |= {"watertight": found.watertight, "sign_method": found.sign_method, "voxels": len(found.sdf)}
     meshes: dict[str, Triangles | None] = dict.fromkeys(ROWS)
 

@@ -44,6 +44,8 @@ class EvaluationSettings:
     """Where the objects come from."""
     split: str | None = None
     """Split of a pack or dataset."""
+    up: str | None = None
+    """The axis that points up, as asked for; None takes each object's own."""
 
     def to_dict(self, vae: SparseSDFVQVAE) -> dict[str, Any]:
         """Return all that scores depend on, for `settings.json`."""
@@ -51,6 +53,7 @@ class EvaluationSettings:
             "protocol": PROTOCOL,
             "shapes": self.shapes,
             "split": self.split,
+            "up": self.up,
             "samples": self.samples,
             "seed": self.seed,
             "threshold_factor": self.threshold_factor,

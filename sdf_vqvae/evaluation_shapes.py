@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import trimesh
 from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder, fields_in
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
+from sdf_vqvae.geometry.up import Up, up_of
 from sdf_vqvae.sparse_sdf import SparseSDF
 
 
@@ -31,6 +32,8 @@ class Shape:
     entry: PackEntry | None = None
     mesh: trimesh.Trimesh | None = None
     """A mesh in hand, instead of a file."""
+    up: Up | None = None
+    """The axis of the source that points up; None leaves a mesh as it is (y), and a field as it was made."""
 
     def load(self) -> trimesh.Trimesh | SparseSDF:
         """Read the mesh, or the field of a dataset.
@@ -53,6 +56,7 @@ def list_shapes(
     max_samples: int | None = None,
     seed: int = 0,
     resolution: int = 256,
+    up: str | None = None,
 ) -> list[Shape]:
     """List the objects of a mesh file, a folder of meshes, a pack, or a dataset of fields, in the order of their ids.
 
@@ -63,11 +67,13 @@ def list_shapes(
         max_samples: so many of them, drawn at random; a larger number keeps those that a smaller one draws.
         seed: of the draw.
         resolution: grid side R of a dataset of fields.
+        up: the axis of all sources that points up, or `auto`; None takes what `up_of` says of a mesh file, packs and
+            fields as they are.
 
     Raises:
         ValueError: there is nothing to be read, or a split is asked of what has none.
     """
-    shapes = _listed(Path(path), split, resolution)
+    shapes = [_standing(shape, up) for shape in _listed(Path(path), split, resolution)]
     if not shapes:
         among = f" in split {split!r}" if split is not None else ""
         raise ValueError(f"{path} holds no object to evaluate{among}")
@@ -75,6 +81,12 @@ def list_shapes(
         drawn = np.random.default_rng(seed).permutation(len(shapes))[:max_samples]
         shapes = [shapes[number] for number in sorted(drawn.tolist())]
     return shapes
+
+
+def _standing(shape: Shape, asked: str | None) -> Shape:
+    """Return the object with the axis that points up."""
+    is_mesh_file = shape.pack is None and shape.path.suffix != ".npz"
+    return replace(shape, up=up_of(shape.path, asked)) if asked is not None or is_mesh_file else shape
 
 
 def _listed(path: Path, split: str | None, resolution: int) -> list[Shape]:

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from sdf_vqvae.geometry.up import AUTO, UP_AXES, read_up
 from sdf_vqvae.jobs import devices_for
 from sdf_vqvae.runtime import resolve_device, setup_logging
 
@@ -25,6 +26,37 @@ def add_run_options(parser: argparse.ArgumentParser, json_output: bool = True) -
     parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
     if json_output:
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def add_up_option(parser: argparse._ActionsContainer, default: str = "what the file's table or format says") -> None:
+    """Add `--up`."""
+    parser.add_argument(
+        "--up",
+        type=_up,
+        metavar="AXIS",
+        help=f"the axis of the source that points up: {', '.join(UP_AXES)}, or {AUTO} (looks at the shape); "
+        f"default: {default}",
+    )
+
+
+def _up(text: str) -> str:
+    try:
+        found = read_up(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if found is None:
+        raise argparse.ArgumentTypeError("it is empty")
+    return found
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return a command line's options; `--up -z` is read, which argparse takes for two options."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "--up" and words[place + 1] in UP_AXES:
+            words[place : place + 2] = [f"--up={words[place + 1]}"]
+            break
+    return parser.parse_args(words)
 
 
 def devices_of(options: argparse.Namespace) -> tuple[str, ...]:

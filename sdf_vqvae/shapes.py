@@ -20,7 +20,7 @@ from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.geometry.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.mesh import NormalizedMesh, is_watertight, load_mesh, normalize_mesh, to_source_units
-from sdf_vqvae.geometry.up import AUTO, Up
+from sdf_vqvae.geometry.up import AUTO, Up, up_of
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -67,6 +67,22 @@ def field_for(
     else:
         field = shape if known is None else shape.turned(known.axis)
     return field if known is None else replace(field, up_from=known.known_from)
+
+
+def up_for(path: str | os.PathLike[str], shape: trimesh.Trimesh | SparseSDF, asked: str | None = None) -> Up:
+    """Return which axis of a shape's source points up, as programs take it.
+
+    Args:
+        path: the shape's file.
+        shape: what is in it.
+        asked: what `--up` says, None where it isn't given: then a field is taken as it was made.
+
+    Raises:
+        ValueError: see `up_of` and `settle_up`.
+    """
+    if asked is None and not isinstance(shape, trimesh.Trimesh):
+        return Up(axis=shape.up, known_from=shape.up_from or "fields stand along y where they don't say otherwise")
+    return settle_up(up_of(path, asked), shape)
 
 
 def settle_up(up: Up, shape: trimesh.Trimesh | SparseSDF) -> Up:

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae import evaluate_command
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl import encode_command, run_smoke_test
 from vae_qwen3vl.encode_command import CODES_SUFFIX
 from vae_qwen3vl.programs import (
     add_language_options,
     add_run_options,
+    add_up_option,
     add_vae_options,
     naming,
+    parse_options,
     positive_int,
     quiet_transformers,
     run_program,
@@ -54,7 +57,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    options = make_parser().parse_args(argv)
+    options = parse_options(make_parser(), argv)
     return run_program(f"{PROGRAM} {options.command}", options.work, options)
 
 
@@ -197,6 +200,7 @@ def _add_describe(commands: Any) -> None:
         help="mesh file, field file (.npz) or codes file (.safetensors)",
     )
     _add_threshold_factor(parser)
+    add_up_option(parser)
     parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
     parser.add_argument(
         "--max_new_tokens", type=positive_int, default=64, metavar="N", help="length of the answer (64)"
@@ -209,11 +213,13 @@ def _add_describe(commands: Any) -> None:
 def _describe(options: argparse.Namespace) -> int:
     from sdf_vqvae.codes import ShapeCodes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import encode_field, field_for, load_shape
+    from sdf_vqvae.shapes import encode_field, field_for, load_shape, up_for
     from vae_qwen3vl.describer import describe, load_describer
 
     is_codes = options.shape.suffix == CODES_SUFFIX
     source: Any = ShapeCodes.load(options.shape) if is_codes else load_shape(options.shape)
+    with naming(options.shape):
+        up = _up_of_codes(source, options.up) if is_codes else up_for(options.shape, source, options.up)
     quiet_transformers(options.verbose)
     target = resolve_device(options.device)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
@@ -221,17 +227,29 @@ def _describe(options: argparse.Namespace) -> int:
     codes = source
     if not is_codes:
         with watch("encode"), naming(options.shape):
-            codes = encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor))
+            codes = encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor, up=up))
     with watch("load language model"):
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
     with watch("describe"):
         words = describe(model, codes, options.prompt, max_new_tokens=options.max_new_tokens)
     if options.json:
         stages = [dataclasses.asdict(cost) for cost in watch.costs]
-        _print_json({"shape": str(options.shape), "codes": len(codes.codes), **vars(words), "stages": stages})
+        about = {"shape": str(options.shape), "up": up.axis, "up_from": up.known_from, "codes": len(codes.codes)}
+        _print_json({**about, **vars(words), "stages": stages})
     else:
+        print(up.in_words(), file=sys.stderr)  # the answer alone is the program's output
         print(words.text)
     return 0
+
+
+def _up_of_codes(codes: Any, asked: str | None) -> Up:
+    """Return which way the source of codes stands. Raises a ValueError if another way is asked for."""
+    if asked not in (None, codes.up):
+        raise ValueError(
+            f"--up {asked}: the codes are of an object that stands along {codes.up} of its source, and can't be "
+            "turned: encode the mesh again"
+        )
+    return Up(axis=codes.up, known_from=codes.up_from or "as it was encoded")
 
 
 # -- demo ------------------------------------------------------------------------------------------------------
@@ -248,6 +266,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("mesh", metavar="MESH", type=Path, help="GLB, glTF, OBJ, PLY, STL or OFF")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results")
     parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
+    add_up_option(parser)
     add_vae_options(parser)
     add_language_options(parser)
     add_run_options(parser)
@@ -266,6 +285,7 @@ def _demo(options: argparse.Namespace) -> int:
         projector=options.projector_ckpt,
         lora=options.lora_dir,
         prompt=options.prompt,
+        up=options.up,
         device=options.device,
     )
     if options.json:
@@ -274,6 +294,7 @@ def _demo(options: argparse.Namespace) -> int:
     closed = "watertight" if result.watertight else "not watertight"
     rows = {
         "mesh": f"{result.mesh}, {result.faces} faces, {closed}",
+        "up": Up(axis=result.up, known_from=result.up_from).in_words().removeprefix("up: "),
         "voxels": f"{result.voxels} of {result.resolution}^3, sign by {result.sign_method}",
         "codes": f"{result.codes}, {result.distinct_codes} distinct",
         "3D tokens": f"{result.tokens_3d} read by the language model",

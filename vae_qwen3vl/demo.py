@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import trimesh
 
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.metrics import compare_meshes
 from sdf_vqvae.geometry.picture import save_comparison
+from sdf_vqvae.geometry.up import stand_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.runtime import StageCost, Stopwatch, atomic_path, resolve_device
-from sdf_vqvae.shapes import decode_codes, encode_field, surface_of, voxelize_for
+from sdf_vqvae.shapes import decode_codes, encode_field, field_for, surface_of, up_for
 from vae_qwen3vl.describer import describe, load_describer
 
 
@@ -31,6 +34,10 @@ class DemoResult:
     mesh: str
     faces: int
     watertight: bool
+    up: str
+    """The axis of the mesh that points up."""
+    up_from: str
+    """Where that is known from."""
     sign_method: str
     resolution: int
     voxels: int
@@ -63,6 +70,7 @@ def run_demo(
     projector: str | os.PathLike[str] | None = None,
     lora: str | os.PathLike[str] | None = None,
     prompt: str | None = None,
+    up: str | None = None,
     device: str | torch.device | None = None,
 ) -> DemoResult:
     """Take one mesh file through the whole path and leave the results in a folder.
@@ -78,6 +86,7 @@ def run_demo(
         projector: see `load_describer`.
         lora: see `load_describer`.
         prompt: the question; None asks what the projector was trained with.
+        up: the axis of the mesh that points up, or `auto`; None takes what `up_of` says.
         device: CUDA where present by default.
 
     Raises:
@@ -85,12 +94,13 @@ def run_demo(
     """
     target, out = resolve_device(device), Path(out_dir)
     source = load_mesh(mesh_path)  # before the models: a wrong file name should not cost a minute
+    stands = up_for(mesh_path, source, up)
     watch = Stopwatch(target)
     with watch("load models"):
         vae = load_vae_from_config(vae_config, vae_ckpt, target)
         model = load_describer(vae, vl_model, projector, lora, device=target)
     with watch("voxelize"):
-        field = voxelize_for(vae, source)
+        field = field_for(vae, source, up=stands)
     with watch("encode"):
         codes = encode_field(vae, field)
     with watch("describe"):
@@ -112,12 +122,16 @@ def run_demo(
     codes.save(files["codes"])
     write_mesh(files["mesh"], rebuilt)
     with watch("picture"):
-        save_comparison(files["picture"], [("input", source), ("rebuilt from its codes", rebuilt)], words.text)
+        panels = [("input", source), ("rebuilt from its codes", rebuilt)]
+        upright = [(title, _standing(mesh, stands.axis)) for title, mesh in panels]
+        save_comparison(files["picture"], upright, words.text)
     score = compare_meshes(rebuilt, source, samples=20_000)
     result = DemoResult(
         mesh=str(mesh_path),
         faces=len(source.faces),
         watertight=field.watertight,
+        up=stands.axis,
+        up_from=stands.known_from,
         sign_method=field.sign_method,
         resolution=vae.config.data_resolution,
         voxels=len(field.sdf),
@@ -136,3 +150,8 @@ def run_demo(
     with atomic_path(files["result"]) as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _standing(mesh: trimesh.Trimesh, up: str) -> trimesh.Trimesh:
+    """Return a mesh as it stands, y up, for a picture."""
+    return trimesh.Trimesh(stand_up(np.asarray(mesh.vertices), up), mesh.faces, process=False)

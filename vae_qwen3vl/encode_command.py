@@ -15,7 +15,7 @@ import torch
 from sdf_vqvae.jobs import ENGINES
 from sdf_vqvae.programs import devices_of
 from sdf_vqvae.runtime import Stopwatch
-from vae_qwen3vl.programs import USER_ERROR, add_run_options, add_vae_options, naming, positive_int
+from vae_qwen3vl.programs import USER_ERROR, add_run_options, add_up_option, add_vae_options, naming, positive_int
 
 CODES_SUFFIX = ".safetensors"
 ABOUT = "Turn a mesh, a field file, or a whole dataset into discrete codes."
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="half width in voxels of the field, for VAEs of the original system, which don't record it",
     )
+    add_up_option(parser)
     add_vae_options(parser)
     many = parser.add_argument_group("datasets")
     many.add_argument("--split", help="only objects whose row says so in its column `split`")
@@ -84,7 +85,7 @@ def work(options: argparse.Namespace) -> int:
 
 def _encode_one(options: argparse.Namespace) -> int:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.shapes import encode_field, field_for, load_shape
+    from sdf_vqvae.shapes import encode_field, field_for, load_shape, up_for
     from sdf_vqvae.sparse_sdf import SparseSDF
     from vae_qwen3vl.cli import print_stages
 
@@ -93,10 +94,12 @@ def _encode_one(options: argparse.Namespace) -> int:
     if options.output.suffix != CODES_SUFFIX:
         raise ValueError(f"--output {options.output}: a codes file ends in {CODES_SUFFIX}")
     source = load_shape(options.mesh)
+    with naming(options.mesh):
+        up = up_for(options.mesh, source, options.up)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
     watch = Stopwatch(vae.device)
     with watch("voxelize"), naming(options.mesh):
-        field = field_for(vae, source, threshold_factor=options.threshold_factor)
+        field = field_for(vae, source, threshold_factor=options.threshold_factor, up=up)
     with watch("encode"), naming(options.mesh):
         codes = encode_field(vae, field)
     codes.save(options.output)
@@ -105,6 +108,8 @@ def _encode_one(options: argparse.Namespace) -> int:
         "faces": None if isinstance(source, SparseSDF) else len(source.faces),
         "watertight": field.watertight,
         "sign_method": field.sign_method,
+        "up": up.axis,
+        "up_from": up.known_from,
         "resolution": field.field.resolution,
         "voxels": len(field.sdf),
         "codes": len(codes.codes),
@@ -120,6 +125,7 @@ def _encode_one(options: argparse.Namespace) -> int:
         f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
         f"in {found['output']}"
     )
+    print(up.in_words())
     print_stages(watch.costs)
     return 0
 
@@ -134,6 +140,7 @@ def _encode_dataset(options: argparse.Namespace) -> int:
         vae_config=options.vae_config,
         vae_ckpt=options.vae_ckpt,
         threshold_factor=options.threshold_factor,
+        up=options.up,
         split=options.split,
         max_samples=options.max_samples,
         mirror=options.mirror,

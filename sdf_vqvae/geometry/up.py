@@ -47,7 +47,7 @@ class Up:
     def in_words(self) -> str:
         """Return the line that programs print."""
         hint = "" if self.known_from == "--up" else "; --up says otherwise"
-        return f"up: {self.axis} of the file ({self.known_from}){hint}"
+        return f"up: {self.axis} of the source ({self.known_from}){hint}"
 
 
 def rotation(up: str) -> npt.NDArray[np.int64]:
