@@ -6,15 +6,20 @@
 
 The config's `accelerate` section says how many processes there are; where fewer GPUs are here, fewer processes
 start, and without any it is one process on the CPU. Everything else on the line goes to train_finetune.py.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGHUP go on to the training, which saves a checkpoint and ends; this program ends after
+all its processes, with exit code 128 + the signal's number. `--resume` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,8 @@ from vae_qwen3vl.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "configs/3d_align_train.yaml"
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GRACE_SECONDS = 30.0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,7 +74,43 @@ def work(options: argparse.Namespace) -> int:
             flags += ["--vae_ckpt", os.environ["VAE_CKPT"]]
         if options.debug:
             flags.append("--verbose")
-        return subprocess.run([*command, *flags], check=False).returncode
+        return run_to_its_end([*command, *flags])
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Run a command in a process group of its own, and return its exit code.
+
+    Signals that ask this program to end are passed on to all of the group, the second one too, which ends at once;
+    a third kills. After a signal nothing of the group is left: what outlives the command by half a minute is killed.
+    """
+    received: list[int] = []
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        _signal_group(process.pid, number if len(received) < 3 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    try:
+        code = process.wait()
+        limit = time.monotonic() + _GRACE_SECONDS
+        while received and time.monotonic() < limit and _signal_group(process.pid, 0):
+            time.sleep(0.05)
+        if received:
+            _signal_group(process.pid, signal.SIGKILL)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received else code if code >= 0 else 128 - code
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group (0 only asks), and return whether there is any process in it."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def main() -> int:

@@ -13,8 +13,10 @@ import random
 import re
 import resource
 import secrets
+import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -153,6 +155,69 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def worker_seeds(seed: int) -> torch.Generator:
+    """Return the generator of a loader's own (its `generator`).
+
+    Every pass over a loader draws a seed for its workers. From the generator that dropout and codes draw from, a run
+    that goes on in the middle of a pass would take one number more than a run in one part.
+    """
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(kw_only=True)
+class StopRequest:
+    """Whether this process was asked to end."""
+
+    received: int = 0
+    """Number of the signal that this process got, or 0."""
+    signal: int = 0
+    """Number of the signal that all processes go by since they last agreed, or 0."""
+
+    def agree(self, progress: float, device: torch.device) -> float:
+        """Return the first process's progress, and take over a signal that any process got.
+
+        Clocks differ, and a signal may reach one process alone, but all must stop at the same step. All processes of
+        a distributed run call this together.
+        """
+        if not torch.distributed.is_initialized():
+            self.signal = self.received
+            return progress
+        told = [progress if torch.distributed.get_rank() == 0 else 0.0, float(self.received)]
+        common = torch.tensor(told, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MAX)
+        self.signal = int(common[1])
+        return float(common[0])
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Yield what SIGTERM and SIGINT (Ctrl-C) set inside the block, so that a loop can end in order.
+
+    They end the process no more, but the second one does, as it would have outside. In another thread than the main
+    one, where signals can't be caught, nothing changes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def remember(number: int, _frame: object) -> None:
+        request.received = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield request
+    finally:
+        restore()
 
 
 def rank() -> int:

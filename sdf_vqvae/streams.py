@@ -23,6 +23,7 @@ from sdf_vqvae.data import MeshPack, PackEntry
 from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize_batch
+from sdf_vqvae.runtime import worker_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -309,6 +310,7 @@ class MeshStream:
             collate_fn=prepare,
             multiprocessing_context="spawn" if self.workers else None,
             prefetch_factor=4 if self.workers else None,
+            generator=worker_seeds(self.draws.seed),
         )
 
     def _voxelized(self, prepared: Prepared) -> list[tuple[int, Field]]:
@@ -419,6 +421,7 @@ class FieldStream:
                     sampler=_Shuffled(len(self.fields), self.seed, self.position, self.rank, self.world_size),
                     num_workers=self.workers,
                     multiprocessing_context="spawn" if self.workers else None,
+                    generator=worker_seeds(self.seed),
                 )
             )
         found = []

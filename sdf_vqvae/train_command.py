@@ -104,9 +104,7 @@ def work(options: argparse.Namespace) -> int:
         "trainer": {k: v for k, v in dataclasses.asdict(trainer).items() if k not in _FREE and k[:2] != "i_"},
     }
     settings = json.loads(json.dumps(settings))  # as a checkpoint will give them back
-    if accelerator.is_main_process:
-        write_arguments(options.output_dir, {**settings, "trainer": dataclasses.asdict(trainer)})
-    TokenizerTrainer(
+    training = TokenizerTrainer(
         vae,
         trainer,
         stream,
@@ -115,9 +113,12 @@ def work(options: argparse.Namespace) -> int:
         accelerator=accelerator,
         has_codebook=has_codebook,
         settings=settings,
-    ).run()
+    )
+    if accelerator.is_main_process:
+        write_arguments(options.output_dir, {**settings, "trainer": dataclasses.asdict(trainer)})
+    training.run()
     accelerator.end_training()
-    return 0
+    return 128 + training.stopping.signal if training.stopping.signal else 0
 
 
 def sections(document: VAEDocument, options: argparse.Namespace) -> tuple[DatasetConfig, TrainerConfig]:

@@ -26,6 +26,7 @@ from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.quantizer import codebook_health
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.progress import Progress
+from sdf_vqvae.runtime import StopRequest, stop_requests
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.streams import Field, Stream
 from sdf_vqvae.training_config import TrainerConfig
@@ -40,6 +41,8 @@ _RESERVOIR = 16
 """Batches whose latent vectors are kept for the start of the codebook."""
 _PAST_NORMS = 1000
 _PERCENTILE_FROM = 20
+_PARTS = 4
+"""Parts of a run, however short, after each of which there is a checkpoint."""
 
 
 def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:
@@ -119,6 +122,9 @@ class TokenizerTrainer:
         accelerator: devices and processes; by default this process alone, on the model's device.
         has_codebook: the model's codebook has been trained.
         settings: what is recorded beside the checkpoints; a run with other settings can't go on from them.
+
+    Raises:
+        ValueError: the folder holds a run with other settings or another number of processes.
     """
 
     def __init__(
@@ -164,6 +170,10 @@ class TokenizerTrainer:
         self.objects = 0
         self.skipped = 0
         self.log: RunLog | None = None
+        self.stopping = StopRequest()
+        self._part = 0
+        if steps := checkpoints.checkpoint_steps(folder):
+            self._check_same_run(checkpoints.read_state(folder, steps[-1]))
 
     def _freeze(self) -> None:
         """Leave only what the stage trains."""
@@ -180,18 +190,14 @@ class TokenizerTrainer:
         if self.config.training_stage == 3:
             self.vae.vq.eval()
 
-    @property
     def progress(self) -> float:
-        """Share of the run that is done, by whichever limit is nearer."""
+        """Return the share of the run that is done, by whichever limit is nearer (all processes together)."""
         shares = [self.step_number / self.config.max_steps]
         if self.config.max_seconds:
             shares.append(self.seconds / self.config.max_seconds)
         if self.config.max_epoch:
             shares.append(self.stream.epoch / self.config.max_epoch)
-        share = torch.tensor(max(shares), dtype=torch.float64, device=self.device if self._distributed else "cpu")
-        if self._distributed:
-            dist.broadcast(share, 0)  # clocks differ, and all processes must stop at the same step
-        return float(share)
+        return self.stopping.agree(max(shares), self.device)
 
     @property
     def _distributed(self) -> bool:
@@ -280,21 +286,32 @@ class TokenizerTrainer:
             logger.info("codebook placed by k-means on %d latent vectors", len(samples))
 
     def run(self) -> list[dict[str, Any]]:
-        """Train until a limit is reached and return this part's log records."""
+        """Train until a limit is reached and return this part's log records.
+
+        Where SIGTERM or SIGINT asks to stop (`stopping.signal` says so afterwards), the step ends and a checkpoint is
+        written.
+        """
+        with stop_requests() as self.stopping:
+            return self._run()
+
+    def _run(self) -> list[dict[str, Any]]:
         self.resume()
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
         shown = Progress(self.config.max_steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self._modes()
-        while (progress := self.progress) < 1:
+        self._part = int(self.progress() * _PARTS)
+        while (progress := self.progress()) < 1 and not self.stopping.signal:
             measured = self.step(progress)
             self.step_number += 1
             self.seconds = before + time.perf_counter() - start
             shown.update()
             self._at_intervals(measured, progress, shown)
         shown.close()
-        if self.step_number % self.config.i_sample:
+        if self.stopping.signal:
+            logger.warning("stopped after step %d; the same command goes on", self.step_number)
+        elif self.step_number % self.config.i_sample:
             self._hold_out()
         self.save()
         self.export()
@@ -309,9 +326,10 @@ class TokenizerTrainer:
                 logger.info("step %d, %.0f s: %s", number, self.seconds, shown)
         if number % config.i_sample == 0:
             self._hold_out()
-        if number % config.i_save == 0:
+        if number % config.i_save == 0 or int(progress * _PARTS) > self._part:
             self.save()
             self.export()
+        self._part = int(progress * _PARTS)
         if self._distributed and number % config.i_ddpcheck == 0:
             self.check_processes()
 
@@ -410,16 +428,11 @@ class TokenizerTrainer:
         return found | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
 
     def resume(self) -> None:
-        """Go on from the folder's latest checkpoint, if there is one.
-
-        Raises:
-            ValueError: it belongs to a run with other settings or another number of processes.
-        """
+        """Go on from the folder's latest checkpoint, if there is one. Raises a ValueError where it is damaged."""
         steps = checkpoints.checkpoint_steps(self.folder)
         if not steps:
             return
         found = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
-        self._check_same_run(found.state)
         self.vae.load_state_dict(found.model)
         for average, tensors, count in zip(self.averages, found.averages, found.state["averaged_steps"], strict=True):
             average.module.load_state_dict(tensors)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 _PREFIX = "step_"
 _UNFINISHED = "unfinished"
+_REMOVED = "removed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +106,36 @@ def write(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         final = path_of(run, step)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _remove(run, step)
         folder.rename(final)
         for old in checkpoint_steps(run)[:-keep]:
-            shutil.rmtree(path_of(run, old))
+            _remove(run, old)
     accelerator.wait_for_everyone()
+
+
+def _remove(run: Path, step: int) -> None:
+    """Remove a checkpoint; a program that dies meanwhile leaves none that has its name and lacks files."""
+    removed = run / FOLDER / _REMOVED
+    shutil.rmtree(removed, ignore_errors=True)
+    path_of(run, step).rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def read_state(run: Path, step: int) -> dict[str, Any]:
+    """Read what a checkpoint says for all processes alike.
+
+    Raises:
+        ValueError: the file is missing or damaged, or lacks the number of processes.
+    """
+    folder = path_of(run, step)
+    try:
+        state = parse_json((folder / "state.json").read_bytes())
+    except OSError as error:
+        raise ValueError(f"{folder} is not a whole checkpoint: {error}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("processes"), int):
+        raise ValueError(f"{folder} is not a whole checkpoint: its state.json has no number of processes")
+    return state
 
 
 def read(run: Path, step: int, rank: int) -> Snapshot:
@@ -118,9 +144,8 @@ def read(run: Path, step: int, rank: int) -> Snapshot:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    folder = path_of(run, step)
+    folder, state = path_of(run, step), read_state(run, step)
     try:
-        state = parse_json((folder / "state.json").read_bytes())
         rank_state = parse_json((folder / f"rank_{rank}.json").read_bytes())
         count = int(state["averages"])
     except (OSError, KeyError, TypeError) as error:

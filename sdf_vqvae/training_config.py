@@ -224,7 +224,7 @@ class TrainerConfig:
     i_sample: int = 10_000
     """Steps between pictures of reconstructions."""
     i_save: int = 10_000
-    """Steps between checkpoints."""
+    """Steps between checkpoints; there is one after every quarter of a run too, and where it is told to stop."""
     keep_checkpoints: int = 2
     """Checkpoints that are kept; older ones are removed."""
     held_out: int = 32

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from sdf_vqvae.field_folder import ID_COLUMN
+from sdf_vqvae.field_folder import ID_COLUMN, METADATA, read_table
 from vae_qwen3vl.align_training import AlignmentData
 from vae_qwen3vl.bucketing import items_of_an_epoch
 from vae_qwen3vl.captions import read_plain_texts
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 _MOST_HELD_OUT = 10
 """At most one object in so many is kept for validation."""
-_VAL = "val"
 _DUMMY_CODES, _DUMMY_TEXT = 512, 24
 """Codes and text tokens of random objects: small, for they are there to try things out."""
+_TRAIN, _VAL = "train", "val"
 _FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
 """Settings that do nothing to distance fields and random objects."""
 
@@ -106,12 +106,13 @@ def alignment_data(
 ) -> AlignmentData:
     """Open what the settings name; `codes` are what `cached_codes` found.
 
-    `data_dir` is a folder of cached codes or of distance fields. Validated on are the objects of its split `val`;
-    where the table has no splits, at most `val_samples` objects and a tenth, chosen by a hash of their ids, so that
-    another run keeps the same apart. Texts without an object stand among those that are trained on alone.
+    `data_dir` is a folder of cached codes or of distance fields. Where its table has splits, `train` alone is trained
+    on. Validated on are the objects of the split `val`; where there is none, at most `val_samples` objects and a
+    tenth of those to train on, chosen by a hash of their ids, so that another run keeps the same apart. Texts without
+    an object stand among those that are trained on alone.
 
     Raises:
-        ValueError: no data is named, or none of it can be used.
+        ValueError: no data is named, or none of it can be used, or its table has splits but none is `train`.
     """
     check_data(config)
     for name in _FOR_CODES if codes is None else ():
@@ -140,12 +141,12 @@ def alignment_data(
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
     rows = list(codes.table())
-    splits = {row.get("split") for row in rows}
+    splits = _splits_of(rows, codes.folder)
     sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
     collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     data = CachedCodesDataset(
         codes,
-        split="train" if _VAL in splits else None,
+        split=_TRAIN if splits else None,
         max_samples=config.max_samples,
         seed=config.seed,
         caption_share=config.caption_share,
@@ -159,18 +160,31 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     if _VAL not in splits:
         own = data.names, _tokens_of(data, config), collate
         return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
-    val: Dataset[Any] | None = None
+    held = None
     if config.val_samples:
         most = config.val_samples
-        val = Tolerant(CachedCodesDataset(codes, split=_VAL, max_samples=most, caption_share=1.0, vectors=False))
+        held = CachedCodesDataset(codes, split=_VAL, max_samples=most, caption_share=1.0, vectors=False)
     return AlignmentData(
         train=Tolerant(data),
         lengths=_tokens_of(data, config),
-        val=val,
+        val=None if held is None else Tolerant(held),
         collate=collate,
         limited=_limited(config, data.names, sources),
         captioned=Tolerant(data.with_captions()),
+        names=data.names,
+        val_names=() if held is None else held.names,
     )
+
+
+def _splits_of(rows: Iterable[Mapping[str, str]], folder: Path) -> set[str]:
+    """Return the values of a table's column `split`. Raises a ValueError where there are some, but no `train`."""
+    splits = {row["split"] for row in rows if row.get("split")}
+    if splits and _TRAIN not in splits:
+        raise ValueError(
+            f"data_dir: the table of {folder} has a column split with {', '.join(sorted(splits))}, but no object of "
+            f"the split {_TRAIN}; name it so, or leave the column out"
+        )
+    return splits
 
 
 def _tokens_of(data: CachedCodesDataset, config: AlignmentConfig) -> list[float]:
@@ -197,11 +211,11 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     from sdf_vqvae.model.checkpoint import shipped_config
 
     resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
-    data = SDF3DCaptionDataset(
-        folder,
-        resolution,
-        min_points=1,
-        max_points=None,
+    rows = list(read_table(folder / METADATA)) if (folder / METADATA).is_file() else []
+    splits = _splits_of(rows, folder)
+    read = functools.partial(SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None)
+    data = read(
+        split=_TRAIN if splits else None,
         max_samples=config.max_samples,
         seed=config.seed,
         caption_share=config.caption_share,
@@ -210,8 +224,19 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     for name, reason in list(data.left_out.items())[:5]:
         logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    sources = {row[ID_COLUMN]: row.get("source", "") for row in data.fields.rows}
-    return _split(config, data, data.for_validation(), data.names, data.sizes, collate, sources=sources)
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
+    if _VAL not in splits:
+        return _split(config, data, data.for_validation(), data.names, data.sizes, collate, sources=sources)
+    held = read(split=_VAL, max_samples=config.val_samples, caption_share=1.0) if config.val_samples else None
+    return AlignmentData(
+        train=Tolerant(data),
+        lengths=data.sizes,
+        val=None if held is None else Tolerant(held),
+        collate=collate,
+        limited=_limited(config, data.names, sources),
+        names=data.names,
+        val_names=() if held is None else held.names,
+    )
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
@@ -244,6 +269,8 @@ def _split(
         collate=collate,
         limited=_limited(config, [names[i] for i in kept], sources),
         captioned=None if captioned is None else Tolerant(Subset(captioned, kept)),
+        names=[names[i] for i in kept],
+        val_names=[names[i] for i in held],
     )
 
 

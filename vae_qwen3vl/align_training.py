@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae import training_checkpoint as checkpoints
 from sdf_vqvae.progress import Progress, in_time
-from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.runtime import StopRequest, atomic_path, stop_requests, worker_seeds
 from sdf_vqvae.training_log import RunLog
 from vae_qwen3vl import adapters
 from vae_qwen3vl.bucketing import BucketSampler
@@ -51,6 +51,8 @@ _STEPS_TO_JUDGE = 3
 _LONG = 300.0
 """Seconds from which a run says what would shorten it."""
 _SHORTER = "--max_samples, --epochs or --max_3d_tokens, with cached codes, or on a GPU"
+_PARTS = 4
+"""Parts of a run, however short, after each of which there is a checkpoint."""
 
 Batch = dict[str, Any]
 
@@ -72,6 +74,10 @@ class AlignmentData:
     captioned: Dataset[Any] | None = None
     """The objects of `train` with captions alone, where the codes are cached: what the projector's first lesson is
     about."""
+    names: Sequence[str] = ()
+    """Ids of the objects of `train`, for whoever evaluates the run; of your own data, if they have any."""
+    val_names: Sequence[str] = ()
+    """Ids of the objects of `val`."""
     codebook: Tensor | None = None
     """`[K, D]`, where batches have `codes_3d` instead of their vectors."""
 
@@ -150,6 +156,9 @@ class AlignmentTrainer:
         self.best_score, self.best_step = -math.inf, 0
         self.best_losses: dict[str, float] = {}
         self.log: RunLog | None = None
+        self.stopping = StopRequest()
+        self._saved: tuple[int, int] | None = None
+        self._part = 0
 
     @cached_property
     def loader(self) -> DataLoader[Any]:
@@ -159,6 +168,7 @@ class AlignmentTrainer:
             batch_sampler=self.sampler,
             collate_fn=self.data.collate,
             pin_memory=self.accelerator.device.type == "cuda",  # whence a GPU takes it several times as fast
+            generator=worker_seeds(self.config.seed),
             **worker_options(self.config.num_workers),
         )
 
@@ -167,26 +177,30 @@ class AlignmentTrainer:
         """Optimizer steps of the whole run."""
         return self.config.epochs * math.ceil(len(self.sampler) / self.config.gradient_accumulation_steps)
 
-    @property
     def progress(self) -> float:
-        """Share of the run that is done, by whichever limit is nearer."""
+        """Return the share of the run that is done, by whichever limit is nearer (all processes together)."""
         share = self.step_number / self.steps
         if self.config.max_seconds:
             share = max(share, self.seconds / self.config.max_seconds)
-        value = torch.tensor(share, dtype=torch.float64, device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            torch.distributed.broadcast(value, 0)  # clocks differ, and all must stop at the same step
-        return float(value)
+        return self.stopping.agree(share, self.accelerator.device)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end, write the results, and return the log's records of this part."""
+        """Train to the end, write the results, and return the log's records of this part.
+
+        Where SIGTERM or SIGINT asks to stop (`stopping.signal` says so afterwards), the step ends and a checkpoint is
+        written, but no results.
+        """
         self.resume()
-        with self.autocasting():
-            self._train()
-        self.save_checkpoint()
-        if self.accelerator.is_main_process:
-            self.write_results()
-        self.accelerator.wait_for_everyone()
+        with stop_requests() as self.stopping:
+            with self.autocasting():
+                self._train()
+            if self._saved != self._standing:
+                self.save_checkpoint()
+            if self.stopping.signal:
+                logger.warning("stopped after step %d of %d; --resume goes on", self.step_number, self.steps)
+            elif self.accelerator.is_main_process:
+                self.write_results()
+            self.accelerator.wait_for_everyone()
         return self.log.records if self.log is not None else []
 
     def autocasting(self) -> contextlib.AbstractContextManager[None]:
@@ -199,19 +213,22 @@ class AlignmentTrainer:
         shown = Progress(self.steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self.branch.train()
-        while self.epoch < self.config.epochs and (progress := self.progress) < 1:
+        progress = self.progress()
+        self._part = int(progress * _PARTS)
+        while self.epoch < self.config.epochs and progress < 1 and not self.stopping.signal:
             for parts in self._steps_of_epoch():
                 losses = self.step(parts, progress)
                 self.seconds = before + time.perf_counter() - start
                 shown.update()
                 self._at_intervals(losses, progress, shown)
-                progress = self.progress
-                if progress >= 1:
+                progress = self.progress()
+                if progress >= 1 or self.stopping.signal:
                     break
             else:
-                self.epoch, self.batches_done = self.epoch + 1, 0
+                if not self.stopping.signal:
+                    self.epoch, self.batches_done = self.epoch + 1, 0
         shown.close()
-        if self.data.val is not None and self.best_step != self.step_number:
+        if self.data.val is not None and self.best_step != self.step_number and not self.stopping.signal:
             self.validate()
 
     def _steps_of_epoch(self) -> Iterator[list[Batch]]:
@@ -220,9 +237,18 @@ class AlignmentTrainer:
             self.data.train.set_epoch(self.epoch)
         self.sampler.set_epoch(self.epoch, self.batches_done)
         batches = iter(self.loader)
-        while parts := list(itertools.islice(batches, self.config.gradient_accumulation_steps)):
+        while parts := self._parts_of_step(batches):
             self.batches_done += len(parts)
             yield parts
+
+    def _parts_of_step(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return list(itertools.islice(batches, self.config.gradient_accumulation_steps))
+        except RuntimeError:  # of a signal to all of a program's processes, those that read data die at once
+            if not self.stopping.received or self.accelerator.num_processes > 1:
+                raise
+            self.stopping.signal = self.stopping.received
+            return []
 
     def step(self, parts: Sequence[Batch], progress: float) -> dict[str, float]:
         """Run one optimizer step over its batches and return its loss and the norm of its gradients."""
@@ -293,8 +319,9 @@ class AlignmentTrainer:
             logger.info("epoch %d step %d of %d loss %.4f", self.epoch, number, self.steps, losses["loss"])
         if self.data.val is not None and number % config.val_every == 0:
             self.validate()
-        if number % config.save_every == 0:
+        if number % config.save_every == 0 or int(progress * _PARTS) > self._part:
             self.save_checkpoint()
+        self._part = int(progress * _PARTS)
 
     def _foretell(self, shown: Progress) -> None:
         """Say how long the run takes at the pace of its first steps, and what shortens it."""
@@ -374,6 +401,12 @@ class AlignmentTrainer:
             rank_tensors=checkpoints.generator_states(self.accelerator.device),
             keep=_KEPT_CHECKPOINTS,
         )
+        self._saved = self._standing
+
+    @property
+    def _standing(self) -> tuple[int, int]:
+        """What of a checkpoint can change: how far the run is, and which weights are the best."""
+        return self.step_number, self.best_step
 
     def resume(self) -> None:
         """Go on from the folder's latest checkpoint, if there is one.

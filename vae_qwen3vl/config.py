@@ -56,6 +56,13 @@ _METAVARS = {
 }
 _NUMBERED = {"epoch_limits": "ldraw=2000", "kind_weights": "organ=6"}
 """Settings that say a number a name, with examples."""
+FREE = (
+    *("resume", "output_dir", "output_run", "accelerate", "num_workers", "log_every", "save_every"),
+    *("use_gradient_checkpointing", "compile_layers"),
+)
+"""Settings that may change while a run is stopped: the others decide what comes of it. (The last two do so only as
+far as sums are rounded.)"""
+_PATHS = ("data_dir", "mirrored_dir", "plain_text", "vae_config", "vae_ckpt", "init_projector", "init_lora")
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
@@ -78,7 +85,7 @@ _LATER = {
     "gpus_per_node": "it follows from num_processes in the accelerate section",
     "use_deepspeed": "it is distributed_type in the accelerate section",
     "dist_timeout_seconds": "PyTorch's own timeout holds",
-    "resume_from": "--resume goes on with the latest run of the same settings",
+    "resume_from": "--resume goes on with the latest run of the same settings that was stopped",
     "resume_ckpt_epoch": "--resume goes on from the latest checkpoint",
 }
 _LATER_CHOICES = {"random_sample", "fps"}
@@ -203,11 +210,11 @@ class AlignmentConfig:
     log_every: int = 10
     """Steps between log records."""
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints; there is one after every quarter of a run too, and where it is told to stop."""
     seed: int = 42
     """Seed of the weights, of the order and of the choice among an object's texts."""
     resume: bool = False
-    """Go on with the latest run of the same settings that has not ended."""
+    """Go on with the latest run in output_dir that has these settings and was stopped; an error if there is none."""
     accelerate: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `accelerate launch`, under its own names; in the file only."""
 
@@ -255,6 +262,18 @@ class AlignmentConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all values; written as YAML or JSON, `from_file` reads them back."""
         return copy.deepcopy({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    def changes(self, now: AlignmentConfig) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that other settings have otherwise, old and new, but those that are `FREE`.
+
+        Paths are the same wherever they name the same place from the current directory.
+        """
+        pairs = {key: (getattr(self, key), getattr(now, key)) for key in _option_names() if key not in FREE}
+        for key in _PATHS:
+            old, new = pairs[key]
+            if old is not None and new is not None and os.path.abspath(old) == os.path.abspath(new):
+                del pairs[key]
+        return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the values as JSON (a run's `train_args.json`)."""

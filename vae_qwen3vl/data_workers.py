@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,4 +65,24 @@ def worker_options(count: int) -> dict[str, Any]:
         return {"num_workers": 0}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_READ_ONCE)
-    return {"num_workers": count, "multiprocessing_context": context, "persistent_workers": True}
+    return {
+        "num_workers": count,
+        "multiprocessing_context": context,
+        "persistent_workers": True,
+        "worker_init_fn": _end_with_the_program,
+    }
+
+
+def _end_with_the_program(_number: int) -> None:
+    """Watch, in a worker, over the program that it reads for: killed, it can't tell its workers to end.
+
+    PyTorch looks at a worker's parent process, which here is the server, and that one lives as long as its workers.
+    """
+    program = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if program is not None:
+            program.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -110,6 +110,7 @@ class SDF3DCaptionDataset(_WithTexts):
         min_points: fewest voxels.
         max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
         max_samples: the first so many; None or 0 for all.
+        split: only objects whose table row says so in its column `split`.
         records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
         caption_share: how often a caption of the table is taken where there are records too.
@@ -127,6 +128,7 @@ class SDF3DCaptionDataset(_WithTexts):
         max_points: int | None = 500_000,
         max_samples: int | None = None,
         *,
+        split: str | None = None,
         records: str | os.PathLike[str] | None = None,
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
@@ -137,7 +139,8 @@ class SDF3DCaptionDataset(_WithTexts):
         self.left_out = dict(self.fields.left_out)
         """Id -> why it is not among the items."""
         self.left_out |= {name: "it has no captions" for name, own in texts.items() if not own}
-        self._rows = [i for i, row in enumerate(self.fields.rows) if texts[row[ID_COLUMN]]][: max_samples or None]
+        chosen = (i for i, row in enumerate(self.fields.rows) if split is None or row.get("split") == split)
+        self._rows = [i for i in chosen if texts[self.fields.rows[i][ID_COLUMN]]][: max_samples or None]
         if not self._rows:
             raise ValueError(
                 f"{sdf_dir}: none of {len(texts)} objects with a field has captions (column `captions` of "

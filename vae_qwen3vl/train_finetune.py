@@ -10,8 +10,10 @@ which the tokenizer then encodes in every step; train_sdf_dataset where none is 
 and from flags, which win.
 
 Every run gets its own folder in --output_dir, named after its settings: projector_final.pt and lora_final/ (the
-weights that --best_by chooses), train_args.json, log.jsonl, tensorboard/, checkpoints/. `--resume` with the
-same settings goes on with a run that was stopped. What the console says, and more, is in logs/ by time and process.
+weights that --best_by chooses), train_args.json, objects.json, log.jsonl, tensorboard/, checkpoints/. On Ctrl-C
+and SIGTERM the step ends and a checkpoint is written (exit code 130 or 143). `--resume` with the same settings goes
+on with a run that was stopped, bit by bit as if it had not been; where there is none it says so. What the console
+says, and more, is in logs/ by time and process.
 """
 
 from __future__ import annotations
@@ -45,7 +47,6 @@ logger = logging.getLogger(__name__)
 LOGS = Path("logs")
 DATA = "train_sdf_dataset"
 """What is trained on where nothing is named: the folder of the documentation."""
-PRETRAINED = "projector_pretrained.pt"
 _DUMMY_WIDTH = 16
 
 
@@ -71,12 +72,13 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.align_training import AlignmentTrainer
     from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
-    from vae_qwen3vl.run_files import log_to_files, open_run_folder
+    from vae_qwen3vl.run_files import RunObjects, log_to_files, open_run_folder, run_to_resume
 
     config = read_alignment_config(options)
     if config.data_dir is None and not config.dummy_data:
         config = dataclasses.replace(config, data_dir=DATA)
     check_data(config)
+    earlier = run_to_resume(config)
     accelerator = make_accelerator(cpu=resolve_device(options.device).type == "cpu")
     log_to_files(LOGS, accelerator, verbose=options.verbose)
     quiet_transformers(options.verbose)
@@ -87,16 +89,18 @@ def work(options: argparse.Namespace) -> int:
     data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
     lesson = ProjectorLesson.of(config, data, accelerator.device)
     model = build_model(config, source, vae, width, accelerator.device, vae_hash=vae_hash)
-    folder = open_run_folder(config, accelerator)
+    objects = RunObjects(train=tuple(data.names), val=tuple(data.val_names))
+    folder = open_run_folder(config, accelerator, objects, earlier)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)
     if lesson is not None:
         lesson(model, folder, accelerator, vae_hash)
     seed_everything(config.seed + accelerator.process_index)
-    AlignmentTrainer(model, config, data, folder, accelerator, vae_hash=vae_hash).run()
+    trainer = AlignmentTrainer(model, config, data, folder, accelerator, vae_hash=vae_hash)
+    trainer.run()
     if accelerator.is_main_process:
         print(folder)
     accelerator.end_training()
-    return 0
+    return 128 + trainer.stopping.signal if trainer.stopping.signal else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class ProjectorLesson:
     ) -> None:
         """Give the model the taught projector; the first process teaches it, unless the folder has it already."""
         from vae_qwen3vl.projector_pretraining import pretrain_projector
+        from vae_qwen3vl.run_files import PRETRAINED
 
         path = folder / PRETRAINED
         if accelerator.is_main_process and not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import trimesh
+from safetensors.torch import load_file
 
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.train_command import main
+from sdf_vqvae.training import TokenizerTrainer
+from sdf_vqvae.training_checkpoint import checkpoint_steps, path_of
 
 TRAINER = {"max_steps": 6, "batch_size_per_gpu": 2, "i_log": 1, "i_save": 3, "i_sample": 3, "i_ddpcheck": 2}
 
@@ -58,6 +63,38 @@ def test_meshes_train_and_the_command_goes_on(config: Path, meshes: Path, tmp_pa
     assert json.loads((output / "train_args.json").read_text())["trainer"]["lr"] == 2e-3
     load_vae_from_config(vae_ckpt=output / "model.safetensors", device="cpu")
     assert main(arguments(config, meshes, output)) == 2  # another learning rate
+    assert json.loads((output / "train_args.json").read_text())["trainer"]["lr"] == 2e-3
+
+
+@pytest.mark.parametrize(("kind", "step"), [("meshes", 2), ("fields", 4)])
+def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
+    tiny: SimpleNamespace, meshes: Path, tmp_path: Path, monkeypatch, kind: str, step: int
+) -> None:
+    """Codes start from random vectors and hardly used ones are replaced by random ones: none must depend on stops."""
+    dataset = {"name": "Meshes", "args": {"resolution": 64, "buffer": 32, "echo": 1}}
+    data = meshes
+    if kind == "fields":
+        data, dataset = tmp_path / "fields", {"name": "SparseSDF", "args": {"resolution": 64, "symmetries": True}}
+        data.mkdir()
+        for number, file in enumerate(sorted(meshes.iterdir())):
+            SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(data / f"o{number}_r64.npz")
+    config = write_config(tiny, tmp_path / "c.json", dataset)
+    assert main(arguments(config, data, tmp_path / "whole")) == 0
+    original = TokenizerTrainer.step
+
+    def step_and_signal(self: TokenizerTrainer, progress: float) -> Any:
+        if self.step_number == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenizerTrainer, "step", step_and_signal)
+        assert main(arguments(config, data, tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert checkpoint_steps(tmp_path / "parts")[-1] == step
+    assert main(arguments(config, data, tmp_path / "parts")) == 0
+    for file in sorted(path_of(tmp_path / "whole", 6).glob("*.safetensors")):
+        expected, found = load_file(file), load_file(path_of(tmp_path / "parts", 6) / file.name)
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), file.name
 
 
 def test_prepared_fields_train(tiny: SimpleNamespace, meshes: Path, tmp_path: Path) -> None:

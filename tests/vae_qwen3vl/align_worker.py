@@ -84,7 +84,13 @@ def with_plain_text(data: AlignmentData, share: float) -> AlignmentData:
 
 
 def make_trainer(
-    folder: Path, accelerator: Any, data: AlignmentData, *, lora: bool = True, **settings: Any
+    folder: Path,
+    accelerator: Any,
+    data: AlignmentData,
+    *,
+    lora: bool = True,
+    dropout: float = 0.0,
+    **settings: Any,
 ) -> AlignmentTrainer:
     """A trainer of the tiny model, the same every time."""
     torch.manual_seed(0)
@@ -92,7 +98,7 @@ def make_trainer(
         use_vl_model=tiny_parts().build_vl("qwen2_vl"), latent_dim=WIDTH, merge=2, projector_num_layers=2
     )
     if lora:
-        model.add_lora(r=4, alpha=8, dropout=0.0)
+        model.add_lora(r=4, alpha=8, dropout=dropout)
     defaults = {"lr": 3e-3, "epochs": 2, "batch_size": 4, "val_every": 10**6, "save_every": 10**6}
     config = AlignmentConfig(**{**defaults, **settings})
     torch.manual_seed(1)
@@ -145,7 +151,7 @@ class StoppedError(Exception):
 
 
 def run_until(trainer: AlignmentTrainer, step: int) -> None:
-    """Run and stop after a step, as a machine that fails does."""
+    """Run and stop after a step and what belongs to it, as a machine that fails does."""
     original = trainer._at_intervals
 
     def stop(*given: Any) -> None:

@@ -20,6 +20,8 @@ from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
 
+NAMES = ("whole", "parts")
+
 
 @pytest.fixture
 def accelerator():
@@ -68,11 +70,50 @@ def test_a_run_in_two_parts_is_a_run_in_one(align, accelerator, tmp_path: Path) 
     align.make_trainer(whole, accelerator, align.make_data(train, train[:5]), **settings).run()
     first = align.make_trainer(parts, accelerator, align.make_data(train, train[:5]), save_every=8, **settings)
     align.run_until(first, 11)
-    assert checkpoint_steps(parts) == [8]
+    assert checkpoint_steps(parts) == [8, 10]  # as the settings say, and after half of 18 steps
     align.make_trainer(parts, accelerator, align.make_data(train, train[:5]), save_every=8, **settings).run()
     for name, value in last_weights(whole).items():
         assert torch.equal(last_weights(parts)[name], value), name
     assert [r["val_loss"] for r in logged(whole, "val")] == [r["val_loss"] for r in logged(parts, "val")]
+
+
+@pytest.mark.parametrize(
+    ("share", "settings"),
+    [
+        (0.0, {"batch_size": 3, "gradient_accumulation_steps": 2, "projector_share": 0.2}),
+        (0.4, {"batch_size": 2, "gradient_accumulation_steps": 3, "projector_share": 0.0, "best_by": "last"}),
+    ],
+)
+def test_a_run_that_stops_after_every_step_ends_with_the_same_bits(
+    align, accelerator, tmp_path: Path, share: float, settings: dict
+) -> None:
+    """With dropout in the adapters, whose draws must not depend on where a run stopped; each part is one step."""
+
+    def trainer(name: str):
+        data = align.make_data(align.objects(11), align.objects(3))
+        data = align.with_plain_text(data, share) if share else data
+        told = {"lr": 1e-2, "save_every": 1, "val_every": 3, **settings}
+        return align.make_trainer(tmp_path / name, accelerator, data, dropout=0.5, **told)
+
+    whole = trainer("whole")
+    whole.run()
+    assert whole.steps > 3
+    for step in range(1, whole.steps):
+        torch.manual_seed(step)  # the checkpoint's generator must win
+        align.run_until(trainer("parts"), step)
+        assert checkpoint_steps(tmp_path / "parts")[-1] == step
+    trainer("parts").run()
+    final = path_of(tmp_path / "whole", whole.steps)
+    for file in sorted(final.glob("*.safetensors")):  # weights, the best ones, the optimizer, generators
+        expected = read_safetensors(file, "checkpoint")[0]
+        found = read_safetensors(path_of(tmp_path / "parts", whole.steps) / file.name, "checkpoint")[0]
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (file.name, name)
+    adapters = [(tmp_path / name / LORA_FINAL / "adapter_model.safetensors").read_bytes() for name in NAMES]
+    assert adapters[0] == adapters[1]
+    projectors = [load_projector(tmp_path / name / PROJECTOR_FINAL)[0].state_dict() for name in NAMES]
+    assert all(torch.equal(value, projectors[1][name]) for name, value in projectors[0].items())
 
 
 def test_batches_of_one_step_count_as_one_batch(align, accelerator, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def train(codes: Path, vl: str, *more: str) -> int:
 
 
 def test_a_run_teaches_once_and_goes_on_from_there(place: Path, vl: str, codes: Path, minilm, capsys) -> None:
-    assert train(codes, vl, "--pretrain_epochs", "2", "--resume") == 0
+    assert train(codes, vl, "--pretrain_epochs", "2") == 0
     folder = Path(capsys.readouterr().out.strip())
     assert len((folder / "pretraining.jsonl").read_text().splitlines()) == 2
     taught = torch.load(folder / "projector_pretrained.pt", weights_only=True)

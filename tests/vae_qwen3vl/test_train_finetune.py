@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from vae_qwen3vl.align_training import AlignmentTrainer
 from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.projector_file import load_projector
 from vae_qwen3vl.train_finetune import main
 
 pytest.importorskip("accelerate")
@@ -59,7 +69,6 @@ def test_cached_codes_train_without_a_tokenizer_on_their_split(place: Path, vl: 
     assert json.loads((folder / "result.json").read_text())["objects"] == 4  # three objects, batches of two
     assert [r["kind"] for r in records].count("val") == 1
     from vae_qwen3vl.code_folder import CodeFolder
-    from vae_qwen3vl.projector_file import load_projector
 
     _, about = load_projector(folder / "projector_final.pt")
     assert about.vae_hash == CodeFolder(codes).manifest.vae_hash
@@ -83,10 +92,6 @@ def test_an_epoch_takes_so_many_objects_of_a_limited_source(place: Path, vl: str
 
 
 def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, codes: Path, capsys) -> None:
-    from safetensors.torch import load_file
-
-    from vae_qwen3vl.projector_file import load_projector
-
     def parts(folder: Path) -> dict[str, torch.Tensor]:
         adapter = load_file(folder / "lora_final" / "adapter_model.safetensors")
         return {**load_projector(folder / "projector_final.pt")[0].state_dict(), **adapter}
@@ -123,15 +128,126 @@ def test_a_run_starts_from_the_parts_of_an_earlier_one(place: Path, vl: str, cod
     assert "init_lora: there is no folder nowhere" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_and_an_ended_one_does_not(place: Path, vl: str, capsys) -> None:
-    command = ("--dummy_data", "--dummy_samples", "8", "--vl_model", vl, "--max_3d_tokens", "120", "--resume")
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    """Return weights, the best ones, optimizer and generators of a run's last checkpoint, and its results."""
+    found = {}
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    for file in [*last.glob("*.safetensors"), folder / "lora_final" / "adapter_model.safetensors"]:
+        found |= {f"{file.name}/{name}": value for name, value in load_file(file).items()}
+    return found | load_projector(folder / "projector_final.pt")[0].state_dict()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Send the process a signal within a step."""
+    original = AlignmentTrainer.step
+
+    def step_and_signal(self: AlignmentTrainer, *given: Any) -> dict[str, float]:
+        if self.step_number == step - 1:
+            os.kill(os.getpid(), number)
+        return original(self, *given)
+
+    monkeypatch.setattr(AlignmentTrainer, "step", step_and_signal)
+
+
+DUMMIES = ("--dummy_data", "--dummy_samples", "20", "--max_3d_tokens", "110", "--use_lora", "--lora_dropout", "0.3")
+SMALL = (*DUMMIES, "--gradient_accumulation_steps", "2", "--projector_share", "0.2", "--output_dir", "out")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(
+    place: Path, vl: str, capsys, monkeypatch, number: int, code: int
+) -> None:
+    command = (*SMALL, "--vl_model", vl)
     assert train(*command) == 0
+    whole = Path(capsys.readouterr().out.strip())
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2, number)
+        assert train(*command) == code
     folder = Path(capsys.readouterr().out.strip())
-    (folder / "result.json").unlink()
-    assert train(*command) == 0
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_0000002"]
+    assert not (folder / "projector_final.pt").exists()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert train(*command, "--resume", "--log_every", "1", "--save_every", "7") == 0  # which change no result
     assert Path(capsys.readouterr().out.strip()) == folder
-    assert train(*command) == 0
-    assert Path(capsys.readouterr().out.strip()) != folder
+    expected, found = states(whole), states(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert train(*command, "--resume") == 2
+    assert f"{folder} has ended" in capsys.readouterr().err
+
+
+def test_what_cannot_be_resumed_is_said_and_no_run_begins(place: Path, vl: str, capsys, monkeypatch) -> None:
+    command = (*SMALL, "--vl_model", vl)
+
+    def refused(*more: str) -> str:
+        before = sorted(p.name for p in Path("out").iterdir()) if Path("out").is_dir() else []
+        assert train(*command, "--resume", *more) == 2
+        assert (sorted(p.name for p in Path("out").iterdir()) if Path("out").is_dir() else []) == before
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert f"no run to go on with in {place / 'out'} (no run at all)" in refused()
+    with monkeypatch.context() as patched:
+        stop_at(patched, 1, signal.SIGTERM)
+        assert train(*command) == 143
+    folder = Path(capsys.readouterr().out.strip())
+    changed = ("--lr", "5e-4", "--seed", "3", "--lora_r", "2", "--warmup_ratio", "0.5")
+    message = refused(*changed)
+    assert f"{folder}, stopped after step 1, has other settings (" in message
+    for pair in ("lr 0.0001 -> 0.0005", "seed 42 -> 3", "lora_r 8 -> 2", "warmup_ratio 0.03 -> 0.5"):
+        assert pair in message
+    assert json.loads((folder / "train_args.json").read_text())["seed"] == 42
+    objects = json.loads((folder / "objects.json").read_text())
+    assert (len(objects["train"]), len(objects["val"])) == (18, 2)
+    (folder / "objects.json").write_text(json.dumps(objects | {"train": [*objects["train"][1:], "new"]}))
+    assert "has changed since: 1 of its 20 objects are gone or no longer used, 1 are new" in refused()
+    shutil.rmtree(folder / "checkpoints")
+    assert f"{folder} was stopped before its first checkpoint" in refused()
+    (Path("out") / "broken").mkdir()
+    (Path("out") / "broken" / "train_args.json").write_text("[")
+    assert f"{folder} was stopped before its first checkpoint" in refused()
+
+
+def test_a_short_run_has_a_checkpoint_after_every_quarter(place: Path, vl: str, capsys) -> None:
+    assert train("--dummy_data", "--dummy_samples", "16", "--max_3d_tokens", "110", "--vl_model", vl) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_0000007", "step_0000008"]
+
+
+def programs_in(folder: Path) -> list[str]:
+    """Return other running programs whose current directory is a folder (none where there is no /proc)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "cwd") == str(folder) and int(process.name) != os.getpid():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:  # another user's, or gone
+            continue
+    return list(filter(None, found))  # one that has ended and was not waited for has no command
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(place: Path, vl: str, capsys) -> None:
+    """A process that dies without notice, in its second epoch, while two others read data for it."""
+    command = (*SMALL, "--vl_model", vl, "--device", "cpu", "--batch_size", "2", "--epochs", "2")
+    assert main(command) == 0
+    whole = Path(capsys.readouterr().out.strip())
+    more = ("--save_every", "1", "--num_workers", "2", "--output_dir", "killed")
+    with Path("console.txt").open("w") as console:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vae_qwen3vl.train_finetune", *command, *more], stdout=console, stderr=console
+        )
+    while process.poll() is None and not list(Path("killed").glob("*/checkpoints/step_0000006")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, Path("console.txt").read_text()
+    until = time.monotonic() + 20
+    while left := programs_in(place):  # those that read data have nobody to read for
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+    (folder,) = Path("killed").iterdir()
+    assert main([*command, *more[2:], "--resume"]) == 0
+    expected, found = states(whole), states(folder)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_mistakes_are_one_line(place: Path, vl: str, codes: Path, capsys) -> None:
