@@ -32,7 +32,7 @@ from vae_qwen3vl.programs import run_program
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "configs/3d_align_train.yaml"
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE_SECONDS = 30.0
+_GRACE_SECONDS = 10.0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def run_to_its_end(command: list[str]) -> int:
     """Run a command in a process group of its own, and return its exit code.
 
     Signals that ask this program to end are passed on to all of the group, the second one too, which ends at once;
-    a third kills. After a signal nothing of the group is left: what outlives the command by half a minute is killed.
+    a third kills. After a signal nothing of the group is left: what outlives the command by ten seconds is killed.
     """
     received: list[int] = []
     process = subprocess.Popen(command, start_new_session=True)

@@ -83,7 +83,7 @@ def test_a_signal_ends_the_training_and_what_it_started(repository: Path) -> Non
     assert all(map(is_running, processes))
     program.terminate()
     assert program.stdout.readline() == "saved\n"
-    assert program.wait(timeout=20) == 128 + signal.SIGTERM
+    assert program.wait(timeout=60) == 128 + signal.SIGTERM
     assert not any(map(is_running, processes))
 
 
