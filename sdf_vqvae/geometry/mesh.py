@@ -6,6 +6,7 @@ Knows nothing of voxels. Mesh files are written in `mesh_writing`.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import zlib
@@ -20,8 +21,12 @@ from torch import Tensor
 
 from sdf_vqvae.archives import one_line, regular_file
 from sdf_vqvae.geometry.gltf import read_gltf
-from sdf_vqvae.geometry.mesh_file import OwnFolder, check_scene, checked_content
+from sdf_vqvae.geometry.mesh_file import OwnFolder, check_file_size, check_scene, checked_content
+from sdf_vqvae.geometry.obj import read_obj
+from sdf_vqvae.geometry.polygons import Polygons, in_triangles
 from sdf_vqvae.geometry.up import lay_back, stand_up
+
+logger = logging.getLogger(__name__)
 
 READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
@@ -89,7 +94,24 @@ def _read_with_trimesh(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
     return scene.to_mesh()
 
 
-_READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {".glb": read_gltf, ".gltf": read_gltf}
+def _of_polygons(read: Callable[[bytes], Polygons]) -> Callable[[Path, OwnFolder], trimesh.Trimesh]:
+    """Return the reader of a file whose content is read as polygons."""
+
+    def reader(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
+        check_file_size(file)
+        polygons = read(file.read_bytes())
+        for note in polygons.notes:
+            logger.warning("%s: %s", file, note)
+        return trimesh.Trimesh(polygons.vertices, in_triangles(polygons), process=False)
+
+    return reader
+
+
+_READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+    ".obj": _of_polygons(read_obj),
+}
 """Readers of our own, by suffix; trimesh reads the others."""
 
 

@@ -112,9 +112,6 @@ def checked_content(file: Path) -> bytes:
         _check_ply(data)
     elif suffix == ".stl":
         data = _checked_stl(data)
-    elif suffix == ".obj":
-        # Materials are not read, and trimesh would copy all vertices for each of them.
-        data = as_utf8(data).replace(b"usemtl ", b"# ")
     else:
         data = as_utf8(data)
     return data
