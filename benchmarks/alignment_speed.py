@@ -292,7 +292,7 @@ def encoded_objects(
     source = options.pack or ROOT / "examples"
     settings = EncodeSettings(source=source, output=source)
     worker = EncodeWorker(str(vae.device), settings=settings, vae=vae)
-    places = objects_of(settings, vae)[1]
+    places = objects_of(settings, vae).places
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
     fields: list[SparseSDF] = []
     pairs: list[tuple[Tensor, Tensor]] = []

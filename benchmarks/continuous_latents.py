@@ -75,7 +75,7 @@ def main() -> None:
     worker = EncodeWorker(str(resolve_device(options.device)), settings=settings)
     if worker.vae.fingerprint() != codes.manifest.vae_hash:
         raise SystemExit("the codes are of another tokenizer than the shipped one")
-    places = {place.name: place for place in objects_of(settings, worker.vae)[1]}
+    places = {place.name: place for place in objects_of(settings, worker.vae).places}
     rows = chosen_rows(codes, places, options.count)
     found = list(latents_of(worker, [places[row[ID_COLUMN]] for row in rows]))
     names, latents, coords = zip(*found, strict=True)

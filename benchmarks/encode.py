@@ -78,7 +78,7 @@ def main() -> None:
     device = str(resolve_device(options.device))
     settings = EncodeSettings(source=options.pack, output=options.pack, batch_voxels=options.batch_voxels)
     worker = EncodeWorker(device, settings=settings)
-    _, places, _ = objects_of(settings, worker.vae)
+    places = objects_of(settings, worker.vae).places
     order = np.random.default_rng(0).permutation(len(places))
     warm = [places[i] for i in order[: options.warm]]
     timed = [places[i] for i in order[options.warm : options.warm + options.count]]

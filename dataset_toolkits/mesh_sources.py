@@ -1,6 +1,8 @@
 """Where the meshes of a dataset come from: tables and folders of four formats, read as rows and places of meshes.
 
-A row that names no usable mesh stays, with the reason. Names from tables are checked before they become paths.
+An object is a row, however many rows its table has for it: it gets the captions of all. A row that names no usable
+mesh stays, with the reason, and so do rows of an id that stands for several meshes. Names from tables are checked
+before they become paths.
 """
 
 from __future__ import annotations
@@ -8,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import trimesh
 
-from sdf_vqvae.archives import parse_json
+from dataset_toolkits.folder_table import Row, TableUse, captions_columns, match_table
 from sdf_vqvae.caption_cells import CAPTIONS, captions_cell, captions_in, captions_of, captions_of_row
 from sdf_vqvae.data import MeshPack, PackEntry, read_draco_mesh
-from sdf_vqvae.field_folder import METADATA, SAFE_ID, read_table
+from sdf_vqvae.field_folder import SAFE_ID
+from sdf_vqvae.file_names import mesh_files
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
+from sdf_vqvae.object_rows import merged, several_files
+from sdf_vqvae.tables import FILE_COLUMNS, METADATA, NAME_COLUMNS, find_table, read_packed_json, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +34,12 @@ ID = "sha256"
 _OBJECT_PATHS = "object-paths.json"
 _OBJAVERSE = Path("raw/hf-objaverse-v1")
 _RAW = "raw"
-_FILE_COLUMNS = ("file", "file_name", "glb_file", "path")
+_IDENTIFIER = "file_identifier"
+_LOCAL = "local_path"
 _CHUNK = 2**20
+_MOST_NOTES = 5
+_OF_A_FILE = (ID, *FILE_COLUMNS, *NAME_COLUMNS)
+"""Columns in which rows of files that are the same may differ without another word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +77,11 @@ def load_place(place: MeshPlace) -> trimesh.Trimesh:
     return read_draco_mesh(place.path, place.offset, place.size, place.name)
 
 
-def read_source(source_format: str, folder: Path, *, split: str | None = None) -> Iterator[SourceItem]:
-    """Yield the objects of a folder, in the order of its table or of the files' names.
+class Source:
+    """The objects of a folder, in the order of its table or of the files' names, each once.
 
-    An object whose id is not a plain name, or that was there before, has an error instead of a place.
+    Rows of the same id and the same mesh are one object, with the captions of all of them. Where an id stands for
+    different meshes, each of its rows has an error instead of a place, and so has a row whose id is no plain name.
 
     Args:
         source_format: one of `FORMATS`.
@@ -80,33 +89,179 @@ def read_source(source_format: str, folder: Path, *, split: str | None = None) -
         split: only rows whose column `split` says this.
 
     Raises:
-        ValueError: the folder or its table is missing or damaged, or lacks a needed column.
+        ValueError: the folder or its table is missing or damaged (also while objects are read), or lacks a needed
+            column.
     """
-    if not folder.is_dir():
-        raise ValueError(f"the input folder {folder} does not exist")
-    readers = {"trellis500k": _trellis, "custom": _custom, "folder": _files, "pack": _pack}
-    if source_format not in readers:
-        raise ValueError(f"format {source_format!r} is unknown; use one of {', '.join(FORMATS)}")
-    if source_format in _ABSOLUTE:
-        folder = folder.absolute()
-    first: dict[str, str] = {}
-    for number, item in enumerate(readers[source_format](folder), 1):
-        if split is not None and item.row.get("split") != split:
-            continue
-        name = item.row[ID]
-        error = item.error
-        if error:
-            pass
-        elif not SAFE_ID.fullmatch(name):
-            error = f"its id {name[:80]!r} is not a plain name (letters, digits, '.', '_', '-')"
-        elif name in first:
-            error = f"its id occurs twice: first in row {first[name]}"
+
+    def __init__(self, source_format: str, folder: Path, *, split: str | None = None) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"the input folder {folder} does not exist")
+        if source_format not in FORMATS:
+            raise ValueError(f"format {source_format!r} is unknown; use one of {', '.join(FORMATS)}")
+        self._format, self._split = source_format, split
+        self._folder = folder.absolute() if source_format in _ABSOLUTE else folder
+        self.table: TableUse | None = None
+        """What was understood of the table, where there is one; whole when all objects were read."""
+        self.repeated: list[str] = []
+        """Meshes that are there more than once, and rows of one object that differ."""
+
+    def __iter__(self) -> Iterator[SourceItem]:
+        """Yield the objects."""
+        if self._format == "pack":  # objects of other splits are none of these
+            items = (item for item in pack_items(self._folder) if self._is_chosen(item))
+            found: Iterable[SourceItem] = self._gathered(items)
+        elif self._format == "folder":
+            found = self._files()
         else:
-            first[name] = f"{number} ({item.place.name})" if item.place else str(number)
-        captions = captions_cell(captions_of_row(item.row))
-        # Workers may run elsewhere.
-        place = None if error or item.place is None else replace(item.place, path=item.place.path.absolute())
-        yield SourceItem(row={**item.row, CAPTIONS: captions}, place=place, error=error)
+            found = self._gathered(self._rows_of_table())
+        for item in found:
+            if not self._is_chosen(item):
+                continue
+            name, error = item.row[ID], item.error
+            if not error and not SAFE_ID.fullmatch(name):
+                error = f"its id {name[:80]!r} is not a plain name (letters, digits, '.', '_', '-')"
+            captions = captions_cell(captions_of_row(item.row))
+            # Workers may run elsewhere.
+            place = None if error or item.place is None else replace(item.place, path=item.place.path.absolute())
+            yield SourceItem(row={**item.row, CAPTIONS: captions}, place=place, error=error)
+
+    def _note(self, repeated: str) -> None:
+        self.repeated.append(repeated)
+        if len(self.repeated) <= _MOST_NOTES:
+            logger.warning("%s", repeated)
+        elif len(self.repeated) == _MOST_NOTES + 1:
+            logger.warning("there are more such objects: `repeated` in the summary has them all")
+
+    def _is_chosen(self, item: SourceItem) -> bool:
+        return self._split is None or item.row.get("split") == self._split
+
+    # -- rows of one object ---------------------------------------------------------------------------------------
+
+    def _gathered(self, items: Iterable[SourceItem]) -> Iterator[SourceItem]:
+        """Yield an item for each id where its rows are of one mesh, and all rows of the other ids."""
+        groups: dict[str, list[tuple[int, SourceItem]]] = {}
+        for number, item in enumerate(items, 1):
+            groups.setdefault(item.row[ID], []).append((number, item))
+        for name, group in groups.items():
+            if len(group) == 1 or not name:
+                yield from (item for _, item in group)
+                continue
+            placed = [item.place for _, item in group if item.place is not None]
+            if not placed:
+                yield from (item for _, item in group)
+            elif _is_one_mesh(group):
+                yield replace(self._merged(name, group), place=placed[0], error="")
+            else:
+                files = [(number, item.place.name if item.place else _file_of(item.row)) for number, item in group]
+                reason = several_files(name, [(number, file) for number, file in files if file])
+                yield from (replace(item, place=None, error=reason) for _, item in group)
+
+    def _merged(
+        self, name: str, group: Sequence[tuple[int, SourceItem]], may_differ: Collection[str] = ()
+    ) -> SourceItem:
+        row, differing = merged([item.row for _, item in group])
+        if differing := [column for column in differing if column not in may_differ]:
+            numbers = ", ".join(str(number) for number, _ in group)
+            self._note(f"{name}: rows {numbers} differ in {', '.join(differing)}: the first value counts")
+        return replace(group[0][1], row=row)
+
+    # -- the original's formats -----------------------------------------------------------------------------------
+
+    def _rows_of_table(self) -> Iterator[SourceItem]:
+        """Yield a row of the table at a time, with the place of its mesh, and note what was understood."""
+        read = {"trellis500k": _trellis, "custom": _custom}[self._format]
+        use: TableUse | None = None
+        files: set[Path] = set()
+        for column, item in read(self._folder):
+            if use is None:
+                table = input_table(self._format, self._folder)
+                use = TableUse(table=str(table), file_columns=[], caption_columns=captions_columns(item.row))
+                self.table = use
+            use.rows += 1
+            use.file_columns += [] if column in use.file_columns else [column]
+            if item.place is not None:
+                use.rows_matched += 1
+                files.add(item.place.path)
+            yield item
+        if use is not None:
+            use.files = use.files_matched = len(files)
+            _say(use)
+
+    # -- a folder of mesh files -----------------------------------------------------------------------------------
+
+    def _files(self) -> Iterator[SourceItem]:
+        """Yield the mesh files of a folder and those below; their ids are the hashes of their contents.
+
+        A table in the folder says more about them (see `match_table`). Files of the same content are one object.
+        """
+        files = {file.relative_to(self._folder).as_posix(): file for file in mesh_files(self._folder)}
+        if not files:
+            raise ValueError(f"{self._folder} holds no mesh file ({', '.join(READABLE)})")
+        contents = _Contents(files)
+        rows: dict[str, Sequence[Row]] = {}
+        strays: Sequence[tuple[Row, str]] = ()
+        table = find_table(self._folder)
+        if table is not None:
+            found = match_table(table, list(files), contents.hash_of)
+            rows, strays, self.table = dict(found.rows), found.strays, found.use
+            _say(found.use)
+        done: set[str] = set()
+        for name in files:
+            if name in done:
+                continue
+            same = contents.same_as(name)
+            done |= set(same)
+            digest = contents.hash_of(name)
+            if not digest:
+                row = {**_merged_cells(rows.get(name, ())), "file": name, ID: ""}
+                yield SourceItem(row=row, place=None, error=f"it cannot be read: {contents.errors[name]}")
+                continue
+            if len(same) > 1:
+                self._note(f"{', '.join(same)}: the same mesh, and one object with the words of all")
+            group = [(number, SourceItem(row=row, place=None)) for file in same for number, row in rows.get(file, ())]
+            group.sort(key=lambda one: one[0])
+            about = self._merged(name, group, _OF_A_FILE).row if group else {}
+            row = {"file": name, "name": files[name].stem} | about | {"file": name, ID: digest}
+            yield SourceItem(row=row, place=MeshPlace(path=files[name], name=name))
+        for (_, row), reason in strays:
+            yield SourceItem(row={**row, "file": _file_of(row), ID: ""}, place=None, error=reason)
+
+
+def read_source(source_format: str, folder: Path, *, split: str | None = None) -> Iterator[SourceItem]:
+    """Yield the objects of a folder, see `Source`."""
+    return iter(Source(source_format, folder, split=split))
+
+
+def _merged_cells(rows: Sequence[Row]) -> dict[str, str]:
+    return merged([row for _, row in rows])[0] if rows else {}
+
+
+def _say(use: TableUse) -> None:
+    """Say what was understood of a table."""
+    whole = use.rows_matched == use.rows and use.caption_columns
+    logger.log(logging.INFO if whole else logging.WARNING, "%s", use.in_words())
+    for note in use.notes:
+        logger.warning("%s: %s", use.table, note)
+
+
+def _is_one_mesh(group: Sequence[tuple[int, SourceItem]]) -> bool:
+    """Return whether rows with the same id are of one mesh, by place or content; rows without a file are too."""
+    places = {}
+    for _, item in group:
+        if item.place is not None:
+            places[(item.place.path.resolve(), item.place.offset)] = item.place
+        elif _file_of(item.row):
+            return False
+    if len(places) < 2:
+        return True
+    try:
+        return len({_hash_of_place(place) for place in places.values()}) == 1
+    except OSError:
+        return False
+
+
+def _file_of(row: dict[str, str]) -> str:
+    return next((row[column] for column in FILE_COLUMNS if row.get(column, "").strip()), "")
 
 
 def input_table(source_format: str, folder: Path) -> Path | None:
@@ -117,11 +272,10 @@ def input_table(source_format: str, folder: Path) -> Path | None:
         folder = folder.absolute()
     if source_format == "trellis500k":
         start = _object_paths(folder)
-        tables = [f / METADATA for f in _upwards(start.parent if start else folder)]
-        tables += [f / METADATA for f in _upwards(folder) if f / METADATA not in tables]
-    else:
-        tables = [folder / METADATA]
-    return next((table for table in tables if table.is_file()), None)
+        folders = dict.fromkeys([*_upwards(start.parent if start else folder), *_upwards(folder)])
+        tables = [f / name for f in folders for name in (METADATA, METADATA + ".gz")]
+        return next((table for table in tables if table.is_file()), None)
+    return find_table(folder)
 
 
 def _upwards(folder: Path) -> list[Path]:
@@ -131,60 +285,74 @@ def _upwards(folder: Path) -> list[Path]:
 # -- the original's formats --------------------------------------------------------------------------------------
 
 
-def _trellis(folder: Path) -> Iterator[SourceItem]:
-    """Yield objects of TRELLIS-500K's layouts: ObjaverseXL (with `object-paths.json`) or HSSD and the like."""
+def _trellis(folder: Path) -> Iterator[tuple[str, SourceItem]]:
+    """Yield objects of TRELLIS-500K's layouts, with the column that says where they lie.
+
+    ObjaverseXL has `object-paths.json`; HSSD and the like have paths as identifiers; what TRELLIS's own tools have
+    downloaded is at `local_path`.
+    """
     table = input_table("trellis500k", folder)
     if table is None:
         raise ValueError(f"there is no {METADATA} in {folder} or up to two folders above it")
     paths_file = _object_paths(folder)
     paths = None if paths_file is None else _read_object_paths(paths_file)
     bases = [base for root in dict.fromkeys((folder, table.parent)) for base in (root, root / _RAW)]
-    for row in read_table(table, (ID, "file_identifier")):
-        identifier = row["file_identifier"]
+    for row in read_table(table, (ID, _IDENTIFIER)):
+        if row.get(_LOCAL, "").strip():
+            item = _located(row, bases, row[_LOCAL], _LOCAL)
+            if item.place is not None:
+                yield _LOCAL, item
+                continue
+        identifier = row[_IDENTIFIER]
         if paths is None or paths_file is None:
-            yield _located(row, bases, identifier, "file_identifier")
+            yield _IDENTIFIER, _located(row, bases, identifier, _IDENTIFIER)
             continue
         key = identifier.rstrip("/").rpartition("/")[2]  # the last part of a Sketchfab address
         if key in paths:
-            yield _located(row, [paths_file.parent], paths[key], _OBJECT_PATHS)
+            yield _IDENTIFIER, _located(row, [paths_file.parent], paths[key], paths_file.name)
         else:
-            yield SourceItem(row=row, place=None, error=f"{_OBJECT_PATHS} has no path of {identifier[:200]!r}")
+            error = f"{paths_file.name} has no path of {identifier[:200]!r}"
+            yield _IDENTIFIER, SourceItem(row=row, place=None, error=error)
 
 
 def _object_paths(folder: Path) -> Path | None:
     """Return the `object-paths.json` of a folder, or of the download below it."""
-    return next((f for f in (folder / _OBJECT_PATHS, folder / _OBJAVERSE / _OBJECT_PATHS) if f.is_file()), None)
+    names = (_OBJECT_PATHS, _OBJECT_PATHS + ".gz")
+    return next((f for root in (folder, folder / _OBJAVERSE) for n in names if (f := root / n).is_file()), None)
 
 
 def _read_object_paths(path: Path) -> dict[str, str]:
-    try:
-        paths = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    paths = read_packed_json(path, "table of paths")
     if not isinstance(paths, dict) or not all(isinstance(value, str) for value in paths.values()):
         raise ValueError(f"{path} must be a JSON object of id: relative path")
     return paths
 
 
-def _custom(folder: Path) -> Iterator[SourceItem]:
-    for row in read_table(folder / METADATA, (ID, "glb_file")):
-        yield _located(row, [folder], row["glb_file"], "glb_file")
+def _custom(folder: Path) -> Iterator[tuple[str, SourceItem]]:
+    for row in read_table(find_table(folder) or folder / METADATA):
+        column = next((column for column in ("glb_file", *FILE_COLUMNS) if column in row), None)
+        if column is None:
+            raise ValueError(f"{folder / METADATA} has no column 'glb_file'; it has {list(row)}")
+        yield column, _located(row, [folder], row[column], column)
 
 
 def _located(row: dict[str, str], bases: Sequence[Path], name: str, column: str) -> SourceItem:
     """Return the item of a row whose mesh lies at a path relative to one of some folders."""
-    relative = PurePath(name)
-    inside = next((base for base in bases if relative.is_absolute() and relative.is_relative_to(base)), None)
-    if inside is not None:
-        relative = relative.relative_to(inside)
     if not name.strip() or "\0" in name:
         return SourceItem(row=row, place=None, error=f"its {column} is empty or has a null byte")
-    if relative.is_absolute() or ".." in relative.parts:
-        return SourceItem(row=row, place=None, error=f"its {column} {name[:200]!r} leads out of the dataset's folder")
-    for base in bases:
-        if _is_file(base / relative):
-            return SourceItem(row=row, place=MeshPlace(path=base / relative, name=str(relative)))
-    return SourceItem(row=row, place=None, error=f"its {column} {name[:200]!r} does not exist")
+    error = f"its {column} {name[:200]!r} does not exist"
+    for written in dict.fromkeys((name, name.strip().replace("\\", "/"))):  # as Windows writes it
+        relative = PurePath(written)
+        inside = next((base for base in bases if relative.is_absolute() and relative.is_relative_to(base)), None)
+        if inside is not None:
+            relative = relative.relative_to(inside)
+        if relative.is_absolute() or ".." in relative.parts:
+            error = f"its {column} {name[:200]!r} leads out of the dataset's folder"
+            continue
+        for base in bases:
+            if _is_file(base / relative):
+                return SourceItem(row=row, place=MeshPlace(path=base / relative, name=str(relative)))
+    return SourceItem(row=row, place=None, error=error)
 
 
 def _is_file(path: Path) -> bool:
@@ -194,53 +362,42 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-# -- a folder of mesh files --------------------------------------------------------------------------------------
+# -- contents ----------------------------------------------------------------------------------------------------
 
 
-def _files(folder: Path) -> Iterator[SourceItem]:
-    """Yield the mesh files of a folder and those below; their ids are the hashes of their contents.
+class _Contents:
+    """The contents of files: their hashes, read when they are asked for, and which files are the same."""
 
-    A `metadata.csv` in the folder says more about them: a row belongs to the file that its `file` (`file_name`,
-    `glb_file`, `path`) names, or to the one of its `sha256`.
-    """
-    table = input_table("folder", folder)
-    by_file: dict[str, dict[str, str]] = {}
-    by_id: dict[str, dict[str, str]] = {}
-    for row in [] if table is None else read_table(table, ()):
-        name = next((row[column] for column in _FILE_COLUMNS if row.get(column)), "")
-        if name:
-            by_file[PurePath(name).as_posix()] = row
-        elif row.get(ID):
-            by_id[row[ID]] = row
-    found = 0
-    for file in _mesh_files(folder):
-        found += 1
-        name = file.relative_to(folder).as_posix()
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+        self._hashes: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        """Why a file can't be read."""
+        self._of_size: dict[int, list[str]] = {}
+        for name, file in files.items():
+            self._of_size.setdefault(self._size(file), []).append(name)
+
+    def hash_of(self, name: str) -> str:
+        """Return the SHA-256 of a file; empty where it can't be read."""
+        if name not in self._hashes:
+            try:
+                self._hashes[name] = _hash_of(self._files[name])
+            except OSError as error:
+                self._hashes[name], self.errors[name] = "", str(error.strerror)
+        return self._hashes[name]
+
+    def same_as(self, name: str) -> list[str]:
+        """Return the files of the same content, in their order; files of other sizes are not read for it."""
+        own = self.hash_of(name)
+        alike = self._of_size.get(self._size(self._files[name]), [])
+        return [other for other in alike if other == name or (own and self.hash_of(other) == own)]
+
+    @staticmethod
+    def _size(file: Path) -> int:
         try:
-            digest = _hash_of(file)
-        except OSError as error:
-            row = {ID: "", "file": name, **by_file.pop(name, {})}
-            yield SourceItem(row=row, place=None, error=f"it cannot be read: {error.strerror}")
-            continue
-        about = by_file.pop(name, None) or by_id.get(digest, {})
-        yield SourceItem(
-            row={"file": name, "name": file.stem, **about, ID: digest}, place=MeshPlace(path=file, name=name)
-        )
-    for name, row in by_file.items():
-        yield SourceItem(
-            row={ID: "", "file": name, **row}, place=None, error=f"its file {name[:200]!r} does not exist"
-        )
-    if not found:
-        raise ValueError(f"{folder} holds no mesh file ({', '.join(READABLE)})")
-
-
-def _mesh_files(folder: Path) -> Iterator[Path]:
-    """Yield mesh files in the order of their paths; links to folders are not followed, hidden names left out."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(READABLE) and not name.startswith("."):
-                yield Path(parent, name)
+            return file.stat().st_size
+        except OSError:
+            return -1
 
 
 def _hash_of(file: Path) -> str:
@@ -251,19 +408,24 @@ def _hash_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def _hash_of_place(place: MeshPlace) -> str:
+    """Return the SHA-256 of a mesh. Raises an OSError if it can't be read."""
+    if place.offset is None:
+        return _hash_of(place.path)
+    with place.path.open("rb") as streams:
+        streams.seek(place.offset)
+        return hashlib.sha256(streams.read(place.size)).hexdigest()
+
+
 # -- packs -------------------------------------------------------------------------------------------------------
 
 
-def _pack(folder: Path) -> Iterator[SourceItem]:
-    """Yield the meshes of a pack; their ids are the hashes of their streams."""
-    pack = MeshPack(folder)
+def pack_items(folder: Path) -> Iterator[SourceItem]:
+    """Yield the meshes of a pack, a line each; their ids are the hashes of their streams, which may be the same."""
     blob = folder / "meshes.bin"
-    with blob.open("rb") as streams:
-        for entry in pack.entries:
-            streams.seek(entry.offset)
-            digest = hashlib.sha256(streams.read(entry.size)).hexdigest()
-            place = MeshPlace(path=blob, name=entry.id, offset=entry.offset, size=entry.size)
-            yield SourceItem(row=_pack_row(entry, digest), place=place)
+    for entry in MeshPack(folder).entries:
+        place = MeshPlace(path=blob, name=entry.id, offset=entry.offset, size=entry.size)
+        yield SourceItem(row=_pack_row(entry, _hash_of_place(place)), place=place)
 
 
 def _pack_row(entry: PackEntry, digest: str) -> dict[str, str]:

@@ -19,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataset_toolkits.mesh_sources import FORMATS, ID, SourceItem, input_table, read_source
+from dataset_toolkits.mesh_sources import FORMATS, ID, Source, SourceItem, input_table
 from dataset_toolkits.voxelize_job import FieldKind, VoxelizeJob, make_voxelizer
 from dataset_toolkits.voxelize_table import DatasetTable, Outcome, Summary, summarize
-from sdf_vqvae.field_folder import METADATA, field_file_name, stored_field
+from sdf_vqvae.field_folder import field_file_name, stored_field
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.progress import Progress, follow
@@ -105,17 +105,19 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
         raise ValueError(f"--input_dir {settings.input_dir} does not exist, or is no folder")
     table = input_table(settings.source_format, settings.input_dir)
     output = settings.output_dir.absolute()
-    if table is not None and table.resolve() == (output / METADATA).resolve():
-        raise ValueError(f"--output_dir {settings.output_dir} holds the input's {METADATA}: choose another folder")
+    if table is not None and table.resolve().parent == output.resolve():
+        raise ValueError(f"--output_dir {settings.output_dir} holds the input's {table.name}: choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
         if removed := remove_temporaries(output):
             logger.info("%d temporary files of a run that was killed are removed", removed)
         _check_earlier_run(settings, output)
-        outcomes, left_out = _read_outcomes(settings)
+        source = Source(settings.source_format, settings.input_dir, split=settings.split)
+        outcomes, left_out = _read_outcomes(settings, source)
         kept = _find_existing(settings, outcomes, output)
         target = DatasetTable(output, outcomes, settings.resolutions)
         counts: dict[str, Any] = {"kept": kept, "left_out": left_out, "settings": _as_json(settings)}
+        counts |= {"table": source.table, "repeated": source.repeated}
         # Before the run too, for what its files don't say if it is killed.
         _write_summary(output, summarize(outcomes, target.rows(), output, finished=False, **counts))
         start = time.monotonic()
@@ -149,14 +151,13 @@ def _check_earlier_run(settings: VoxelizeSettings, output: Path) -> None:
         )
 
 
-def _read_outcomes(settings: VoxelizeSettings) -> tuple[list[Outcome], int]:
+def _read_outcomes(settings: VoxelizeSettings, source: Source) -> tuple[list[Outcome], int]:
     """Return the chosen rows, with nothing done yet, and how many the aesthetic score left out."""
     left_out = 0
 
     def chosen() -> Iterator[SourceItem]:
         nonlocal left_out
-        found = read_source(settings.source_format, settings.input_dir, split=settings.split)
-        for item in follow(found, "reading the input", leave=False):
+        for item in follow(source, "reading the input", leave=False):
             if settings.filter_aesthetic_score is None or _score(item) >= settings.filter_aesthetic_score:
                 yield item
             else:

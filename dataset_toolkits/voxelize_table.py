@@ -10,14 +10,16 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset_toolkits.folder_table import TableUse
 from dataset_toolkits.mesh_sources import ID, SourceItem
 from sdf_vqvae.caption_cells import CAPTIONS
-from sdf_vqvae.field_folder import METADATA, SAFE_ID, StoredField, field_file_name, read_table, write_table
+from sdf_vqvae.field_folder import SAFE_ID, StoredField, field_file_name, plain_reason
+from sdf_vqvae.tables import METADATA, read_table, write_table
 
 _OF_RESOLUTION = re.compile(r"r(\d{1,4})_(num_points|error)")
 _OURS = ("sdf_computed", "sign_method", "watertight", "error")
@@ -161,6 +163,10 @@ class Summary:
     """Of this run, without looking for earlier files."""
     objects_per_second: float
     """Objects worked on in this run, a second."""
+    table: TableUse | None
+    """What was understood of the input's table, where there is one."""
+    repeated: list[str]
+    """Meshes of the input that are there more than once, and rows of one object that differ."""
 
 
 def summarize(
@@ -172,6 +178,8 @@ def summarize(
     finished: bool,
     kept: int,
     left_out: int,
+    table: TableUse | None = None,
+    repeated: Sequence[str] = (),
     worked_on: int = 0,
     seconds: float = 0.0,
 ) -> Summary:
@@ -196,6 +204,8 @@ def summarize(
         bytes=sum(stored.size for stored in fields),
         seconds=round(seconds, 3),
         objects_per_second=round(worked_on / seconds, 3) if seconds else 0.0,
+        table=table,
+        repeated=list(repeated),
     )
 
 
@@ -216,8 +226,7 @@ def _reasons(failed: list[Outcome]) -> dict[str, int]:
         place = outcome.item.place
         for name in () if place is None else (str(place.path), place.name):
             reason = reason.replace(name, "…")
-        reason = re.sub(r"'[^']*'", "…", reason)
-        counted[re.sub(r"\d[\d,.]*", "#", reason).removeprefix("…: ")] += 1
+        counted[plain_reason(reason).removeprefix("…: ")] += 1
     most = dict(counted.most_common(_MOST_REASONS))
     rest = counted.total() - sum(most.values())
     return most | ({"other reasons": rest} if rest else {})

@@ -6,33 +6,29 @@ keeps all others. Captions are for the language branch.
 
 from __future__ import annotations
 
-import csv
 import functools
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdf_vqvae.archives import npz_shapes, read_npz, regular_file
+from sdf_vqvae.archives import npz_shapes, read_npz
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.jobs import run_jobs
+from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.progress import follow
-from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.shapes import convert_field
 from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.tables import ID_COLUMN, METADATA, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
-METADATA = "metadata.csv"
-ID_COLUMN = "sha256"
-"""The column of objects' ids."""
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 """Names from tables and folders that may become part of a path."""
 _FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
-_LONGEST_CELL = 2**24  # characters; captions of the original's table exceed the csv module's default
 
 
 class FieldFolder:
@@ -63,10 +59,11 @@ class FieldFolder:
         if not self.folder.is_dir():
             raise ValueError(f"the dataset folder {self.folder} does not exist")
         self.rows: list[dict[str, str]] = []
-        self._seen: set[str] = set()
-        self.left_out: dict[str, str] = {}
+        gathered = OneRowAnObject.of(self._read(), self.folder / METADATA)
+        self._table, self._contradicting = gathered.rows, tuple(gathered.contradicting)
+        self.left_out = dict(gathered.contradicting)
         """Id -> why its row is not among `rows`."""
-        for row in self.table():
+        for row in self._table:
             reason = self._reason_against(row, min_points, max_points)
             if reason is None:
                 self.rows.append(row)
@@ -78,8 +75,7 @@ class FieldFolder:
                 f"{self.folder} holds no usable field of {resolution}^3"
                 + (self._other_grids() or (f" ({some})" if some else ""))
             )
-        if self.left_out:
-            logger.warning("%d of %d objects are left out", len(self.left_out), len(self.left_out) + len(self.rows))
+        log_left_out(self.left_out, len(self.left_out) + len(self.rows), self.folder)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +89,12 @@ class FieldFolder:
         return self.folder / field_file_name(name, self.resolution)
 
     def table(self) -> Iterator[dict[str, str]]:
-        """Yield the rows of all objects, usable or not."""
+        """Yield a row of each object, usable or not; an id that stands for several has a row without words."""
+        yield from self._table
+        yield from ({ID_COLUMN: name} for name in self._contradicting)
+
+    def _read(self) -> Iterator[dict[str, str]]:
+        """Yield the rows of the table, or what the files' names say."""
         table = self.folder / METADATA
         if table.is_file():
             yield from read_table(table)
@@ -106,9 +107,6 @@ class FieldFolder:
         name = row[ID_COLUMN]
         if not SAFE_ID.fullmatch(name):
             return "its id is not a plain name"
-        if name in self._seen:
-            return "its id occurs twice"
-        self._seen.add(name)
         if row.get("sdf_computed", "True").strip().lower() not in ("true", "1", "1.0"):
             return "sdf_computed is not True"
         points = row.get(f"r{self.resolution}_num_points")
@@ -148,6 +146,21 @@ class FieldFolder:
         )
 
 
+def log_left_out(left_out: Mapping[str, str], among: int, where: object) -> None:
+    """Say how many objects are left out, and why: a line for each reason, with one of them."""
+    counted: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        counted.setdefault(plain_reason(reason), []).append(name)
+    for names in sorted(counted.values(), key=len, reverse=True):
+        first = f"{'e.g. ' if len(names) > 1 else ''}{names[0]}: {left_out[names[0]]}"
+        logger.warning("%s: %d of %d objects left out, %s", where, len(names), among, first)
+
+
+def plain_reason(reason: str) -> str:
+    """Return a reason without names and numbers, which is the same for all objects that have it."""
+    return re.sub(r"\d[\d,.]*", "#", re.sub(r"'[^']*'", "…", reason))
+
+
 def fields_in(folder: Path) -> bool:
     """Return whether a folder holds field files."""
     return any(_FILE.fullmatch(name) for name in os.listdir(folder))
@@ -156,39 +169,6 @@ def fields_in(folder: Path) -> bool:
 def field_file_name(name: str, resolution: int) -> str:
     """Return `{name}_r{resolution}.npz`."""
     return f"{name}_r{resolution}.npz"
-
-
-def read_table(path: Path, needed: tuple[str, ...] = (ID_COLUMN,)) -> Iterator[dict[str, str]]:
-    """Yield the rows of a `metadata.csv`.
-
-    Raises:
-        ValueError: the file is not UTF-8, lacks a needed column, or a row has more cells than the header.
-    """
-    previous = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        # Spreadsheets put a mark before the first name.
-        with regular_file(path, "table").open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            for name in needed:
-                if name not in (reader.fieldnames or ()):
-                    raise ValueError(f"{path} has no column {name!r}; it has {list(reader.fieldnames or ())}")
-            for row in reader:
-                if None in row or any(row[name] is None for name in needed):
-                    raise ValueError(f"{path}, line {reader.line_num}: the row does not fit the header")
-                yield {key: value or "" for key, value in row.items()}
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable table: {error}") from error
-    finally:
-        csv.field_size_limit(previous)
-
-
-def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write rows as `metadata.csv`, with every column that one of them has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

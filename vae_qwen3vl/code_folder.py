@@ -15,15 +15,17 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import parse_json, read_safetensors, regular_file, write_safetensors
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.tables import ID_COLUMN, METADATA, read_table
 from vae_qwen3vl.code_cache import CodeCache
 
 MANIFEST = "manifest.json"
@@ -147,12 +149,19 @@ class CodeFolder:
         return self._shards[shard].object(row)
 
     def table(self) -> Iterator[dict[str, str]]:
-        """Yield the rows of the dataset's table; ids alone while an encoding run has not ended once."""
+        """Yield a row of the dataset's table for each object; ids alone while an encoding run has not ended once.
+
+        An object of which several rows tell is one row with the captions of all; one whose id stands for several
+        objects has none.
+        """
+        yield from self._rows
+
+    @cached_property
+    def _rows(self) -> list[dict[str, str]]:
         path = self.folder / METADATA
-        if path.is_file():
-            yield from read_table(path)
-        else:
-            yield from ({ID_COLUMN: name} for name in self._where)
+        if not path.is_file():
+            return [{ID_COLUMN: name} for name in self._where]
+        return OneRowAnObject.of(read_table(path), path).rows
 
 
 def shards_in(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset_toolkits.mesh_sources import MeshPlace, load_place, read_source
+from dataset_toolkits.folder_table import TableUse
+from dataset_toolkits.mesh_sources import MeshPlace, Source, load_place
 from sdf_vqvae.archives import one_line
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, FieldFolder, fields_in, write_table
+from sdf_vqvae.field_folder import FieldFolder, fields_in
 from sdf_vqvae.jobs import DIED_TWICE, disk_is_full, run_jobs
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.progress import Progress
+from sdf_vqvae.progress import Progress, follow
 from sdf_vqvae.runtime import only_writer, remove_temporaries
 from sdf_vqvae.shapes import check_field, voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
 from vae_qwen3vl.code_folder import CodeFolderWriter
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,10 @@ class Encoded:
     codes: int
     """Of all objects that are there now."""
     seconds: float
+    table: TableUse | None = None
+    """What was understood of the table beside mesh files."""
+    repeated: Sequence[str] = ()
+    """Meshes that are there more than once, and rows of one object that differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,21 @@ class Place:
     name: str
     field: Path | None = None
     mesh: MeshPlace | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """What a source holds."""
+
+    rows: Sequence[dict[str, str]]
+    """Of its table, one an object."""
+    places: Sequence[Place]
+    """The objects that can be tried."""
+    failed: dict[str, str]
+    """Id, or file where there is none -> why an object can't be."""
+    table: TableUse | None = None
+    repeated: Sequence[str] = ()
+    """See `Encoded`."""
 
 
 def encode_dataset(settings: EncodeSettings) -> Encoded:
@@ -97,12 +118,12 @@ def encode_dataset(settings: EncodeSettings) -> Encoded:
         OSError: the disk is full, or workers can't be started; what was written is kept.
     """
     vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, settings.devices[0])
-    rows, places, failed = objects_of(settings, vae)
+    objects = objects_of(settings, vae)
     settings.output.mkdir(parents=True, exist_ok=True)
     with only_writer(settings.output):
         remove_temporaries(settings.output)
         try:
-            return _encode_missing(settings, vae, rows, places, failed)
+            return _encode_missing(settings, vae, objects)
         except OSError as error:
             if disk_is_full(error):
                 raise OSError(
@@ -112,17 +133,12 @@ def encode_dataset(settings: EncodeSettings) -> Encoded:
             raise
 
 
-def _encode_missing(
-    settings: EncodeSettings,
-    vae: SparseSDFVQVAE,
-    rows: list[dict[str, str]],
-    places: list[Place],
-    failed: dict[str, str],
-) -> Encoded:
-    """Encode the places that the output lacks, and write the table of all rows."""
+def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Objects) -> Encoded:
+    """Encode the objects that the output lacks, and write the table of all."""
     writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
-    wanted = [place for place in places if place.name not in writer.done]
-    kept = len(places) - len(wanted)
+    wanted = [place for place in objects.places if place.name not in writer.done]
+    kept = len(objects.places) - len(wanted)
+    failed = dict(objects.failed)
     make = functools.partial(EncodeWorker, settings=settings)
     if settings.engine == "local" and settings.workers == 1 and len(settings.devices) == 1:
         make = functools.partial(_here, worker=EncodeWorker(settings.devices[0], settings=settings, vae=vae))
@@ -146,8 +162,9 @@ def _encode_missing(
                 written = time.perf_counter()
     writer.flush()
     table = [
-        {**row, "codes": str(writer.done.get(row[ID_COLUMN], "")), "codes_error": failed.get(row[ID_COLUMN], "")}
-        for row in rows
+        {**row, "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")), "codes_error": error}
+        for row in objects.rows
+        for error in [failed.get(_key(row), "")]
     ]
     write_table(settings.output / METADATA, table)
     return Encoded(
@@ -156,12 +173,12 @@ def _encode_missing(
         failed=failed,
         codes=sum(writer.done.values()),
         seconds=time.perf_counter() - start,
+        table=objects.table,
+        repeated=objects.repeated,
     )
 
 
-def objects_of(
-    settings: EncodeSettings, vae: SparseSDFVQVAE
-) -> tuple[list[dict[str, str]], list[Place], dict[str, str]]:
+def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
     """Return the table of a source, the objects that can be tried, and why the others can't.
 
     Raises:
@@ -173,6 +190,7 @@ def objects_of(
     rows: list[dict[str, str]] = []
     places: list[Place] = []
     failed: dict[str, str] = {}
+    found: Source | None = None
     if fields_in(source):
         fields = FieldFolder(source, vae.config.data_resolution)
         failed |= fields.left_out
@@ -182,13 +200,13 @@ def objects_of(
                 continue
             rows.append(row)
             if row[ID_COLUMN] in usable:
-                usable.discard(row[ID_COLUMN])
                 places.append(Place(name=row[ID_COLUMN], field=fields.path(row[ID_COLUMN])))
     else:
-        for item in read_source(_format_of(source), source, split=settings.split):
+        found = Source(_format_of(source), source, split=settings.split)
+        for item in follow(found, "reading the input", leave=False):
             rows.append(item.row)
             if item.place is None:
-                failed.setdefault(item.row[ID_COLUMN], item.error)
+                failed[_key(item.row)] = item.error
             else:
                 places.append(Place(name=item.row[ID_COLUMN], mesh=item.place))
     if not places:
@@ -199,7 +217,18 @@ def objects_of(
         chosen = {place.name for place in places}
         rows = [row for row in rows if row[ID_COLUMN] in chosen]
         failed = {name: why for name, why in failed.items() if name in chosen}
-    return rows, places, failed
+    return Objects(
+        rows=rows,
+        places=places,
+        failed=failed,
+        table=None if found is None else found.table,
+        repeated=() if found is None else found.repeated,
+    )
+
+
+def _key(row: Mapping[str, str]) -> str:
+    """Return what an object is called: its id, or its file where that can't be read."""
+    return row[ID_COLUMN] or row.get("file", "")
 
 
 def _format_of(source: Path) -> str:

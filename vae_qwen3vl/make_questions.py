@@ -131,11 +131,12 @@ def read_terms(path: Path) -> dict[str, list[str]]:
 
 def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[KnownObject]:
     """Yield what is known of the chosen objects, in the pack's order, and note those that fail."""
-    from dataset_toolkits.mesh_sources import ID, read_source
+    from dataset_toolkits.mesh_sources import ID, pack_items
 
     pack = MeshPack(settings.pack)
     records = {entry.id: entry for entry in pack.entries}
-    items = list(read_source("pack", settings.pack))
+    items = list(pack_items(settings.pack))
+    first: dict[str, str] = {}
     splits: dict[str, set[str]] = {}
     for item in items:
         splits.setdefault(item.row[ID], set()).add(item.row["split"])
@@ -151,8 +152,8 @@ def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[Known
         try:
             if len(splits[name]) > 1:
                 raise ValueError(f"its mesh is also in the splits {', '.join(sorted(splits[name]))}")
-            if item.error:
-                raise ValueError(item.error)
+            if first.setdefault(name, entry.id) != entry.id:
+                raise ValueError(f"it has the mesh of {first[name]}")
             yield KnownObject.from_record(entry.record, measure_mesh(pack.mesh(entry)), sample_id=name)
         except ValueError as error:
             failed[entry.id] = one_line(error)

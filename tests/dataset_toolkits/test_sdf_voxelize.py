@@ -105,7 +105,8 @@ def test_bad_rows_and_meshes_stay_with_their_reasons_and_the_rest_goes_on(tmp_pa
     rows = [
         {"sha256": "good", "glb_file": "000.ply", **label},
         {"sha256": "../../x", "glb_file": "001.ply", **label},
-        {"sha256": "good", "glb_file": "001.ply", **label},
+        {"sha256": "two", "glb_file": "000.ply", **label},
+        {"sha256": "two", "glb_file": "001.ply", **label},
         {"sha256": "unreadable", "glb_file": "broken.glb", **label},
         {"sha256": "flat", "glb_file": "flat.obj", **label},
         {"sha256": "gone", "glb_file": "gone.glb", **label},
@@ -116,11 +117,12 @@ def test_bad_rows_and_meshes_stay_with_their_reasons_and_the_rest_goes_on(tmp_pa
     assert run(data, output, source_format="custom") == 0
     found = table_of(output)
     assert [row["sha256"] for row in found] == [row["sha256"] for row in rows]
-    assert [row["sdf_computed"] for row in found] == ["True", "False", "False", "False", "False", "False", "True"]
+    assert [row["sdf_computed"] for row in found] == ["True", *["False"] * 6, "True"]
     reasons = [
         "",
         "plain name",
-        "occurs twice: first in row 1",
+        "its id 'two' stands for different files: 000.ply (row 3), 001.ply (row 4)",
+        "its id 'two' stands for different files",
         "readable",
         "no face of the mesh has an area",
         "exist",
@@ -131,7 +133,7 @@ def test_bad_rows_and_meshes_stay_with_their_reasons_and_the_rest_goes_on(tmp_pa
     assert set(fields_of(output)) == {"good_r32.npz", "silent_r32.npz"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "deep"]
     summary = summary_of(output)
-    assert (summary["failed_rows"], summary["trainable"], sum(summary["failures"].values())) == (5, {"32": 1}, 5)
+    assert (summary["failed_rows"], summary["trainable"], sum(summary["failures"].values())) == (6, {"32": 1}, 6)
     assert "failed: 1 × its id … is not a plain name" in capsys.readouterr().out
 
 
