@@ -49,6 +49,8 @@ class EncodeSettings:
     vae_ckpt: str | os.PathLike[str] | None = None
     threshold_factor: float | None = None
     """See `voxelize_for`; for meshes and tokenizers of the original system."""
+    up: str | None = None
+    """The axis of all sources that points up, or `auto`; None takes each object's own (`up_of`)."""
     split: str | None = None
     """Only objects whose row says so in its column `split`."""
     max_samples: int | None = None
