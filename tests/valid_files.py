@@ -6,6 +6,7 @@ Shared by `tests/test_fuzz.py` and `benchmarks/fuzz.py`.
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import tempfile
@@ -69,6 +70,32 @@ def draco_glb() -> bytes:
         return two_boxes().export(file_type="glb", extension_draco=True)
     except (ImportError, TypeError):
         return b""
+
+
+def gltf_of_everything() -> bytes:
+    """Return a GLB with a skin, morph targets, sparse and normalized numbers, strips, instances, invisible nodes."""
+    place = Path(__file__).parent / "sdf_vqvae" / "geometry" / "gltf_files.py"
+    spec = importlib.util.spec_from_file_location("gltf_files", place)
+    assert spec is not None and spec.loader is not None
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    model, box = builder.Gltf(), builder.box()
+    posed = model.primitive(box, targets=[{"POSITION": model.sparse(model.accessor(box.vertices), [1], [[0, 2, 0]])}])
+    model.skin(posed, np.tile([0, 1, 0, 0], (8, 1)), np.tile([200, 55, 0, 0], (8, 1)), dtype="|u1", normalized=True)
+    upper = model.node(root=False, rotation=[0, 0, 0.6, 0.8])
+    lower = model.node(children=[upper], scale=[-1, 1, 2])
+    binds = model.accessor(np.tile(builder.IDENTITY_BIND, (2, 1)))
+    model.document["skins"] = [{"joints": [lower, upper], "inverseBindMatrices": binds}]
+    model.node(mesh=model.mesh(posed, weights=[0.5]), skin=0)
+    strip = {"attributes": {"POSITION": model.accessor(box.vertices * 127, "|i1", normalized=True)}, "mode": 5}
+    strip["indices"] = model.accessor([0, 1, 2, 255, 3, 4, 5, 6], "|u1")
+    places = {"TRANSLATION": model.accessor([[0, 0, 0], [3, 0, 0]]), "SCALE": model.accessor([[1, 1, 1], [1, -2, 1]])}
+    hidden = model.node(root=False, mesh=0, extensions={"KHR_node_visibility": {"visible": False}})
+    instances = {"EXT_mesh_gpu_instancing": {"attributes": places}}
+    model.node(mesh=model.mesh(strip, {**strip, "mode": 1}), extensions=instances, children=[hidden])
+    model.use("EXT_mesh_primitive_restart", "EXT_mesh_gpu_instancing", "KHR_node_visibility", required=True)
+    data: bytes = model.glb()
+    return data
 
 
 def polygons_obj() -> bytes:
@@ -228,6 +255,7 @@ def _meshes() -> dict[str, tuple[str, list[bytes]]]:
     return {
         "glb": (".glb", [glb]),
         "glb_draco": (".glb", [draco_glb()]),
+        "glb_features": (".glb", [gltf_of_everything()]),
         "gltf": (".gltf", [gltf_in_one_file()]),
         "obj": (".obj", [encoded(box.export(file_type="obj")), polygons_obj()]),
         "ply_ascii": (".ply", [encoded(box.export(file_type="ply", encoding="ascii")), polygons_ply()]),

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from sdf_vqvae.archives import parse_json
+from sdf_vqvae.geometry import meshopt
 from sdf_vqvae.geometry.mesh_file import MAX_FILE_BYTES, OwnFolder, as_utf8, short
 
 OVERLAP = 16
 """How many bytes the accessors that are read may claim for each byte of the file; interleaved ones overlap."""
 MAX_CHUNKS = 1024
 """Most chunks of a GLB that are looked through for its binary one."""
+MESHOPT = ("KHR_meshopt_compression", "EXT_meshopt_compression")
 _ROWS = 2**18  # of interleaved data, read at a time
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GLB_START = b"glTF"
@@ -138,7 +140,9 @@ class GltfData:
         self.document: dict[str, Any] = document
         self._lists: dict[str, list[dict[str, Any]]] = {}
         self._check_names()
+        self.size += sum(self._unpacked_size(view) for view in self.items("bufferViews"))
         self._buffers: dict[int, _InMemory | _InFile] = {}
+        self._unpacked: dict[int, _InMemory] = {}
         self._accessors: dict[int, Accessor] = {}
 
     # -- the document ----------------------------------------------------------------------------------------------
@@ -199,15 +203,59 @@ class GltfData:
         view = self.item("bufferViews", number, "an accessor")
         stride = whole(view.get("byteStride", 0), "byteStride")
         buffer = whole(view.get("buffer"), "the buffer of a view")
+        if _meshopt_of(view) and not self._has_data(buffer):
+            source = self._unpack(number, view)
+            return source, 0, source.size, stride
+        return *self._range(view, f"its view {number}"), stride
+
+    def _range(self, view: dict[str, Any], what: str) -> tuple[_InMemory | _InFile, int, int]:
+        """Return where bytes are held that an object names by buffer, byteOffset and byteLength."""
+        buffer = whole(view.get("buffer"), f"the buffer of {what}")
         start = whole(view.get("byteOffset", 0), "byteOffset")
         length = whole(view.get("byteLength"), "byteLength")
         source = self._buffer(buffer)
         held = min(whole(self.items("buffers")[buffer].get("byteLength", source.size), "byteLength"), source.size)
         if start + length > held:
-            raise ValueError(
-                f"its view {number} claims bytes {start:,} to {start + length:,}, but buffer {buffer} has {held:,}"
-            )
-        return source, start, length, stride
+            raise ValueError(f"{what} claims bytes {start:,} to {start + length:,}, but buffer {buffer} has {held:,}")
+        return source, start, length
+
+    def _has_data(self, buffer: int) -> bool:
+        """Return whether the bytes of a buffer are there; views that are compressed may name one that has none."""
+        uri = self.item("buffers", buffer, "a view").get("uri")
+        if uri is None:
+            return buffer == 0 and self._binary is not None
+        return isinstance(uri, str) and (uri.startswith("data:") or self.resolver.path(uri).is_file())
+
+    def _unpacked_size(self, view: dict[str, Any]) -> int:
+        """Return how many bytes a view unpacks to, as far as its stream can account for them."""
+        name = _meshopt_of(view)
+        if not name:
+            return 0
+        packed = mapping(mapping(view, "extensions"), name)
+        return min(whole(view.get("byteLength"), "byteLength"), meshopt.RATIO * whole(packed.get("byteLength"), name))
+
+    def _unpack(self, number: Any, view: dict[str, Any]) -> _InMemory:
+        """Return the bytes of a view that is compressed with meshopt."""
+        if number not in self._unpacked:
+            name = _meshopt_of(view)
+            packed = mapping(mapping(view, "extensions"), name)
+            what = f"its view {number}, compressed with {name},"
+            count, stride = whole(packed.get("count"), "count"), whole(packed.get("byteStride"), "byteStride", 1)
+            source, start, length = self._range(packed, what)
+            if (
+                count * stride != whole(view.get("byteLength"), "byteLength")
+                or count * stride > meshopt.RATIO * length
+            ):
+                raise ValueError(
+                    f"{what} claims {count:,} rows of {stride} bytes, which does not fit its {length:,} bytes"
+                )
+            mode, filter_name = str(packed.get("mode")), str(packed.get("filter", "NONE"))
+            try:
+                rows = meshopt.decode(source.read(start, length), mode, count, stride, filter_name)
+            except ValueError as error:
+                raise ValueError(f"{what} cannot be read: {error}") from error
+            self._unpacked[number] = _InMemory(rows)
+        return self._unpacked[number]
 
     # -- arrays ----------------------------------------------------------------------------------------------------
 
@@ -306,6 +354,12 @@ def fractions(rows: np.ndarray, normalized: bool) -> np.ndarray:
     largest = np.iinfo(rows.dtype).max
     values = rows / np.float64(largest)
     return np.maximum(values, -1.0, out=values) if rows.dtype.kind == "i" else values
+
+
+def _meshopt_of(view: dict[str, Any]) -> str:
+    """Return the name of the extension that a view is compressed with, or nothing."""
+    extensions = mapping(view, "extensions")
+    return next((name for name in MESHOPT if name in extensions), "")
 
 
 def _opened(file: Path, size: int) -> tuple[bytes, _InFile | None]:

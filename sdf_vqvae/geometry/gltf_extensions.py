@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdf_vqvae.geometry.gltf_data import GltfData, listing, mapping, short
+from sdf_vqvae.geometry.gltf_data import MESHOPT, GltfData, listing, mapping, short
 
 DRACO = "KHR_draco_mesh_compression"
 INSTANCING = "EXT_mesh_gpu_instancing"
@@ -12,7 +12,7 @@ VISIBILITY = "KHR_node_visibility"
 PRIMITIVE_RESTART = ("KHR_mesh_primitive_restart", "EXT_mesh_primitive_restart")
 _ARTICULATIONS = "AGI_articulations"
 _CENTER = "CESIUM_RTC"
-_READ = (DRACO, INSTANCING, VISIBILITY, *PRIMITIVE_RESTART, "KHR_mesh_quantization", "KHR_accessor_float64")
+_READ = (DRACO, INSTANCING, VISIBILITY, *PRIMITIVE_RESTART, *MESHOPT, "KHR_mesh_quantization", "KHR_accessor_float64")
 # Looks, light, sound, behaviour and knowledge about things: all of them leave triangles where they are. Names, or
 # beginnings of names.
 _HARMLESS = (

@@ -127,8 +127,6 @@ class NodeTree:
         world = self.world(number)
         if INSTANCING not in extensions:
             return world[None]
-        if "skin" in self.nodes[number]:
-            raise ValueError(f"its node {number} repeats a skinned mesh by {INSTANCING}, which is not read")
         return world @ self._instances(number, mapping(mapping(extensions, INSTANCING), "attributes"))
 
     def instance_count(self, number: int) -> int:
@@ -136,6 +134,8 @@ class NodeTree:
         extensions = mapping(self.nodes[number], "extensions")
         if INSTANCING not in extensions:
             return 1
+        if "skin" in self.nodes[number]:
+            raise ValueError(f"its node {number} repeats a skinned mesh by {INSTANCING}, which is not read")
         attributes = mapping(mapping(extensions, INSTANCING), "attributes")
         counts = {self.data.accessor(a).count for name, a in attributes.items() if name in _INSTANCE_WIDTHS}
         if len(counts) != 1:
