@@ -30,7 +30,7 @@ from sdf_vqvae.field_folder import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.runtime import resolve_device
 from sdf_vqvae.shapes import voxelize_many_for
-from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from sdf_vqvae.upright import UP_AXES, turns_to_upright
 from vae_qwen3vl.code_folder import CodeFolder, CodeFolderWriter
 from vae_qwen3vl.describer import load_describer
@@ -63,15 +63,21 @@ def encode(options: argparse.Namespace) -> None:
             other = mesh.copy()
             other.vertices = turned(np.asarray(mesh.vertices), up)
             stands.append(other)
-        for up, field in zip(UP_AXES, voxelize_many_for(vae, stands), strict=True):
+        made = voxelize_many_for(vae, stands)
+        for up, field in zip(UP_AXES, made, strict=True):
             if isinstance(field, str):
-                print(f"{entry.id}: {field}", file=sys.stderr)
-                continue
+                print(f"{entry.id}, up {up}: {field}", file=sys.stderr)
+        fields = {up: field for up, field in zip(UP_AXES, made, strict=True) if isinstance(field, SparseSDF)}
+        if not fields:
+            continue
+        with torch.no_grad():
+            codes = vae.Encode(collate_sparse_sdf(list(fields.values())))
+        record = entry.record
+        for number, up in enumerate(fields):
+            own = codes.coords[:, 0] == number
+            values, coords = codes.feats[own, 0], codes.coords[own, 1:]
             name = f"{entry.offset}.{up}"
-            with torch.no_grad():
-                codes = vae.Encode(collate_sparse_sdf([field]))
-            writer.add(name, codes.feats[:, 0].to("cpu", torch.int32), codes.coords[:, 1:].to("cpu", torch.int16))
-            record = entry.record
+            writer.add(name, values.to("cpu", torch.int32), coords.to("cpu", torch.int16))
             rows.append(
                 {ID_COLUMN: name, "split": up, "object": str(entry.offset), "source": entry.source,
                  "captions": json.dumps(record.get("captions") or [record["name"]], ensure_ascii=False)}
