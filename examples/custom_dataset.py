@@ -9,6 +9,7 @@ shipped tokenizer and the default language model (`--vl_model` takes another). E
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from vae_qwen3vl import (
     load_vae_from_config,
 )
 from vae_qwen3vl.default_lm import resolve_vl_model
+from vae_qwen3vl.programs import quiet_transformers, run_program
 
 HERE = Path(__file__).parent
 PROMPT = "What is this?"
@@ -85,11 +87,16 @@ def _moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {k: _moved(v, device) if isinstance(v, Mapping) else v.to(device) for k, v in batch.items()}
 
 
-def main() -> None:
-    """Train both ways."""
+def main() -> int:
+    """Train both ways, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vl_model", help="Qwen2-VL or Qwen3-VL: a folder or a Hub id (default: the small default)")
-    options = parser.parse_args()
+    return run_program("custom_dataset", work, parser.parse_args())
+
+
+def work(options: argparse.Namespace) -> int:
+    """Train both ways."""
+    quiet_transformers()
     torch.manual_seed(0)
     vae = load_vae_from_config()
     vl = str(resolve_vl_model(options.vl_model))
@@ -103,7 +110,8 @@ def main() -> None:
     train(model, loader_a, "A")
     loader_b = DataLoader(WayB(vae), 2, collate_fn=lambda items: collate_sdf_caption(items, processor, PROMPT))
     train(model, loader_b, "B")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

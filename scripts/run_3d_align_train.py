@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.programs import run_program
@@ -58,6 +57,8 @@ def launch_command(config: AlignmentConfig, gpus: int, file: Path, *, debug: boo
         return [sys.executable, script]
     if processes < wanted:
         print(f"{wanted} processes are asked for, {gpus} GPUs are here: {processes} start", file=sys.stderr)
+    import yaml  # there, since the config was read
+
     section: dict[str, Any] = {**config.accelerate, "num_processes": processes}
     file.write_text(yaml.safe_dump(section), encoding="utf-8")
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), script]

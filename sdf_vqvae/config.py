@@ -6,14 +6,19 @@ Knows the names and meanings of the keys; builds nothing.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.archives import parse_json, regular_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.training_config import DatasetConfig, TrainerConfig, check_keys, check_types, named_section
+
+logger = logging.getLogger(__name__)
 
 # Keys of the original system's files that change nothing in the network; they are accepted and kept.
 _WITHOUT_EFFECT = ("representation_config", "latents_scale", "latents_shift")
@@ -273,14 +278,30 @@ class VAEDocument:
     trainer: TrainerConfig | None
 
 
+def config_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a name of a VAE config stands for: what is there, else the shipped config of that name.
+
+    Shipped are the files of `configs/vae`. So that `configs/vae/NAME.json` works from any folder, they are meant by
+    that path or by `NAME.json` alone, where the current folder has no such file; the log says so.
+    """
+    given = Path(path)
+    if given.parent not in (Path("configs/vae"), Path()) or os.path.lexists(given):
+        return given
+    shipped = Path(str(resources.files("sdf_vqvae") / "configs" / given.name))
+    if given.suffix != ".json" or not shipped.is_file():
+        return given
+    logger.info("there is no %s here: %s is read", path, shipped)
+    return shipped
+
+
 def read_vae_document(path: str | os.PathLike[str]) -> VAEDocument:
-    """Read a JSON file with the sections `models` (needed), `dataset` and `trainer`.
+    """Read a JSON file with the sections `models` (needed), `dataset` and `trainer`; see `config_file` for its path.
 
     Raises:
         ValueError: the file is missing, is not JSON, lacks `models.vqvae.args`, or a key anywhere is unknown, is not
             supported, or has a value of another type or range. The message names file and key.
     """
-    file = regular_file(path, "VAE config")
+    file = regular_file(config_file(path), "VAE config")
     try:
         document = parse_json(file.read_bytes())
     except OSError as error:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from sdf_vqvae.extras import said_of
 from sdf_vqvae.geometry.up import AUTO, UP_AXES, read_up
 from sdf_vqvae.jobs import devices_for
 from sdf_vqvae.runtime import resolve_device, setup_logging
@@ -104,7 +105,8 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     except (ValueError, OSError, ImportError) as error:
         if getattr(options, "verbose", False):
             logging.getLogger(__name__).debug("what went wrong", exc_info=True)
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        words = said_of(error) if isinstance(error, ImportError) else one_line(error)
+        print(f"{program}: error: {words}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)

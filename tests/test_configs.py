@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdf_vqvae.config import VAEConfig, read_vae_document
+from sdf_vqvae.config import VAEConfig, config_file, read_vae_document
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.config import AlignmentConfig
 
@@ -151,3 +151,31 @@ def test_the_alignment_config_reads_as_plain_values():
     assert values["projector_layers"] == 3
     assert values["accelerate"]["downcast_bf16"] == "no"
     assert "vae_ckpt" not in values
+
+
+def test_a_shipped_config_is_found_from_any_folder_by_its_documented_path(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    for path in VAE_FILES:
+        for name in (f"configs/vae/{path.name}", f"./configs/vae/{path.name}", path.name):
+            assert config_file(name).read_bytes() == path.read_bytes()
+            assert f"there is no {name} here" in caplog.messages[-1]
+
+
+def test_a_file_that_is_there_wins_over_a_shipped_config_of_its_name(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    Path("configs/vae").mkdir(parents=True)
+    name = "configs/vae/sdf_vqvae_stage1.json"
+    Path(name).write_text("{}")
+    assert config_file(name) == Path(name)
+    with pytest.raises(ValueError, match=r"there is no models\.vqvae\.args section"):
+        VAEConfig.from_json(name)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["mine/sdf_vqvae_stage1.json", "configs/vae/own.json", "/sdf_vqvae_stage1.json"])
+def test_another_path_is_never_taken_for_a_shipped_config(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        VAEConfig.from_json(name)

@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sdf_vqvae.config import config_file
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_config import check_keys
 from vae_qwen3vl.accelerate_section import checked_accelerate
@@ -285,7 +286,7 @@ class AlignmentConfig:
         for key in ("vae_config", "vae_ckpt", "init_projector", "init_lora"):
             value = getattr(self, key)
             kind, there = ("folder", Path.is_dir) if key == "init_lora" else ("file", Path.is_file)
-            if value is not None and not there(Path(value)):
+            if value is not None and not there(config_file(value) if key == "vae_config" else Path(value)):
                 where = "" if Path(value).is_absolute() else f" in the current directory {Path.cwd()}"
                 raise ValueError(f"{key}: there is no {kind} {value}{where}; give --{key}")
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdf_vqvae.extras import DISTRIBUTION, EXTRAS, install
 from vae_qwen3vl.default_lm import DEFAULT_LM
-from vae_qwen3vl.machine import CORE, DISTRIBUTION, EXTRAS, NOT_INSTALLED, SHOWN, Machine, look
+from vae_qwen3vl.machine import CORE, NOT_INSTALLED, SHOWN, Machine, look
 
 __all__ = ["EXTRAS", "Finding", "Report", "examine", "judge"]
 
@@ -105,11 +106,6 @@ def judge(machine: Machine) -> list[Finding]:
     return [found for check in checks for found in check(machine)]
 
 
-def install(extra: str) -> str:
-    """Return the command that installs an extra."""
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
 def devices(machine: Machine) -> list[str]:
     """Return a line for each device."""
     cpu = f"{machine.cpu}, {machine.threads} threads on {machine.usable_cores} cores, {machine.memory / _GIB:.1f} GiB"
@@ -141,7 +137,10 @@ def _packages(machine: Machine) -> Iterator[Finding]:
         names = ", ".join(machine.missing_extras["language"])
         yield _problem("packages", f"no language model can run without {names}: {install('language')}")
     if not machine.requirements:
-        yield _hint("packages", f"{DISTRIBUTION} is not installed, so versions can't be checked: pip install -e .")
+        # An installed distribution says what it requires, but only `packaging` can read that.
+        there = machine.versions.get(DISTRIBUTION, NOT_INSTALLED) != NOT_INSTALLED
+        lacking, remedy = ("packaging", "pip install packaging") if there else (DISTRIBUTION, "pip install -e .")
+        yield _hint("packages", f"{lacking} is not installed, so versions can't be checked: {remedy}")
         for name in CORE:
             if machine.versions.get(name) == NOT_INSTALLED:
                 yield _problem("packages", f"{name} is not installed: pip install {name}")

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.extras import DISTRIBUTION, EXTRAS
 from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, shipped_config
 from sdf_vqvae.sparse.conv import active_backend
 from vae_qwen3vl.default_lm import default_lm_folder, verify_default_lm
@@ -31,22 +32,12 @@ from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.pinned_wheel import cache_root
 from vae_qwen3vl.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 
-DISTRIBUTION = "vae-qwen3vl"
 CORE = ("torch", "numpy", "scipy", "trimesh", "safetensors", "libigl")
 LIBRARIES = (*CORE, "transformers", "tokenizers", "peft")
 IF_PRESENT = ("torchvision", "triton", "accelerate", "spconv-triton")
 """Libraries that are told of only where they are installed."""
 SHOWN = (DISTRIBUTION, "python", "system", *LIBRARIES, *IF_PRESENT)
 """Names whose versions are worth a line."""
-EXTRAS = {
-    "language": ("transformers", "tokenizers", "gguf", "peft", "accelerate", "yaml"),
-    "training": ("DracoPy", "tensorboard"),
-    "evaluation": ("nltk",),
-    "medical": ("nibabel",),
-    "web": ("gradio",),
-    "gpu": ("spconv",),
-}
-"""Import names of what each extra brings."""
 NOT_INSTALLED = "not installed"
 
 
@@ -57,7 +48,7 @@ class Machine:
     versions: dict[str, str] = field(default_factory=lambda: {"torch": torch.__version__})
     """Of libraries, Python and the system."""
     requirements: tuple[tuple[str, str], ...] = (("", "torch"),)
-    """(extra, requirement) of this distribution, extra "" for the core; empty if it isn't installed."""
+    """(extra, requirement) of this distribution, extra "" for the core; empty if they aren't known."""
     torchvision_needs: str | None = None
     """The installed torchvision's requirement on torch."""
     missing_extras: dict[str, list[str]] = field(default_factory=dict)

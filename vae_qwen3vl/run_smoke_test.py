@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config import VAEConfig, config_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.sparse.tensor import SparseTensor
 from vae_qwen3vl.balls import ball_batch
@@ -129,12 +129,13 @@ def run_checks(options: argparse.Namespace) -> None:
 
     quiet_transformers(options.verbose)
     device = resolve_device(options.device)
-    config = VAEConfig.from_json(options.vae_config)  # a wrong path is said before any model is loaded
+    vae_config = config_file(options.vae_config)
+    config = VAEConfig.from_json(vae_config)  # a wrong path is said before any model is loaded
     vl_model = None if options.quick else resolve_vl_model(options.vl_model)
     weights = options.vae_ckpt or "random weights, since there is no --vae_ckpt"
-    print(f"VAE: {options.vae_config}, {weights}")
+    print(f"VAE: {vae_config}, {weights}")
     # A checkpoint without a codebook (Direct3D-S2's) runs too: the loader warns that its codes mean nothing.
-    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, device, codebook_required=False)
+    vae = load_vae_from_config(vae_config, options.vae_ckpt, device, codebook_required=False)
     print(f"language model: {vl_model or 'a tiny Qwen2-VL with random weights (--quick)'}")
     model = Qwen3VLWith3DBranch(
         str(vl_model or "tiny random Qwen2-VL"),

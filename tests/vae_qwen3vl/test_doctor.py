@@ -77,6 +77,10 @@ CASES = {
         replace(CPU, requirements=()),
         "hint packages: vae-qwen3vl is not installed, so versions can't be checked: pip install -e .",
     ),
+    "installed, but nothing can read what it requires": (
+        replace(CPU, requirements=(), versions={"torch": "2.13.0", "vae-qwen3vl": "0.1.0"}),
+        "hint packages: packaging is not installed, so versions can't be checked: pip install packaging",
+    ),
     "a torchvision for another torch": (
         replace(CPU, versions={"torch": "2.13.0", "torchvision": "0.20.0"}, torchvision_needs="torch==2.5.0"),
         "problem torch: torchvision 0.20.0 and torch 2.13.0 don't belong together (it needs torch==2.5.0)",
