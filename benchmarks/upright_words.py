@@ -1,14 +1,16 @@
 """What standing the wrong way costs words, and whether the language model itself can tell which way is up.
 
-    python benchmarks/upright_words.py encode PACK --split val -o outputs_upright/turned     # seconds on a GPU
-    python benchmarks/upright_words.py measure outputs_upright/turned
+    python benchmarks/upright_words.py encode PACK --split val -o outputs_upright/turned     # a minute on a GPU
+    python benchmarks/upright_words.py ask outputs_upright/turned -o outputs_upright/answers.json
+    python benchmarks/upright_words.py measure PACK outputs_upright/answers.json
 
 The first encodes every mesh of a split in six ways of standing: as it is (it stands along y), and as if another axis
-were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. What a mesh with z up is taken for, if nobody
-turns it, is the split `-z`: `eval_3d_vl --data_dir outputs_upright/turned --split=-z` says what its words are worth.
+were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The second asks the model about each, greedily,
+and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
 
-The second asks the model about each, greedily, and takes the way of standing whose answer it is surest of (mean
-log-likelihood of the answer's words).
+The third prints how often the way of standing that the model is surest of is the right one, beside the network of
+`sdf_vqvae.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes that stand
+along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ from tqdm import tqdm
 from sdf_vqvae.data import MeshPack
 from sdf_vqvae.field_folder import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.runtime import atomic_path, resolve_device
 from sdf_vqvae.shapes import voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.upright import UP_AXES, turns_to_upright
+from sdf_vqvae.upright import UP_AXES, guess_up, turns_to_upright, usual_up
 from vae_qwen3vl.code_folder import CodeFolder, CodeFolderWriter
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.eval_objects import from_codes
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+from vae_qwen3vl.sentence_similarity import load_sentence_encoder, sentence_similarities
 
 STANDS_ALONG = "y"
 
@@ -86,15 +89,14 @@ def encode(options: argparse.Namespace) -> None:
     write_table(options.output / METADATA, rows)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Print and write how often the likeliest answer belongs to the right way of standing."""
+def ask(options: argparse.Namespace) -> None:
+    """Write the model's answers: id of the object -> way of standing -> what is said, and how surely."""
     folder = CodeFolder(options.codes)
     model = load_describer(None, vae_hash=folder.manifest.vae_hash, device=options.device)
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     prompt = model.prompt or DEFAULT_PROMPT
-    found: dict[str, dict[str, float]] = {}
-    sources: dict[str, str] = {}
     device = next(model.parameters()).device
+    answers: dict[str, dict[str, Any]] = {}
     for up in UP_AXES:
         data = from_codes(folder, split=up, most=options.max_samples or 0, val_samples=0)
         for start in tqdm(range(0, len(data.objects), options.batch_size), desc=f"up {up}", unit="batch"):
@@ -113,29 +115,52 @@ def measure(options: argparse.Namespace) -> None:
             own = logs.gather(2, words[..., None])[..., 0]
             ended = words == processor.tokenizer.eos_token_id
             spoken = (ended.cumsum(1) - ended.int()) == 0  # the end itself counts
-            means = (own * spoken).sum(1) / spoken.sum(1)
-            for one, value in zip(part, means.tolist(), strict=True):
-                found.setdefault(one.row["object"], {})[up] = value
-                sources[one.row["object"]] = one.row["source"]
-    whole = {name: values for name, values in found.items() if len(values) == len(UP_AXES)}
-    rows = [name for name in whole if not options.without or sources[name] not in options.without]
-    table = np.array([[whole[name][up] for up in UP_AXES] for name in rows])
-    right, z, minus_z = (UP_AXES.index(up) for up in ("y", "z", "-z"))
-    plain = np.array([sources[name] != "ldraw" for name in rows])
-    pairs = ((table[:, right] > table[:, z]) + 0.0 + (table[:, right] > table[:, minus_z])) / 2
-    six = table.argmax(1) == right
+            means = ((own * spoken).sum(1) / spoken.sum(1)).tolist()
+            texts = processor.tokenizer.batch_decode(words, skip_special_tokens=True)
+            for one, text, value in zip(part, texts, means, strict=True):
+                answers.setdefault(one.row["object"], {})[up] = {"text": text.strip(), "mean_log": value}
+    with atomic_path(options.output) as temporary:
+        temporary.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Print and write what the answers say."""
+    answers = json.loads(options.answers.read_text(encoding="utf-8"))
+    pack = MeshPack(options.pack)
+    entries = [e for e in pack.select(options.split) if set(answers.get(str(e.offset), ())) == set(UP_AXES)]
+    own = [answers[str(e.offset)] for e in entries]
+    captions = [e.record.get("captions") or [e.record["name"]] for e in entries]
+    network = [guess_up(pack.mesh(e)).up for e in tqdm(entries, unit="mesh")]
+    weighed = []
+    for entry in tqdm(entries, unit="mesh"):
+        mesh = pack.mesh(entry)
+        mesh.vertices = turned(np.asarray(mesh.vertices), "-z")  # now it stands along z
+        weighed.append(usual_up(mesh).up)
+    sure = np.array([[one[up]["mean_log"] for up in UP_AXES] for one in own])
+    right = UP_AXES.index(STANDS_ALONG)
+    pairs = np.stack([sure[:, right] > sure[:, UP_AXES.index(other)] for other in ("z", "-z")]).mean()
+    encoder = load_sentence_encoder()
+    untouched, upright = [one["-z"]["text"] for one in own], [one["y"]["text"] for one in own]
+    rows = {
+        "as they are": untouched,
+        "turned by the network": [
+            y if up == "z" else z for up, y, z in zip(weighed, upright, untouched, strict=True)
+        ],
+        "turned rightly": upright,
+    }
+    scores = {row: sentence_similarities(encoder, texts, captions) for row, texts in rows.items()}
     result: dict[str, Any] = {
-        "objects": len(rows),
-        "six": float(six.mean()),
-        "y or z": float(pairs.mean()),
-        "without ldraw": {
-            "objects": int(plain.sum()),
-            "six": float(six[plain].mean()),
-            "y or z": float(pairs[plain].mean()),
+        "objects": len(entries),
+        "split": options.split,
+        "the language model": {"six": float((sure.argmax(1) == right).mean()), "y or z": float(pairs)},
+        "the network": {"six": float(np.mean([up == STANDS_ALONG for up in network]))},
+        "meshes along z": {
+            "turned by the network": float(np.mean([up == "z" for up in weighed])),
+            "sentence_bert": {row: round(100 * float(np.mean(values)), 2) for row, values in scores.items()},
         },
     }
     print(json.dumps(result, indent=1))
-    write_result("upright_likelihood", result, options.out)
+    write_result(f"upright_words_{options.split}", result, options.out)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -147,13 +172,18 @@ def make_parser() -> argparse.ArgumentParser:
     first.add_argument("--split", default="val")
     first.add_argument("-o", "--output", type=Path, required=True)
     first.set_defaults(work=encode)
-    second = commands.add_parser("measure")
+    second = commands.add_parser("ask")
     second.add_argument("codes", type=Path)
+    second.add_argument("-o", "--output", type=Path, required=True)
     second.add_argument("--batch_size", type=int, default=16)
     second.add_argument("--max_new_tokens", type=int, default=24)
-    second.add_argument("--without", nargs="*", help="sources to leave out")
-    second.add_argument("--out", type=Path)
-    second.set_defaults(work=measure)
+    second.set_defaults(work=ask)
+    third = commands.add_parser("measure")
+    third.add_argument("pack", type=Path)
+    third.add_argument("answers", type=Path)
+    third.add_argument("--split", default="val")
+    third.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
+    third.set_defaults(work=measure)
     for command in (first, second):
         command.add_argument("--max_samples", type=int)
         command.add_argument("--device")
