@@ -26,8 +26,8 @@ _IMAGE_WORDS = frozenset(("image", "img", "imaging", "ct", "scan", "volume", "vo
 _LABEL_WORDS = frozenset(
     ("label", "lbl", "seg", "segmentation", "mask", "gt", "annotation", "organ", "labelmap", "roi")
 )
-_IMAGE_FOLDER = re.compile(r"(images?|imgs?|cts?|scans?|volumes?)", re.IGNORECASE)
-_LABEL_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gts?)", re.IGNORECASE)
+_IMAGE_FOLDER = re.compile(r"(images?|imgs?|cts?|scans?|volumes?)(_?tr)?", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gts?)(_?tr)?", re.IGNORECASE)
 _OTHER_PARTS = re.compile(r"(images|labels)(Ts|Va|Val|Test)", re.IGNORECASE)
 _FEW = 5
 _SHARED = "image and label are paired by what their names share"
@@ -352,7 +352,11 @@ def _not_read(root: Path, *read: Path | None) -> tuple[str, ...]:
     ]
     return (
         *(f"{folder.name} ({count} files) is not read" for folder, count in others if count),
-        *([f"{_list(foreign)} {'is' if len(foreign) == 1 else 'are'} not NIfTI, and not read"] if foreign else ()),
+        *(
+            [f"{_list(foreign)} {'is' if len(foreign) == 1 else 'are'} not .nii or .nii.gz, and not read"]
+            if foreign
+            else ()
+        ),
     )
 
 

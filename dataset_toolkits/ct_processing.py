@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -415,9 +415,21 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_tables(
-    settings: Settings, failed: dict[str, str], dataset_name: str, source_format: str
+    settings: Settings,
+    failed: Mapping[str, str],
+    dataset_name: str,
+    source_format: str,
+    unpaired: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Write all tables from the finished cases' records, and return those."""
+    """Write all tables from the finished cases' records, and return those.
+
+    Args:
+        settings: where to, and what was made.
+        failed: case -> why it has no record.
+        dataset_name: for `dataset_config.json`.
+        source_format: likewise.
+        unpaired: case -> what it lacks, likewise.
+    """
     processed = settings.output / PROCESSED
     folders = sorted(p for p in processed.iterdir() if not p.name.startswith(".")) if processed.is_dir() else []
     records = [r for p in folders if p.name not in failed and (r := read_info(p)) is not None]
@@ -439,6 +451,7 @@ def write_tables(
             "source_format": source_format,
             "num_cases": len(records),
             "num_organs": len(organ_rows),
+            "unpaired": dict(unpaired),
             "default_resolution": settings.default_resolution,
             "sdf_resolution": settings.organ.resolution if settings.compute_sdf else None,
             "sdf_threshold_factor": settings.organ.band if settings.compute_sdf else None,

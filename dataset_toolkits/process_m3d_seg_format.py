@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Outcome:
     """What a run made of one dataset."""
 
+    name: str
     settings: Settings
     records: Sequence[dict[str, Any]]
     """Of the cases that are done, now or earlier."""
@@ -140,18 +141,20 @@ def work(options: argparse.Namespace) -> int:
     if settings.organ_names:
         check_chosen(settings.organ_names, _label_names(sets))
     outcomes = [
-        _work_on(one, replace(settings, output=settings.output / one.folder), options)
-        for one in _first_cases(sets, options.max_cases)
+        _work_on(one, whole, replace(settings, output=settings.output / one.folder), options)
+        for one, whole in zip(_first_cases(sets, options.max_cases), sets, strict=False)
     ]
     for outcome in outcomes:
+        if len(outcomes) > 1:
+            print(f"-- {outcome.name}")
         _print_summary(outcome)
     if not any(outcome.records for outcome in outcomes):
         return USER_ERROR
     return INCOMPLETE if any(outcome.failed or outcome.unpaired for outcome in outcomes) else 0
 
 
-def _work_on(cases: CaseSet, settings: Settings, options: argparse.Namespace) -> _Outcome:
-    """Process one dataset and write its tables."""
+def _work_on(cases: CaseSet, whole: CaseSet, settings: Settings, options: argparse.Namespace) -> _Outcome:
+    """Process the chosen cases of a dataset and write its tables."""
     logger.info("%s: %d cases", cases.name, len(cases.cases))
     for note in cases.notes:
         logger.warning("%s: %s", cases.name, note)
@@ -159,9 +162,11 @@ def _work_on(cases: CaseSet, settings: Settings, options: argparse.Namespace) ->
         logger.warning(
             "the M3D-Seg layout records no spacing: voxels of 1 mm are assumed; --spacing X,Y,Z sets others"
         )
+    chosen = {case.case_id for case in cases.cases}
+    lacking = whole.unpaired(with_windows=not settings.use_mask)
     # A label given by itself was meant so.
-    unpaired = cases.unpaired(with_windows=not settings.use_mask) if options.data_root is not None else {}
-    for case, reason in unpaired.items():
+    unpaired = {case: lacking[case] for case in chosen & lacking.keys()} if options.data_root is not None else {}
+    for case, reason in sorted(unpaired.items()):
         logger.warning("%s: %s", case, reason)
     settings.output.mkdir(parents=True, exist_ok=True)
     with only_writer(settings.output):
@@ -169,13 +174,13 @@ def _work_on(cases: CaseSet, settings: Settings, options: argparse.Namespace) ->
         failed = process(
             cases.cases, settings, workers=options.num_workers, device=options.device, skip=not options.no_skip
         )
-        records = write_tables(settings, failed, cases.name, cases.cases[0].source)
-    chosen = {case.case_id for case in cases.cases}
+        records = write_tables(settings, failed, cases.name, cases.cases[0].source, unpaired)
     return _Outcome(
+        name=cases.name,
         settings=settings,
         records=[r for r in records if r["row"]["case_id"] in chosen],
         failed=failed,
-        unpaired={case: why for case, why in unpaired.items() if case in chosen},
+        unpaired=dict(sorted(unpaired.items())),
     )
 
 
@@ -328,12 +333,12 @@ def _print_samples(organs: Sequence[dict[str, Any]], settings: Settings) -> None
     print(f"trainable samples: {len(made) - nameless} in {folder}{without}")
     for reason, count in Counter(f"{o['name']}: {o['error']}" for o in organs if o["error"]).most_common(_FEW):
         print(f"  no field of {reason}" + (f" ({count} times)" if count > 1 else ""))
-    read = VAEConfig.from_json(shipped_config()).field
-    if made and settings.organ.field != read:
+    own, read = settings.organ.field, VAEConfig.from_json(shipped_config()).field
+    if made and own != read:
         print(
-            f"  these fields are {settings.organ.field.in_words()}; the shipped tokenizer reads {read.in_words()}: "
-            f"make them with --sdf_resolution {read.resolution} --sdf_threshold_factor {read.band:g}, or "
-            f"`vae-qwen3vl convert {folder} -o {folder}_r{read.resolution}`"
+            f"  the shipped tokenizer reads fields of {read.resolution}^3 and band {read.band:g}, these have "
+            f"{own.resolution}^3 and {own.band:g}: make them with --sdf_resolution {read.resolution} "
+            f"--sdf_threshold_factor {read.band:g}, or `vae-qwen3vl convert {folder} -o {folder}_r{read.resolution}`"
         )
 
 

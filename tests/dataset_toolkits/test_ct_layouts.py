@@ -120,7 +120,8 @@ def test_hidden_files_are_none_and_suffixes_may_be_upper_case(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folders", [("img", "label"), ("images", "labels"), ("CT", "masks"), ("scans", "segmentations")]
+    "folders",
+    [("img", "label"), ("images", "labels"), ("CT", "masks"), ("scans", "segmentations"), ("ImagesTR", "labels_tr")],
 )
 def test_folders_of_images_and_labels_may_have_other_names(tmp_path, folders):
     assert pairs(images_and_labels(tmp_path, ["x"], ["x"], folders=folders)) == {"x": ("x", "x")}
@@ -184,7 +185,7 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path):
     root = touch(images_and_labels(tmp_path / "a", ["x"], ["x"]), "imagesTs/y.nii.gz", "imagesTs/z.nii.gz")
     assert only_set(root).notes == ("imagesTs (2 files) is not read",)
     touch(root, "labelsTr/x.nrrd", "labelsTr/.DS_Store")
-    assert only_set(root).notes[1:] == ("labelsTr/x.nrrd is not NIfTI, and not read",)
+    assert only_set(root).notes[1:] == ("labelsTr/x.nrrd is not .nii or .nii.gz, and not read",)
     touch(tmp_path, "readme/text.txt")
     assert only_set(tmp_path).notes[-1] == "no case was found in readme"
 
@@ -199,7 +200,7 @@ def test_an_image_without_a_label_and_a_label_without_an_image_are_named(tmp_pat
 
 
 def test_a_folder_of_another_format_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"imagesTr/a\.mha, labelsTr/a\.mha are not NIfTI, and not read$"):
+    with pytest.raises(ValueError, match=r"imagesTr/a\.mha, labelsTr/a\.mha are not .* and not read$"):
         find_case_sets(touch(tmp_path, "imagesTr/a.mha", "labelsTr/a.mha"))
 
 

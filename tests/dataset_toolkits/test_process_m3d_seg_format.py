@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main
+from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main, make_parser
 from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh
@@ -272,9 +272,13 @@ def test_what_has_no_partner_is_in_the_log_in_the_summary_and_in_the_exit_code(t
     for line in ("anna: no label goes with the image", "berta: no image goes with the label"):
         assert line in said
         assert line in caplog.text
+    assert list(json.loads((out / "dataset_config.json").read_text())["unpaired"]) == ["anna", "berta"]
     assert {row["case_id"]: row["organs_present"] for row in table(out / "metadata.csv")} == {
         "anna": "[]", "berta": '["liver", "rib"]', "x": '["liver", "rib"]',
     }  # fmt: skip
+    few = ["--data_root", str(root), "--output_dir", str(tmp_path / "few"), *SMALL, "--max_cases", "1"]
+    assert main(few) == INCOMPLETE
+    assert "cases: 1 done, 0 failed, 1 unpaired" in capsys.readouterr().out
     # With masks alone a label needs no image, and an image without a label is nothing to go on.
     assert main(["--data_root", str(root), "--output_dir", str(tmp_path / "m"), "--use_mask", *SMALL]) == INCOMPLETE
     assert "cases: 2 done, 0 failed, 1 unpaired" in capsys.readouterr().out
@@ -360,13 +364,21 @@ def test_the_readme_s_lines_lead_from_a_scan_to_codes(tmp_path, monkeypatch, rep
     assert [int(row["codes"]) > 0 for row in table(tmp_path / "organ_codes/metadata.csv")] == [True]
 
 
+def test_the_documented_lines_are_understood(repository):
+    text = (repository / "docs/ct.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^python dataset_toolkits/process_m3d_seg_format.py (.*)", text, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        assert make_parser().parse_args(shlex.split(line)).sdf_resolution == 256
+
+
 def test_fields_of_another_grid_are_named_and_what_is_advised_works(tmp_path, monkeypatch, capsys):
     write_thin_organ(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(["--image", "ct.nii.gz", "--label", "organs.nii.gz", "--output_dir", "out", "--use_mask",
                  "--compute_sdf", *SMALL]) == 0  # fmt: skip
     said = capsys.readouterr().out
-    assert "the shipped tokenizer reads sdf at 256^3" in said
+    assert "the shipped tokenizer reads fields of 256^3 and band 3, these have 32^3 and 3" in said
     advised = re.search(r"`(vae-qwen3vl convert .*)`", said)[1]
     assert run("vae-qwen3vl encode out/organs -o codes") == 2
     error = capsys.readouterr().err
@@ -423,7 +435,7 @@ def test_organs_of_a_real_scan_pass_through_the_tokenizer_from_both_layouts(tmp_
         "1",
     ]
     sources = {
-        "m3d": ["--data_root", str(data / "m3d_seg"), "--spacing", "3,3,3",
+        "m3d": ["--data_root", str(data / "m3d_seg/0999"), "--spacing", "3,3,3",
                 "--organs", "spleen,vertebrae L5,rib right 7"],
         "nifti": ["--image", str(data / "nifti/ct.nii.gz"), "--label", str(data / "nifti/organs.nii.gz"),
                   "--organs", "spleen,vertebrae_L5,rib_right_7"],
