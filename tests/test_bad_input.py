@@ -227,14 +227,6 @@ def test_instances_are_counted_before_they_are_copied(tmp_path: Path, monkeypatc
                 load_mesh(tmp_path / "a.gltf")
 
 
-def test_what_a_later_check_finds_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = trimesh.Scene([trimesh.creation.box(), trimesh.creation.box()])
-    mesh_file.check_scene(scene)
-    monkeypatch.setattr(mesh_file, "MAX_TRIANGLES", 23)
-    with pytest.raises(ValueError, match="24 triangles"):
-        mesh_file.check_scene(scene)
-
-
 # -- batches -----------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import base64
 import importlib.util
 import io
 import json
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -114,6 +115,41 @@ def polygons_ply() -> bytes:
     rows = ["0 0 0 1 2 3", "1 0 0 1 2 3", "1 1 0 9 9 9", "0 1 0 0 0 0", "0 0 1 5 5 5"]
     rows += ["3 0 1 4", "4 0 1 2 3", "5 0 1 2 3 4"]
     return "\n".join([*header, *rows]).encode() + b"\n"
+
+
+def strips_ply(order: str = "<") -> bytes:
+    """Return a binary PLY with lists in its vertices, polygons, strips and an element that nobody reads."""
+    kind = {"<": "little", ">": "big"}[order]
+    header = f"ply\nformat binary_{kind}_endian 1.0\nelement camera 1\nproperty list short double what\n"
+    header += "element face 2\nproperty uchar flags\nproperty list uchar ushort vertex_index\nelement vertex 5\n"
+    header += "property double x\nproperty list char uchar tags\nproperty float y\nproperty short z\n"
+    header += "element tristrips 1\nproperty list int int vertex_indices\nend_header\n"
+    body = struct.pack(order + "hdd", 2, 0.5, 1.5)
+    body += struct.pack(order + "BB5H", 7, 5, 0, 1, 2, 3, 4) + struct.pack(order + "BB4H", 7, 4, 0, 1, 2, 3)
+    for x, y, z in ((0, 0, 0), (3, 0, 0), (3, 3, 0), (1, 1, 0), (0, 3, 1)):
+        body += struct.pack(order + "dbBBfh", x, 2, 1, 2, y, z)
+    return header.encode() + body + struct.pack(order + "8i", 7, 0, 1, 2, -1, 2, 3, 4)
+
+
+def polygons_off() -> bytes:
+    """Return an OFF with a comment, colors and faces of three, four and five corners."""
+    lines = ["COFF # by hand", "5 3 0", "0 0 0 255 0 0 255", "3 0 0 0 0 0 1", "3 3 0 9 9 9 9", "1 1 0 0 0 0 0"]
+    lines += ["0 3 0 1 1 1 1", "3 0 1 4 0.5 0.5 0.5", "4 0 1 2 3", "5 0 1 2 3 4 7"]
+    return "\n".join(lines).encode() + b"\n"
+
+
+def binary_off() -> bytes:
+    """Return a binary OFF of a triangle and a quad, one with a color."""
+    points = struct.pack(">12f", 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0)
+    faces = struct.pack(">4ii3f", 3, 0, 1, 2, 3, 0.5, 0.5, 0.5) + struct.pack(">5ii", 4, 0, 1, 2, 3, 0)
+    return b"OFF BINARY\n" + struct.pack(">3i", 4, 2, 0) + points + faces
+
+
+def solids_stl() -> bytes:
+    """Return an ASCII STL of two solids, one with a facet of five vertices."""
+    facet = "facet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1e0 0\nendloop\nendfacet\n"
+    five = facet.replace("vertex 1 0 0", "vertex 3 0 0\nvertex 3 3 0\nvertex 1 1 0")
+    return f"solid 1 2 3\n{facet}endsolid\nSOLID facet\n{five}endsolid facet\n".encode()
 
 
 def a_field() -> SparseSDF:
@@ -259,10 +295,10 @@ def _meshes() -> dict[str, tuple[str, list[bytes]]]:
         "gltf": (".gltf", [gltf_in_one_file()]),
         "obj": (".obj", [encoded(box.export(file_type="obj")), polygons_obj()]),
         "ply_ascii": (".ply", [encoded(box.export(file_type="ply", encoding="ascii")), polygons_ply()]),
-        "ply_binary": (".ply", [encoded(ball.export(file_type="ply"))]),
-        "stl_ascii": (".stl", [encoded(box.export(file_type="stl_ascii"))]),
+        "ply_binary": (".ply", [encoded(ball.export(file_type="ply")), strips_ply("<"), strips_ply(">")]),
+        "stl_ascii": (".stl", [encoded(box.export(file_type="stl_ascii")), solids_stl()]),
         "stl_binary": (".stl", [encoded(box.export(file_type="stl"))]),
-        "off": (".off", [encoded(box.export(file_type="off"))]),
+        "off": (".off", [encoded(box.export(file_type="off")), polygons_off(), binary_off()]),
     }
 
 

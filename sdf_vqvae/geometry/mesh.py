@@ -5,7 +5,6 @@ Knows nothing of voxels. Mesh files are written in `mesh_writing`.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import struct
@@ -21,9 +20,12 @@ from torch import Tensor
 
 from sdf_vqvae.archives import one_line, regular_file
 from sdf_vqvae.geometry.gltf import read_gltf
-from sdf_vqvae.geometry.mesh_file import OwnFolder, check_file_size, check_scene, checked_content
+from sdf_vqvae.geometry.mesh_file import OwnFolder, check_file_size
 from sdf_vqvae.geometry.obj import read_obj
+from sdf_vqvae.geometry.off import read_off
+from sdf_vqvae.geometry.ply import read_ply
 from sdf_vqvae.geometry.polygons import Polygons, in_triangles
+from sdf_vqvae.geometry.stl import read_stl
 from sdf_vqvae.geometry.up import lay_back, stand_up
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
     kind = file.suffix[1:].lower()
     try:
-        mesh = _READERS.get(f".{kind}", _read_with_trimesh)(file, OwnFolder(file.parent))
+        mesh = _READERS[f".{kind}"](file, OwnFolder(file.parent))
         faces = len(mesh.faces)
     except ImportError as error:
         raise ValueError(f"{file} needs a library that is not installed: {one_line(error)}") from error
@@ -83,15 +85,6 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     mesh.metadata[_FILE] = str(file)
     return mesh
-
-
-def _read_with_trimesh(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
-    content = io.BytesIO(checked_content(file))
-    scene = trimesh.load_scene(
-        content, file_type=file.suffix[1:].lower(), resolver=resolver, process=False, skip_materials=True
-    )
-    check_scene(scene)
-    return scene.to_mesh()
 
 
 def _of_polygons(read: Callable[[bytes], Polygons]) -> Callable[[Path, OwnFolder], trimesh.Trimesh]:
@@ -111,8 +104,10 @@ _READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {
     ".glb": read_gltf,
     ".gltf": read_gltf,
     ".obj": _of_polygons(read_obj),
+    ".ply": _of_polygons(read_ply),
+    ".stl": _of_polygons(read_stl),
+    ".off": _of_polygons(read_off),
 }
-"""Readers of our own, by suffix; trimesh reads the others."""
 
 
 def normalize_mesh(mesh: trimesh.Trimesh, up: str = "y") -> NormalizedMesh:

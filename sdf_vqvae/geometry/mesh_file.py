@@ -1,16 +1,11 @@
-"""What a mesh file says about itself, compared with what it is, before a reader allocates or opens anything.
+"""Bounds of mesh files that all readers share, and the only way in which they open other files.
 
-trimesh reads the formats; what it would do without end on a small file (allocate what a header claims, copy a mesh as
-often as a scene repeats it, search names one by one) is refused or rewritten here. Knows the formats as far as counts
-and names of other files go, and no geometry.
+Knows no format and no geometry: what a header claims is compared with the file where the header is read.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 import urllib.parse
-from collections import Counter
 from pathlib import Path
 
 import trimesh
@@ -23,15 +18,6 @@ MAX_TRIANGLES = 2**25
 """Most triangles of a mesh, all instances counted: 33 million, above the largest scans in use (28 million)."""
 MAX_VERTICES = 2**26
 """Most vertices, all instances counted: a file without shared vertices has three a triangle."""
-MAX_PLY_HEADER = 2**16
-"""Longest header of a PLY file; a hundred properties need 3 KB, comments some more."""
-MAX_PLY_LISTS = 64
-"""Most list properties of a PLY file; meshes have one or two."""
-
-_STL_HEADER = 84
-_STL_TRIANGLE = 50
-_PLY_BYTES = {"char": 1, "uchar": 1, "int8": 1, "uint8": 1, "short": 2, "ushort": 2, "int16": 2, "uint16": 2,
-              "float16": 2, "double": 8, "float64": 8, "int64": 8, "uint64": 8}  # fmt: skip
 
 
 class OwnFolder(trimesh.resolvers.Resolver):
@@ -99,36 +85,6 @@ def check_file_size(file: Path) -> None:
         raise ValueError(f"{size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
 
 
-def checked_content(file: Path) -> bytes:
-    """Return the content of a mesh file that trimesh can read in time and memory proportional to its size.
-
-    Raises:
-        ValueError: the file claims more than it holds, or is too large.
-    """
-    check_file_size(file)
-    data = file.read_bytes()
-    suffix = file.suffix.lower()
-    if suffix == ".ply":
-        _check_ply(data)
-    elif suffix == ".stl":
-        data = _checked_stl(data)
-    else:
-        data = as_utf8(data)
-    return data
-
-
-def check_scene(scene: trimesh.Scene) -> None:
-    """Raise a ValueError if a scene that was read grows too large when its instances are put together."""
-    parts = Counter(scene.graph[node][1] for node in scene.graph.nodes_geometry)
-    sizes = {
-        name: (len(getattr(g, "faces", ())), len(getattr(g, "vertices", ()))) for name, g in scene.geometry.items()
-    }
-    check_size(
-        sum(sizes[name][0] * count for name, count in parts.items() if name in sizes),
-        sum(sizes[name][1] * count for name, count in parts.items() if name in sizes),
-    )
-
-
 def check_size(triangles: float, vertices: float) -> None:
     """Raise a ValueError if a mesh is larger than the largest that is read."""
     if triangles > MAX_TRIANGLES or vertices > MAX_VERTICES:
@@ -150,51 +106,3 @@ def as_utf8(data: bytes) -> bytes:
     except UnicodeDecodeError:
         return data.decode("utf-8", "replace").encode()
     return data
-
-
-# -- PLY and STL -------------------------------------------------------------------------------------------------
-
-
-def _check_ply(data: bytes) -> None:
-    end = data.find(b"end_header", 0, MAX_PLY_HEADER)
-    if not data[:3].lower() == b"ply" or end < 0:
-        raise ValueError(f"it has no PLY header (ply ... end_header) in its first {MAX_PLY_HEADER:,} bytes")
-    lines = [line.split() for line in data[:end].decode("latin-1").splitlines()]
-    left = len(data) - end
-    is_text = any("ascii" in word for line in lines[1:2] for word in line)
-    elements: list[tuple[str, int, list[list[str]]]] = []
-    for words in lines:
-        if words[:1] == ["element"] and len(words) == 3:
-            elements.append((words[1], int(words[2]), []))
-        elif words[:1] == ["property"] and elements:
-            elements[-1][2].append(words)
-    if sum(words[1:2] == ["list"] for _, _, properties in elements for words in properties) > MAX_PLY_LISTS:
-        raise ValueError(f"it has more than {MAX_PLY_LISTS} list properties")
-    for name, count, properties in elements:
-        if count < 0:
-            raise ValueError(f"its header claims {count:,} of the element {name!r}")
-        # A value takes two bytes as text, or its type's; a list at least the number of its items.
-        row = sum(2 if is_text else _PLY_BYTES.get(words[2 if words[1] == "list" else 1], 4) for words in properties)
-        if count * row > left + 1:
-            raise ValueError(
-                f"its header claims {count:,} of the element {name!r}, {row} bytes or more each, but {left:,} follow"
-            )
-    check_size(0, max((count for _, count, _ in elements), default=0))
-
-
-def _checked_stl(data: bytes) -> bytes:
-    count = struct.unpack_from("<I", data, 80)[0] if len(data) >= _STL_HEADER else -1
-    if len(data) == _STL_HEADER + _STL_TRIANGLE * count:
-        check_size(count, 3 * count)
-        return data
-    lowered = data.lower()
-    if lowered.find(b"solid") < 0 or lowered.find(b"vertex") < 0:
-        held = math.floor((len(data) - _STL_HEADER) / _STL_TRIANGLE)
-        raise ValueError(f"its header claims {max(count, 0):,} triangles, but the file has room for {max(held, 0):,}")
-    end = lowered.rfind(b"endsolid")
-    if end < lowered.rfind(b"endfacet"):
-        raise ValueError("it ends before endsolid")
-    if lowered.count(b"endsolid") > 1:
-        # As one solid: trimesh tries names for each from the first number on, in time that grows with the square.
-        lowered = b"solid\n" + lowered.replace(b"endsolid", b"").replace(b"solid", b"") + b"\nendsolid\n"
-    return as_utf8(lowered)

@@ -12,6 +12,7 @@ from sdf_vqvae.geometry.polygons import Polygons
 from sdf_vqvae.geometry.text_scan import (
     COMPILED,
     as_text,
+    code_of,
     ends_word,
     is_blank,
     is_end,
@@ -23,25 +24,18 @@ from sdf_vqvae.geometry.text_scan import (
     skip_word,
     whole,
     word_at,
+    word_code,
 )
 
 _VALUES = 8
 """Most numbers of a vertex: x y z w r g b a."""
 
 
-def _code(word: str) -> int:
-    """Return the first seven letters of a word as a number, capital ones as small ones."""
-    code = 0
-    for letter in word.encode()[:7]:
-        code = code << 8 | letter | 32
-    return code
-
-
-_V, _F, _FO = _code("v"), _code("f"), _code("fo")
+_V, _F, _FO = code_of("v"), code_of("f"), code_of("fo")
 # What follows on the next line after a backslash belongs to them too; names may end in one.
-_NUMBERED = np.array([_code(w) for w in ("vt", "vn", "vp", "l", "p", "parm", "curv", "curv2", "trim", "hole", "scrv",
-                                         "sp", "bmat", "con", "cstype", "deg", "step", "end")])  # fmt: skip
-_NAMED = np.array([_code(w) for w in ("g", "o", "s", "mg", "usemtl", "mtllib", "usemap", "maplib", "bevel", "lod",
+_NUMBERED = np.array([code_of(w) for w in ("vt", "vn", "vp", "l", "p", "parm", "curv", "curv2", "trim", "hole",
+                                         "scrv", "sp", "bmat", "con", "cstype", "deg", "step", "end")])  # fmt: skip
+_NAMED = np.array([code_of(w) for w in ("g", "o", "s", "mg", "usemtl", "mtllib", "usemap", "maplib", "bevel", "lod",
                                       "c_interp", "d_interp", "ctech", "stech", "shadow_obj",
                                       "trace_obj")])  # fmt: skip
 _SURFACES = {
@@ -52,7 +46,7 @@ _SURFACES = {
     "call": "a line that includes another file",
     "csh": "a line that runs a command",
 }
-_REFUSED = np.array([_code(w) for w in _SURFACES])
+_REFUSED = np.array([code_of(w) for w in _SURFACES])
 
 _DONE, _NOT_NUMBER, _TOO_FEW, _TOO_MANY, _NOT_CORNER, _ZERO, _FAR, _SURFACE, _LOOKS_LIKE_DATA, _SIZE = range(10)
 
@@ -183,11 +177,8 @@ def _scan(data: Any, most: int) -> tuple[int, int, Any, int, Any, int, Any, int,
         if place >= len(data):
             break
         start = place
-        word = np.int64(0)
-        while place < len(data) and not ends_word(data[place]):
-            if place - start < 7:
-                word = word << 8 | np.int64(data[place] | 32)
-            place += 1
+        place = skip_word(data, place)
+        word = word_code(data, start, place)
         if word == _V:
             if 3 * vertices == len(values):
                 values = larger(values)

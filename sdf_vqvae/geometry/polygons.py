@@ -35,6 +35,34 @@ class Polygons:
     """What was left aside in reading, for the log."""
 
 
+def polygons_of(
+    vertices: np.ndarray, corners: np.ndarray, counts: np.ndarray, notes: tuple[str, ...] = ()
+) -> Polygons:
+    """Return polygons of what a file lists, without those of one or two corners, which have no area; that is noted.
+
+    Args:
+        vertices: float64 `[V, 3]`.
+        corners: as in `Polygons`, unchecked.
+        counts: as in `Polygons`, but any number from 0.
+        notes: as in `Polygons`.
+
+    Raises:
+        ValueError: a corner is none of the vertices.
+    """
+    if len(corners) and (corners.min() < 0 or corners.max() >= len(vertices)):
+        wrong = int(np.flatnonzero((corners < 0) | (corners >= len(vertices)))[0])
+        face = int(np.searchsorted(np.cumsum(counts), wrong, side="right"))
+        raise ValueError(
+            f"face {face + 1:,} has the index {corners[wrong]}, but there are {len(vertices):,} vertices, from 0 on"
+        )
+    kept = counts >= 3
+    small = len(counts) - int(kept.sum())
+    if small:
+        corners, counts = corners[np.repeat(kept, counts)], counts[kept]
+        notes = (*notes, f"{small:,} faces of fewer than three corners have no area and are left out")
+    return Polygons(vertices=vertices, corners=corners, counts=counts, notes=notes)
+
+
 def in_triangles(polygons: Polygons) -> np.ndarray:
     """Return the triangles of polygons, wound as they are, in their order. int64 `[F, 3]`
 

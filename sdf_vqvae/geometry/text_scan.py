@@ -27,19 +27,28 @@ _NAN = 0x7FF8 << 48
 _PLACE = (1 << 48) - 1
 
 
-def as_text(data: bytes) -> bytes:
-    """Return the text of a file in an encoding that has ASCII in it: UTF-16 and UTF-32 only if they say so.
+def decoded(data: bytes) -> bytes:
+    """Return a file in an encoding that has ASCII in it, without a byte order mark.
 
     Raises:
-        ValueError: it holds bytes that no text has.
+        ValueError: it begins with the mark of UTF-16 or UTF-32, and is none.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             try:
-                data = data[len(mark) :] if encoding is None else data.decode(encoding).encode()
+                return data[len(mark) :] if encoding is None else data.decode(encoding).encode()
             except UnicodeDecodeError as error:
                 raise ValueError(f"it begins as {encoding} text and goes on as none: {error.reason}") from error
-            break
+    return data
+
+
+def as_text(data: bytes) -> bytes:
+    """Return the text of a file, see `decoded`.
+
+    Raises:
+        ValueError: it holds bytes that no text has.
+    """
+    data = decoded(data)
     if data.endswith(b"\0"):  # what some programs fill up a block with
         data = data.rstrip(b"\0")
     place = data.find(b"\0")
@@ -75,6 +84,23 @@ def settle(values: np.ndarray, data: bytes) -> np.ndarray:
             raise ValueError(f"{line_of(data, place)}: {word_at(data, place)} is not a number")
         flat[index] = float(word[0])
     return values
+
+
+def code_of(word: str) -> int:
+    """Return the first seven letters of a word as a number, as `word_code` does."""
+    code = 0
+    for letter in word.encode()[:7]:
+        code = code << 8 | letter | 32
+    return code
+
+
+@njit(**COMPILED)
+def word_code(data: Any, start: int, end: int) -> int:
+    """Return the first seven letters of a word as a number, capital ones as small ones."""
+    code = np.int64(0)
+    for i in range(start, min(end, start + 7)):
+        code = code << 8 | np.int64(data[i] | 32)
+    return code
 
 
 @njit(**COMPILED)
