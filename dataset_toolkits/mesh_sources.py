@@ -7,7 +7,6 @@ before they become paths.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path, PurePath
 import trimesh
 
 from dataset_toolkits.folder_table import Row, TableUse, captions_columns, match_table
+from sdf_vqvae.archives import sha256_of
 from sdf_vqvae.caption_cells import CAPTIONS, captions_cell, captions_in, captions_of, captions_of_row
 from sdf_vqvae.data import MeshPack, PackEntry, read_draco_mesh
 from sdf_vqvae.field_folder import SAFE_ID
@@ -36,7 +36,6 @@ _OBJAVERSE = Path("raw/hf-objaverse-v1")
 _RAW = "raw"
 _IDENTIFIER = "file_identifier"
 _LOCAL = "local_path"
-_CHUNK = 2**20
 _MOST_NOTES = 5
 _OF_A_FILE = (ID, *FILE_COLUMNS, *NAME_COLUMNS)
 """Columns in which rows of files that are the same may differ without another word."""
@@ -381,7 +380,7 @@ class _Contents:
         """Return the SHA-256 of a file; empty where it can't be read."""
         if name not in self._hashes:
             try:
-                self._hashes[name] = _hash_of(self._files[name])
+                self._hashes[name] = sha256_of(self._files[name])
             except OSError as error:
                 self._hashes[name], self.errors[name] = "", str(error.strerror)
         return self._hashes[name]
@@ -400,21 +399,9 @@ class _Contents:
             return -1
 
 
-def _hash_of(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _hash_of_place(place: MeshPlace) -> str:
     """Return the SHA-256 of a mesh. Raises an OSError if it can't be read."""
-    if place.offset is None:
-        return _hash_of(place.path)
-    with place.path.open("rb") as streams:
-        streams.seek(place.offset)
-        return hashlib.sha256(streams.read(place.size)).hexdigest()
+    return sha256_of(place.path) if place.offset is None else sha256_of(place.path, place.offset, place.size)
 
 
 # -- packs -------------------------------------------------------------------------------------------------------
@@ -422,9 +409,9 @@ def _hash_of_place(place: MeshPlace) -> str:
 
 def pack_items(folder: Path) -> Iterator[SourceItem]:
     """Yield the meshes of a pack, a line each; their ids are the hashes of their streams, which may be the same."""
-    blob = folder / "meshes.bin"
-    for entry in MeshPack(folder).entries:
-        place = MeshPlace(path=blob, name=entry.id, offset=entry.offset, size=entry.size)
+    pack = MeshPack(folder)
+    for entry in pack.entries:
+        place = MeshPlace(path=pack.blob, name=entry.id, offset=entry.offset, size=entry.size)
         yield SourceItem(row=_pack_row(entry, _hash_of_place(place)), place=place)
 
 

@@ -7,6 +7,7 @@ their readers' business.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -36,6 +37,7 @@ NPY_HEADER_BYTES = 10_000
 """Longest text of an `.npy` header, as in NumPy."""
 PICKLE_BYTES = 64 * 2**20
 """Longest pickle in a PyTorch file: names and shapes, about 200 bytes a tensor. The numbers lie beside it."""
+_PIECE = 2**20
 # What files of plain tensors name, as `module name`. PyTorch's own list of what is safe is longer: it keeps code from
 # running, but with torch.Tensor or bytearray a file of a hundred bytes may ask for a terabyte.
 _STORAGE = re.compile(r"torch \w+Storage|torch\.storage (Typed|Untyped)Storage")
@@ -90,6 +92,22 @@ def regular_file(path: str | os.PathLike[str], what: str, shown: str | None = No
     if not stat.S_ISREG(mode):
         raise ValueError(f"{name} is a pipe or a device, not a regular file")
     return file
+
+
+def sha256_of(file: Path, offset: int = 0, size: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of so many bytes of it from a place on, read piece by piece.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        left = math.inf if size is None else size
+        while left > 0 and (piece := stream.read(int(min(left, _PIECE)))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
 
 
 def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:

@@ -47,12 +47,13 @@ class MeshPack:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._blob = self.folder / "meshes.bin"
+        self.blob = self.folder / "meshes.bin"
+        """The Draco streams."""
         manifest = self.folder / "meshes.jsonl"
-        for file in (self._blob, manifest):
+        for file in (self.blob, manifest):
             if not file.is_file():
                 raise ValueError(f"{file} does not exist: a mesh pack is a folder with meshes.bin and meshes.jsonl")
-        size = self._blob.stat().st_size
+        size = self.blob.stat().st_size
         self.entries: list[PackEntry] = []
         with manifest.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -73,7 +74,7 @@ class MeshPack:
         Raises:
             ValueError: the stream is damaged.
         """
-        return read_draco_mesh(self._blob, entry.offset, entry.size, entry.id)
+        return read_draco_mesh(self.blob, entry.offset, entry.size, entry.id)
 
 
 def read_draco_mesh(blob: Path, offset: int, size: int, name: str) -> trimesh.Trimesh:

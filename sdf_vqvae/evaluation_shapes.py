@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import trimesh
 
+from sdf_vqvae.archives import sha256_of
 from sdf_vqvae.data import MeshPack, PackEntry
-from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder, fields_in
+from sdf_vqvae.field_folder import FieldFolder, fields_in
+from sdf_vqvae.file_names import mesh_files
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
 from sdf_vqvae.geometry.up import Up, up_of
 from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.tables import ID_COLUMN
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +50,18 @@ class Shape:
         if self.pack is not None and self.entry is not None:
             return self.pack.mesh(self.entry)
         return SparseSDF.load(self.path) if self.path.suffix == ".npz" else load_mesh(self.path)
+
+    def content_hash(self) -> str | None:
+        """Return the SHA-256 that datasets have as the id of this mesh; None for a field and for a mesh in hand.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        if self.pack is not None and self.entry is not None:
+            return sha256_of(self.pack.blob, self.entry.offset, self.entry.size)
+        if self.mesh is not None or self.path.suffix == ".npz":
+            return None
+        return sha256_of(self.path)
 
 
 def list_shapes(
@@ -97,7 +112,7 @@ def _listed(path: Path, split: str | None, resolution: int) -> list[Shape]:
     if split is not None:
         raise ValueError(f"--split {split}: {path} is no pack and no dataset, so its objects have no split")
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix.lower() in READABLE and file.is_file()]
+        files = list(mesh_files(path))
         if not files:
             raise ValueError(f"{path} holds no mesh ({', '.join(READABLE)}), no pack and no field files")
         return sorted((_of_file(file, path) for file in files), key=lambda shape: shape.id)

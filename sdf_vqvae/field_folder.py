@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.progress import follow
 from sdf_vqvae.shapes import convert_field
 from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.tables import ID_COLUMN, METADATA, read_table, write_table
+from sdf_vqvae.tables import FILE_COLUMNS, ID_COLUMN, METADATA, NAME_COLUMNS, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,31 @@ class FieldFolder:
         """Yield the rows of the table, or what the files' names say."""
         table = self.folder / METADATA
         if table.is_file():
-            yield from read_table(table)
+            rows = list(read_table(table, ()))
+            column = self._id_column(rows)
+            yield from rows if column == ID_COLUMN else ({ID_COLUMN: _id_in(row[column]), **row} for row in rows)
             return
         for file in sorted(self.folder.glob(f"*_r{self.resolution}.npz")):
             yield {ID_COLUMN: file.name.removesuffix(f"_r{self.resolution}.npz")}
+
+    def _id_column(self, rows: Sequence[Mapping[str, str]]) -> str:
+        """Return the column that names the objects: `sha256`, or elsewhere the one that fits most files."""
+        columns = list(rows[0]) if rows else []
+        if ID_COLUMN in columns:
+            return ID_COLUMN
+        fits = {
+            column: sum(_id_in(row[column]) in self._resolutions for row in rows)
+            for column in (*NAME_COLUMNS, *FILE_COLUMNS)
+            if column in columns
+        }
+        best = max(fits, key=lambda column: fits[column], default="")
+        if not best or not fits[best]:
+            raise ValueError(
+                f"{self.folder / METADATA} has no column {ID_COLUMN!r}, and no other that names field files; it has "
+                f"{columns}"
+            )
+        logger.info("%s: objects by %s; %d of %d rows have a field", METADATA, best, fits[best], len(rows))
+        return best
 
     def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
         """Return why a row can't be used, or None."""
@@ -144,6 +165,13 @@ class FieldFolder:
             f"--resolutions {self.resolution} (meshes), or convert them with "
             f"`vae-qwen3vl convert {self.folder} -o OUT` (--vae_config for a VAE that is not the shipped one)"
         )
+
+
+def _id_in(cell: str) -> str:
+    """Return the id that a cell names, alone or as a field file."""
+    name = cell.strip().replace("\\", "/").rpartition("/")[2]
+    match = _FILE.fullmatch(name)
+    return match["id"] if match else name
 
 
 def log_left_out(left_out: Mapping[str, str], among: int, where: object) -> None:

@@ -231,6 +231,7 @@ def mesh_sources(folder: Path, dataset: DatasetConfig) -> tuple[MeshSource, torc
     Of a folder without splits, one file in a hundred (at least one, by the order of names) is held out.
     """
     from sdf_vqvae.data import MeshPack, source_weights
+    from sdf_vqvae.file_names import mesh_files
     from sdf_vqvae.geometry.mesh import READABLE
     from sdf_vqvae.streams import FileMeshes, PackMeshes
 
@@ -249,7 +250,7 @@ def mesh_sources(folder: Path, dataset: DatasetConfig) -> tuple[MeshSource, torc
         order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0)).tolist()
         weights = source_weights(entries, dict(dataset.shares))
         return PackMeshes(pack, entries), weights, PackMeshes(pack, [val[i] for i in order])
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in READABLE and f.is_file())
+    files = sorted(mesh_files(folder))
     if len(files) < 2:
         raise ValueError(
             f"{folder} holds {len(files)} mesh files ({', '.join(READABLE)}) and no pack: too few to train"

@@ -221,8 +221,6 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
         caption_share=config.caption_share,
         kind_weights=config.numbers("kind_weights"),
     )
-    for name, reason in list(data.left_out.items())[:5]:
-        logger.warning("%s is left out: %s", name, reason)
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
     if _VAL not in splits:

@@ -10,14 +10,17 @@ import bisect
 import hashlib
 import itertools
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdf_vqvae.archives import one_line, parse_json, regular_file
 from sdf_vqvae.caption_cells import captions_of_row
+
+logger = logging.getLogger(__name__)
 
 RECORDS = "conversations.jsonl"
 """Name of the records beside a dataset's table that are read without being asked for."""
@@ -119,7 +122,12 @@ def as_sentence(text: str) -> str:
 
 
 def texts_of_table(
-    rows: Sequence[Mapping[str, str]], folder: Path, records: str | os.PathLike[str] | None, id_column: str
+    rows: Sequence[Mapping[str, str]],
+    folder: Path,
+    records: str | os.PathLike[str] | None,
+    id_column: str,
+    *,
+    known: Collection[str] | None = None,
 ) -> dict[str, list[Text]]:
     """Return the texts of a dataset's objects: captions of its table, and records.
 
@@ -128,15 +136,36 @@ def texts_of_table(
         folder: the dataset; its `conversations.jsonl` is read where no other records are given.
         records: a JSONL file, see `read_records`.
         id_column: the column of the objects' ids.
+        known: ids of all objects of the dataset, not only of those asked for; by default those of `rows`. Where
+            records tell of others too, that is said.
+
+    Raises:
+        ValueError: the records can't be read, or tell of none of the dataset's objects.
     """
     texts = {row[id_column]: [Text(answer=c) for c in captions_of_row(row)] for row in rows}
     beside = folder / RECORDS
     source = records if records is not None else (beside if beside.is_file() else None)
     if source is not None:
-        for name, own in read_records(source).items():
+        told = read_records(source)
+        _check_ids(told, texts if known is None else known, source, folder)
+        for name, own in told.items():
             if name in texts:
                 texts[name] += own
     return texts
+
+
+def _check_ids(told: Collection[str], known: Collection[str], source: object, folder: Path) -> None:
+    """Say of how many objects that are not there records tell. Raises a ValueError if it is all of them."""
+    strangers = [name for name in told if name not in known]
+    if told and len(strangers) == len(told):
+        own = next(iter(known), None)
+        raise ValueError(
+            f"{source} tells of {len(told)} objects, and none of them is in {folder}: its first id is "
+            f"{strangers[0][:80]!r}, an id of the dataset is {own!r}"
+        )
+    if strangers:
+        among = f"{len(strangers)} of the {len(told)} objects that it tells of"
+        logger.warning("%s: %s are not in %s, e.g. %s", source, among, folder, strangers[0])
 
 
 def read_lines(file: Path, read: Callable[[dict[str, Any]], _Read]) -> Iterator[_Read]:

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import Dataset
 
-from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
+from sdf_vqvae.caption_cells import CAPTION_COLUMNS
+from sdf_vqvae.field_folder import FieldFolder, log_left_out
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+from sdf_vqvae.tables import ID_COLUMN, nearest_names
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import CodeFolder
@@ -108,7 +110,8 @@ class SDF3DCaptionDataset(_WithTexts):
         sdf_dir: the dataset.
         resolution: grid side R in the files' names.
         min_points: fewest voxels.
-        max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
+        max_points: most voxels; None leaves nothing out. Larger objects are left out whole: thinning them, as the
+            original does, makes holes.
         max_samples: the first so many; None or 0 for all.
         split: only objects whose table row says so in its column `split`.
         records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
@@ -125,7 +128,7 @@ class SDF3DCaptionDataset(_WithTexts):
         sdf_dir: str | os.PathLike[str],
         resolution: int = 512,
         min_points: int = 100,
-        max_points: int | None = 500_000,
+        max_points: int | None = None,
         max_samples: int | None = None,
         *,
         split: str | None = None,
@@ -135,17 +138,22 @@ class SDF3DCaptionDataset(_WithTexts):
         kind_weights: Mapping[str, int] | None = None,
     ) -> None:
         self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
-        texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN)
+        known = {row[ID_COLUMN] for row in self.fields.table()}
+        texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN, known=known)
         self.left_out = dict(self.fields.left_out)
         """Id -> why it is not among the items."""
-        self.left_out |= {name: "it has no captions" for name, own in texts.items() if not own}
+        mute = {name: "it has no captions" for name, own in texts.items() if not own}
+        self.left_out |= mute
         chosen = (i for i, row in enumerate(self.fields.rows) if split is None or row.get("split") == split)
         self._rows = [i for i in chosen if texts[self.fields.rows[i][ID_COLUMN]]][: max_samples or None]
         if not self._rows:
+            columns = list(self.fields.rows[0])
+            near = nearest_names(columns, CAPTION_COLUMNS)
             raise ValueError(
-                f"{sdf_dir}: none of {len(texts)} objects with a field has captions (column `captions` of "
-                f"metadata.csv, or records in a JSONL file)"
+                f"{sdf_dir}: none of {len(texts)} objects with a field has captions: metadata.csv has the columns "
+                f"{columns}; captions are read from {', '.join(CAPTION_COLUMNS)}, or from records of a JSONL{near}"
             )
+        log_left_out(mute, len(texts), self.fields.folder)
         column = f"r{resolution}_num_points"
         self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
         """Voxels of each object, 0 where the table does not say."""
@@ -204,12 +212,18 @@ class CachedCodesDataset(_WithTexts):
         self.mirrored = None if mirrored is None else CodeFolder(mirrored, mirrored=True)
         if self.mirrored is not None and self.mirrored.manifest.vae_hash != self.codes.manifest.vae_hash:
             raise ValueError(f"{self.mirrored.folder} and {self.codes.folder} are of different tokenizers")
-        rows = [row for row in self.codes.table() if split is None or row.get("split") == split]
-        texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN)
+        table = list(self.codes.table())
+        rows = [row for row in table if split is None or row.get("split") == split]
+        known = {row[ID_COLUMN] for row in table}
+        texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN, known=known)
         names = [row[ID_COLUMN] for row in rows if row[ID_COLUMN] in self.codes and texts[row[ID_COLUMN]]]
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
-            raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects has captions")
+            of_split = "" if split is None else f" of the split {split!r}"
+            raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects{of_split} has captions")
+        left_out = {name: "it has no codes" for name in texts if name not in self.codes}
+        left_out |= {name: "it has no captions" for name, own in texts.items() if not own and name not in left_out}
+        log_left_out(left_out, len(texts), self.codes.folder)
         self._with_mirror_image: set[str] = set()
         if self.mirrored is not None:
             there = self.mirrored

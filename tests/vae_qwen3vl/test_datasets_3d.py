@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,61 @@ def test_a_large_object_is_left_out_whole_and_never_thinned(dataset):
     cut = sorted(sizes)[1]
     some = SDF3DCaptionDataset(dataset, R, max_points=cut)
     assert [len(item["inputs_3d"]["sparse_index"]) for item in some] == [size for size in sizes if size <= cut]
+
+
+def test_no_object_is_too_large_unless_one_says_so_and_each_reason_is_a_line_of_the_log(dataset, caplog):
+    table = (dataset / "metadata.csv").read_text().replace("b three", "b three, the largest of all")
+    (dataset / "metadata.csv").write_text(re.sub(r"(?m)^(b,.*),\d+$", r"\1,90000000", table))
+    assert SDF3DCaptionDataset(dataset, R).names == ["a", "b", "c", "d"]
+    caplog.clear()
+    assert SDF3DCaptionDataset(dataset, R, max_points=5_000_000).names == ["a", "c", "d"]
+    lines = [record.message for record in caplog.records]
+    assert any("1 of 9 objects left out, b: it has 90000000 voxels, more than 5000000" in line for line in lines)
+    assert any("1 of 9 objects left out, few: it has 99 voxels, fewer than 100" in line for line in lines)
+    assert any("1 of 4 objects left out, mute: it has no captions" in line for line in lines)
+
+
+def test_rows_of_one_object_are_gathered_and_no_object_gets_anothers_words(dataset):
+    with (dataset / "metadata.csv").open("w", newline="") as file:
+        rows = [
+            ["a", "a.glb", "A box."],
+            ["b", "b.glb", "A ball."],
+            ["a", "a.glb", "A cube."],
+            ["b", "c.glb", "A cone."],
+        ]
+        csv.writer(file).writerows([["sha256", "file", "captions"], *rows, ["c", "", "A cone."], ["c", "", "N/A"]])
+    items = SDF3DCaptionDataset(dataset, R)
+    said = {name: {text.answer for text in items._texts[name]} for name in items.names}
+    assert said == {"a": {"A box.", "A cube."}, "c": {"A cone."}}
+    assert items.left_out == {"b": "its id 'b' stands for different files: b.glb (row 2), c.glb (row 4)"}
+
+
+def test_a_table_that_names_field_files_otherwise_is_understood(dataset):
+    with (dataset / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filename", "text"], [f"a_r{R}.npz", "A box."], [f"data/c_r{R}.npz", "A cone."]])
+    items = SDF3DCaptionDataset(dataset, R)
+    assert [(item["sample_id"], item["caption"]) for item in items] == [("a", "A box."), ("c", "A cone.")]
+    (dataset / "metadata.csv").write_text("filename,text\nx.npz,A box.\n")
+    with pytest.raises(ValueError, match=r"no column 'sha256'.* no other that names field files.*filename"):
+        SDF3DCaptionDataset(dataset, R)
+
+
+def test_a_table_without_captions_is_blamed_with_the_columns_that_it_has(dataset):
+    (dataset / "metadata.csv").write_text("sha256,captoins\na,A box.\n")
+    with pytest.raises(ValueError, match=r"\['sha256', 'captoins'\].*did you mean 'captions' for 'captoins'"):
+        SDF3DCaptionDataset(dataset, R)
+
+
+def test_records_of_other_objects_are_said_and_records_of_none_are_refused(dataset, caplog):
+    path = dataset / "conversations.jsonl"
+    path.write_text(
+        '{"id": "a", "caption": "A box."}\n{"id": "mute", "caption": "x"}\n{"id": "chair.glb", "caption": "x"}'
+    )
+    SDF3DCaptionDataset(dataset, R)
+    assert "1 of the 3 objects that it tells of are not in" in caplog.text and "chair.glb" in caplog.text
+    path.write_text('{"id": "chair.glb", "caption": "x"}')
+    with pytest.raises(ValueError, match=r"tells of 1 objects, and none of them is in .*'chair\.glb'"):
+        SDF3DCaptionDataset(dataset, R)
 
 
 def test_captions_are_chosen_by_seed_and_epoch_alone(dataset):

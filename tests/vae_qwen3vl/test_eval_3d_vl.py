@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.evaluation_shapes import list_shapes
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl import candidate_scores
@@ -21,6 +23,7 @@ from vae_qwen3vl.candidate_scores import answer_scores
 from vae_qwen3vl.closed_sets import closed_questions, closed_sets, group_of
 from vae_qwen3vl.code_folder import CodeFolder
 from vae_qwen3vl.eval_3d_vl import main
+from vae_qwen3vl.eval_meshes import true_shapes
 from vae_qwen3vl.eval_objects import EvalData, EvalObject, from_codes, random_batch
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL, Processor3D
@@ -39,6 +42,32 @@ def shape(name: str, count: int, seed: int, **about) -> EvalObject:
     cells = torch.randperm(SIDE**3, generator=random)[:count]
     coords = torch.stack([cells // SIDE**2, cells // SIDE % SIDE, cells % SIDE], dim=1).int()
     return EvalObject(name=name, codes=torch.randint(0, 32, (count,), generator=random), coords=coords, **about)
+
+
+def test_true_shapes_are_found_by_id_contents_or_file_and_never_by_a_name_alone(tmp_path, caplog) -> None:
+    for name in ("one.glb", "sub/two.glb", "three.glb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    shapes = list_shapes(tmp_path)
+    digest = hashlib.sha256(b"one.glb").hexdigest()
+    objects = [
+        shape(digest, 5, 0, row={"file": "elsewhere/renamed.glb"}),
+        shape("custom", 5, 1, row={"glb_file": "two.glb"}),
+        shape("0" * 64, 5, 2, row={"file": "three.glb"}),
+        shape("three.glb", 5, 3),
+        shape("unknown", 5, 4),
+    ]
+    with caplog.at_level("INFO"):
+        found = true_shapes(objects, shapes)
+    assert {name: one.id for name, one in found.items()} == {
+        digest: "one.glb",
+        "custom": "sub/two.glb",
+        "three.glb": "three.glb",
+    }
+    assert "3 of 5 objects have their true shape there (1 by id, 1 by contents, 1 by file name)" in caplog.text
+    assert "1 more have a file of their name, with other contents" in caplog.text
+    with pytest.raises(ValueError, match=r"--shapes: none of the 3 shapes is one of the 1 objects"):
+        true_shapes(objects[-1:], shapes)
 
 
 def data_of(objects: list[EvalObject]) -> EvalData:
