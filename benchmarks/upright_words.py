@@ -5,8 +5,8 @@
     python benchmarks/upright_words.py measure PACK outputs_upright/answers.json
 
 The first encodes every mesh of a split in six ways of standing: as it is (it stands along y), and as if another axis
-were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The second asks the model about each, greedily,
-and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
+were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The second asks the model about each,
+greedily, and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
 
 The third prints how often the way of standing that the model is surest of is the right one, beside the network of
 `sdf_vqvae.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes that stand
