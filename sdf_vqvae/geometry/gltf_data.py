@@ -263,11 +263,9 @@ class GltfData:
         """Return how an array lies in the buffers, without looking at its numbers."""
         item = self.item("accessors", number, "its geometry")
         if number not in self._accessors:
-            kind, component = item.get("type"), item.get("componentType")
-            if kind not in _WIDTHS or isinstance(component, bool) or component not in _DTYPES:
-                raise ValueError(
-                    f"its accessor {number} holds {short(str(kind))} of {short(str(component))}, which is not read"
-                )
+            kind, component = str(item.get("type")), whole(item.get("componentType"), "componentType")
+            if kind not in _WIDTHS or component not in _DTYPES:
+                raise ValueError(f"its accessor {number} holds {short(kind)} of type {component}, which is not read")
             self._accessors[number] = Accessor(
                 count=whole(item.get("count"), "count"),
                 width=_WIDTHS[kind],
@@ -314,9 +312,9 @@ class GltfData:
         accessor = self.accessor(number)
         sparse = accessor.sparse or {}
         indices, values = mapping(sparse, "indices"), mapping(sparse, "values")
-        count, component = whole(sparse.get("count", 0), "count"), indices.get("componentType")
+        count, component = (whole(o.get(k), k) for o, k in ((sparse, "count"), (indices, "componentType")))
         if component not in (5121, 5123, 5125) or count > accessor.count:
-            raise ValueError(f"the sparse part of its accessor {number} has {count:,} indices of {component!r}")
+            raise ValueError(f"the sparse part of its accessor {number} has {count:,} indices of type {component}")
         start = whole(indices.get("byteOffset", 0), "byteOffset")
         dtype = np.dtype(_DTYPES[component])
         places = self._rows(indices.get("bufferView"), start, count, 1, dtype)[:, 0].astype(np.int64)

@@ -237,10 +237,13 @@ class Primitives:
         names = mapping(surface.draco, "attributes")
         try:
             decoded = DracoPy.decode(source.read(start, length).tobytes())
-            values = {
-                name: np.asarray(decoded.get_attribute_by_unique_id(whole(names[name], name))["data"])
-                for name in surface.attributes if name in names
-            }  # fmt: skip
+            values = {  # in the types of the accessors: the library widens some integers
+                name: np.asarray(decoded.get_attribute_by_unique_id(whole(names[name], name))["data"]).astype(
+                    self.data.accessor(accessor).dtype, copy=False
+                )
+                for name, accessor in surface.attributes.items()
+                if name in names
+            }
             faces = np.asarray(decoded.faces).reshape(-1, 3)
         except (DracoPy.FileTypeException, DracoPy.EncodingFailedException, ValueError, TypeError,
                 LookupError, AttributeError) as error:  # fmt: skip
@@ -255,7 +258,7 @@ class Primitives:
             )
         return Local(
             positions=positions,
-            normalized=accessor.normalized and positions.dtype.kind in "iu",
+            normalized=accessor.normalized,
             rows=len(positions),
             used=None,
             faces=faces,

@@ -378,11 +378,11 @@ def doubles() -> Any:
     return model
 
 
-def draco(required: bool = True, id_of_positions: int = 7) -> Any:
+def draco(required: bool = True) -> Any:
     """A cube in Draco data whose positions are not the first attribute, at a node that is moved."""
     DracoPy = pytest.importorskip("DracoPy")
     model, cube = Gltf(), box()
-    data = DracoPy.encode(cube.vertices.astype(np.float32), cube.faces.astype(np.uint32), quantization_bits=0)
+    data = DracoPy.encode(cube.vertices.astype(np.float32), cube.faces.astype(np.uint32), quantization_bits=20)
     id_of_positions = DracoPy.decode(data).attributes[0]["unique_id"]
     primitive = {
         "attributes": {"POSITION": model.accessor(np.zeros((8, 3)), view=False)},
@@ -396,6 +396,18 @@ def draco(required: bool = True, id_of_positions: int = 7) -> Any:
     }
     model.node(mesh=model.mesh(primitive), translation=[1, 0, 0])
     return model.use("KHR_draco_mesh_compression", required=required)
+
+
+def draco_of_integers() -> Any:
+    """The box of `quantized` in Draco data, whose library widens 16 bits to 32."""
+    DracoPy = pytest.importorskip("DracoPy")
+    model, stored = Gltf(), np.round(box((2, 1, 1), (1, 0.5, 0.5)).vertices / 2 * 65535).astype(np.uint16)
+    view = model.view(DracoPy.encode(stored, box().faces.astype(np.uint32), quantization_bits=16))
+    positions = model.accessor(np.zeros((8, 3)), "<u2", view=False, normalized=True)
+    extension = {"KHR_draco_mesh_compression": {"bufferView": view, "attributes": {"POSITION": 0}}}
+    primitive = {"attributes": {"POSITION": positions}, "indices": model.accessor(np.zeros(36), "<u2", view=False)}
+    model.node(mesh=model.mesh({**primitive, "extensions": extension}), scale=[2, 2, 2], translation=[-1, -0.5, -0.5])
+    return model.use("KHR_draco_mesh_compression", "KHR_mesh_quantization", required=True)
 
 
 TWO = [[-1, -0.5, -0.5], [1, 3.5, 0.5]]
@@ -458,6 +470,7 @@ MODELS: dict[str, tuple[Callable[[], Any], list[list[float]], float]] = {
     "all nodes where there is no scene": (lambda: scenes(None, listed=False), [[-1.5] * 3, [1.5] * 3], 28),
     "what is no geometry": (decorated, UNIT, 1),
     "Draco": (draco, MOVED, 1),
+    "Draco with normalized integers": (draco_of_integers, [[-1, -0.5, -0.5], [1, 0.5, 0.5]], 2),
 }
 
 
