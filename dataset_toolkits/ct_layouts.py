@@ -280,6 +280,8 @@ def _case_in(folder: Path, names: Path | None) -> CaseFiles | None:
     folders = [] if labels else [p for p in _folders(folder) if _LABEL_FOLDER.fullmatch(p.name) and nifti_files(p)]
     if not files and [p.name for p in folders] != ["segmentations"]:
         return None
+    if len(images) > 1 and len(labels) != 1 and not folders:
+        return None  # of many cases
     several = next((part for part in (images, labels, folders) if len(part) > 1), [])
     return CaseFiles(
         case_id=unicodedata.normalize("NFC", folder.name),

@@ -15,7 +15,6 @@ code is 0 if every case was done whole, 3 if some failed or lack an image or a l
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import logging
@@ -255,13 +254,23 @@ def _first_cases(sets: Sequence[CaseSet], most: int | None) -> list[CaseSet]:
 
 
 def _label_names(sets: Sequence[CaseSet]) -> list[LabelNames]:
-    """Return the names of labels of all datasets. A damaged file of names is left to the cases that need it."""
+    """Return the names of labels of all datasets. A file that is damaged is left to the cases that need it.
+
+    Raises:
+        ValueError: all are damaged.
+    """
     found: dict[Any, LabelNames] = {}
+    damage: dict[Any, ValueError] = {}
     for case in (case for one in sets for case in one.cases):
         key = (case.names, case.organ_files)
-        if key not in found:
-            with contextlib.suppress(ValueError):
-                found[key] = names_of(case)
+        if key in found or key in damage:
+            continue
+        try:
+            found[key] = names_of(case)
+        except ValueError as error:
+            damage[key] = error
+    if not found:
+        raise next(iter(damage.values()))
     return list(found.values())
 
 
@@ -329,7 +338,7 @@ def _print_samples(organs: Sequence[dict[str, Any]], settings: Settings) -> None
     made = [organ for organ in organs if not organ["error"]]
     folder = settings.output / ORGANS
     nameless = len([organ for organ in made if not organ["named"]])
-    without = f" ({nameless} more have no name, and so no caption)" if nameless else ""
+    without = f" ({nameless} more have no name, and so no caption: --organ_labels gives names)" if nameless else ""
     print(f"trainable samples: {len(made) - nameless} in {folder}{without}")
     for reason, count in Counter(f"{o['name']}: {o['error']}" for o in organs if o["error"]).most_common(_FEW):
         print(f"  no field of {reason}" + (f" ({count} times)" if count > 1 else ""))

@@ -152,6 +152,20 @@ def test_a_case_may_have_a_folder_of_its_own(tmp_path):
     assert list(found.unpaired(with_windows=True)) == ["case_00002"]
 
 
+def test_folders_of_many_cases_are_datasets(tmp_path):
+    for folder, numbers in (("Training Batch 1", (0, 1)), ("Training Batch 2", (2, 3))):
+        for n in numbers:
+            touch(tmp_path / folder, f"volume-{n}.nii", f"segmentation-{n}.nii")
+    found = find_case_sets(tmp_path)
+    assert {one.folder: [(c.image.name, c.label.name) for c in one.cases] for one in found} == {
+        "Training Batch 1": [("volume-0.nii", "segmentation-0.nii"), ("volume-1.nii", "segmentation-1.nii")],
+        "Training Batch 2": [("volume-2.nii", "segmentation-2.nii"), ("volume-3.nii", "segmentation-3.nii")],
+    }
+    touch(tmp_path / "b" / "Part1", "x.nii.gz", "y.nii.gz")
+    with pytest.raises(ValueError, match="holds no case"):
+        find_case_sets(tmp_path / "b")
+
+
 def organ(start, stop):
     labels = np.zeros((12, 10, 8), np.uint8)
     labels[start:stop, 2:6, 2:6] = 1

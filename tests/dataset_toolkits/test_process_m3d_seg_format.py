@@ -293,6 +293,9 @@ def test_an_unknown_organ_is_an_error_and_nothing_is_written(tmp_path, capsys):
     assert not out.exists()
     with pytest.raises(SystemExit):
         main([*arguments, "--organs", " , "])
+    (tmp_path / "damaged.json").write_text("{")
+    assert main([*arguments, "--organs", "肝", "--organ_labels", str(tmp_path / "damaged.json")]) == 2
+    assert "damaged.json: Expecting" in capsys.readouterr().err
     assert main([*arguments, "--organs", "肝"]) == 0
     assert [row["organ"] for row in FieldFolder(out / "organs", 32).rows] == ["肝"]
     assert (out / "processed/x/meshes/1_肝.ply").is_file()
