@@ -112,8 +112,8 @@ def find_case_sets(root: Path, spacing: Spacing | None = None, names: Path | Non
     """
     if not root.is_dir():
         raise ValueError(f"--data_root {root} is not a folder")
-    cases, notes = _cases_in(root, spacing, names)
-    sets = [CaseSet(name=root.resolve().name, folder="", cases=tuple(cases), notes=notes)] if cases else []
+    found, not_read = _cases_in(root, spacing, names)
+    sets = [CaseSet(name=root.resolve().name, folder="", cases=tuple(found), notes=not_read)] if found else []
     empty = []
     for folder in () if sets else _folders(root):
         cases, notes = _cases_in(folder, spacing, names)
@@ -122,11 +122,10 @@ def find_case_sets(root: Path, spacing: Spacing | None = None, names: Path | Non
         else:
             empty.append(folder.name)
     if not sets:
-        _, notes = _cases_in(root, spacing, names)
         raise ValueError(
             f"--data_root {root} holds no case: expected imagesTr/ and labelsTr/ (NIfTI), a folder a case with an "
             "image and its segmentation or segmentations/ (NIfTI), or the M3D-Seg layout CODE/CODE.json with "
-            "CASE/image.npy and CASE/mask_(C, H, W, D).npz" + "".join(f"; {note}" for note in notes)
+            "CASE/image.npy and CASE/mask_(C, H, W, D).npz" + "".join(f"; {note}" for note in not_read)
         )
     if spacing is not None and any(case.source == NIFTI for one in sets for case in one.cases):
         raise ValueError("--spacing is for the M3D-Seg layout; NIfTI files bring their own")
@@ -162,10 +161,19 @@ def pair_case(image: Path | None, label: Path | None, names: Path | None) -> Cas
         source=NIFTI,
         image=image,
         label=label,
-        names=names or _names_beside(chosen.parent),
+        names=names or _names_of_pair([path for path in (image, label) if path is not None]),
         spacing=None,
         organ_files=organs,
     )
+
+
+def _names_of_pair(files: list[Path]) -> Path | None:
+    """Return the JSON beside one of a case's files, or beside their folders `imagesTr` and `labelsTr`."""
+    folders = [file.parent for file in files]
+    above = [
+        p.resolve().parent for p in folders if _IMAGE_FOLDER.fullmatch(p.name) or _LABEL_FOLDER.fullmatch(p.name)
+    ]
+    return next((names for folder in (*folders, *above) if (names := _names_beside(folder))), None)
 
 
 def nifti_files(folder: Path) -> list[Path]:

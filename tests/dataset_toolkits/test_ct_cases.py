@@ -125,8 +125,13 @@ def test_a_pair_of_files_needs_no_folder(tmp_path):
     files = pair_case(root / "imagesTr/case_a_0000.nii.gz", root / "labelsTr/case_a.nii.gz", root / "dataset.json")
     assert load_case(files).names.of(2) == "kidney left"
     alone = pair_case(None, root / "labelsTr/case_a.nii.gz", None)
-    assert load_case(alone).names.of(2) == "label 2"
+    assert load_case(alone).names.of(2) == "kidney left"  # dataset.json lies above labelsTr
     assert load_case(alone).image is None
+    (root / "dataset.json").unlink()
+    assert load_case(pair_case(None, root / "labelsTr/case_a.nii.gz", None)).names.of(2) == "label 2"
+    (root / "labelsTr/labels.json").write_text('{"2": "spleen"}')
+    beside = pair_case(root / "imagesTr/case_a_0000.nii.gz", root / "labelsTr/case_a.nii.gz", None)
+    assert load_case(beside).names.of(2) == "spleen"
 
 
 def test_image_and_label_on_different_grids_are_refused(tmp_path):
