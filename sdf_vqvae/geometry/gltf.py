@@ -55,11 +55,10 @@ def read_gltf(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
     stands, hidden, elsewhere = _stands(tree)
     primitives = Primitives(data, Counter(stand.mesh for stand in stands))
     vertices, faces = _put_together(tree, primitives, stands)
-    notes += [f"{count:,} {what}" for what, count in primitives.notes.items()]
-    if hidden:
-        notes.append(f"{hidden:,} meshes of invisible nodes are left out")
-    if elsewhere:
-        notes.append(f"{elsewhere:,} meshes of nodes outside its scene are left out")
+    left = {**primitives.notes, "meshes of invisible nodes": hidden, "meshes of nodes outside its scene": elsewhere}
+    notes += [f"{what} are left out: {count:,}" for what, count in left.items() if count]
+    if primitives.unweighted:
+        notes.append(f"vertices without a weight follow the first joint of their skin: {primitives.unweighted:,}")
     if len(faces) == 0:
         raise ValueError(f"it holds no triangle ({'; '.join(notes) or 'an empty scene'})")
     for note in notes:
@@ -88,21 +87,21 @@ def _put_together(tree: NodeTree, primitives: Primitives, stands: list[_Stand]) 
     for stand in stands:
         count = tree.instance_count(stand.node)
         triangles += count * sum(surface.triangles for surface in primitives.surfaces(stand.mesh))
-        vertices += count * sum(surface.vertices for surface in primitives.surfaces(stand.mesh))
+        vertices += count * max(1, sum(surface.vertices for surface in primitives.surfaces(stand.mesh)))
     check_size(triangles, vertices)
     whole = _Whole(vertices, triangles)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found when the mesh is used
         for stand in stands:
             node, mesh = tree.nodes[stand.node], tree.data.items("meshes")[stand.mesh]
             weights = morph_weights(node, mesh)
-            places = np.eye(4)[None] if "skin" in node else tree.places(stand.node)
             for surface in primitives.surfaces(stand.mesh):
                 local = primitives.local(surface)
                 if weights.any():
                     local = _changed(local, primitives.morphed(surface, local, weights))
                 if "skin" in node:
                     local = _posed(primitives, surface, local, tree.joints(node["skin"]))
-                whole.add(local, places)
+                for places in [np.eye(4)[None]] if "skin" in node else tree.places(stand.node):
+                    whole.add(local, places)
     return whole.vertices[: whole.vertex_count], whole.faces[: whole.face_count]
 
 

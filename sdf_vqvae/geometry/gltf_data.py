@@ -140,7 +140,9 @@ class GltfData:
         self.document: dict[str, Any] = document
         self._lists: dict[str, list[dict[str, Any]]] = {}
         self._check_names()
-        self.size += sum(self._unpacked_size(view) for view in self.items("bufferViews"))
+        # Views that are compressed hold more than the file; how much more is bounded.
+        unpacked = sum(whole(v.get("byteLength"), "byteLength") for v in self.items("bufferViews") if _meshopt_of(v))
+        self._unpacked_size = min(unpacked, meshopt.RATIO * self.size)
         self._buffers: dict[int, _InMemory | _InFile] = {}
         self._unpacked: dict[int, _InMemory] = {}
         self._accessors: dict[int, Accessor] = {}
@@ -226,14 +228,6 @@ class GltfData:
             return buffer == 0 and self._binary is not None
         return isinstance(uri, str) and (uri.startswith("data:") or self.resolver.path(uri).is_file())
 
-    def _unpacked_size(self, view: dict[str, Any]) -> int:
-        """Return how many bytes a view unpacks to, as far as its stream can account for them."""
-        name = _meshopt_of(view)
-        if not name:
-            return 0
-        packed = mapping(mapping(view, "extensions"), name)
-        return min(whole(view.get("byteLength"), "byteLength"), meshopt.RATIO * whole(packed.get("byteLength"), name))
-
     def _unpack(self, number: Any, view: dict[str, Any]) -> _InMemory:
         """Return the bytes of a view that is compressed with meshopt."""
         if number not in self._unpacked:
@@ -286,7 +280,7 @@ class GltfData:
 
     def check_claims(self, claimed: int, ratio: int = OVERLAP) -> None:
         """Raise a ValueError if arrays claim more than `ratio` bytes for each byte of the file."""
-        bound = min(ratio * self.size, MAX_FILE_BYTES)
+        bound = min(ratio * self.size + self._unpacked_size, MAX_FILE_BYTES)
         if claimed > bound:
             raise ValueError(
                 f"its accessors claim {claimed:,} bytes, more than the {bound:,} that such a file can hold"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sdf_vqvae.geometry.gltf_extensions import INSTANCING, VISIBILITY
 
 MAX_DEPTH = 1024
 """How deep nodes may be nested."""
+_INSTANCES = 2**14  # put in place at a time
 
 
 class NodeTree:
@@ -121,13 +123,29 @@ class NodeTree:
             raise ValueError(f"the matrix {what} says something else than its translation, rotation and scale")
         return matrix
 
-    def places(self, number: int) -> np.ndarray:
-        """Return the matrices of all places at which the mesh of a node stands. float64 `[I, 4, 4]`"""
+    def places(self, number: int) -> Iterator[np.ndarray]:
+        """Yield the matrices of all places at which the mesh of a node stands, some at a time. float64 `[I, 4, 4]`"""
         extensions = mapping(self.nodes[number], "extensions")
         world = self.world(number)
         if INSTANCING not in extensions:
-            return world[None]
-        return world @ self._instances(number, mapping(mapping(extensions, INSTANCING), "attributes"))
+            yield world[None]
+            return
+        attributes = mapping(mapping(extensions, INSTANCING), "attributes")
+        stored = {}
+        for name, width in _INSTANCE_WIDTHS.items():
+            if name in attributes:
+                accessor = self.data.expect(attributes[name], width, f"{name} of {INSTANCING}")
+                rows = self.data.array(attributes[name])
+                # Integers are always fractions here, whether or not the accessor says so.
+                stored[name] = rows, accessor.normalized or (name == "ROTATION" and rows.dtype.kind == "i")
+        for first in range(0, self.instance_count(number), _INSTANCES):
+            part = {name: fractions(rows[first : first + _INSTANCES], n) for name, (rows, n) in stored.items()}
+            count = len(next(iter(part.values())))
+            yield world @ transforms(
+                part.get("TRANSLATION", np.zeros((count, 3))),
+                part.get("ROTATION", np.tile([0.0, 0, 0, 1], (count, 1))),
+                part.get("SCALE", np.ones((count, 3))),
+            )
 
     def instance_count(self, number: int) -> int:
         """Return at how many places the mesh of a node stands, without reading them."""
@@ -141,20 +159,6 @@ class NodeTree:
         if len(counts) != 1:
             raise ValueError(f"{INSTANCING} of its node {number} has {len(counts)} different numbers of places")
         return counts.pop()
-
-    def _instances(self, number: int, attributes: dict[str, Any]) -> np.ndarray:
-        count = self.instance_count(number)
-        values = {}
-        for name, width in _INSTANCE_WIDTHS.items():
-            if name in attributes:
-                accessor = self.data.expect(attributes[name], width, f"{name} of {INSTANCING}")
-                rows = self.data.array(attributes[name])
-                values[name] = fractions(rows, accessor.normalized or (name == "ROTATION" and rows.dtype.kind == "i"))
-        return transforms(
-            values.get("TRANSLATION", np.zeros((count, 3))),
-            values.get("ROTATION", np.tile([0.0, 0, 0, 1], (count, 1))),
-            values.get("SCALE", np.ones((count, 3))),
-        )
 
     def joints(self, number: Any) -> np.ndarray:
         """Return the matrices of a skin, from the space of its mesh to the scene's. float64 `[J, 4, 4]`"""

@@ -70,6 +70,8 @@ class Primitives:
     def __init__(self, data: GltfData, uses: Counter[int]) -> None:
         self.data = data
         self.notes: Counter[str] = Counter()
+        """What is left out, and how many."""
+        self.unweighted = 0
         names = {*data.extension_names("extensionsUsed"), *data.extension_names("extensionsRequired")}
         self._restarts = not names.isdisjoint(PRIMITIVE_RESTART)
         self._claimed: dict[Any, int] = {}
@@ -104,9 +106,9 @@ class Primitives:
             if mode > _FAN:
                 raise ValueError(f"{what} has the mode {mode}, which is not read")
             if mode < _TRIANGLES:
-                self.notes["primitives of points or lines are left out"] += 1
+                self.notes["primitives of points or lines"] += 1
             elif "POSITION" not in mapping(primitive, "attributes"):
-                self.notes["primitives without positions are left out"] += 1
+                self.notes["primitives without positions"] += 1
             else:
                 self._add(found, primitive, mode, what)
         return list(found.values())
@@ -333,7 +335,7 @@ class Primitives:
             raise ValueError(f"a vertex in it names joint {joints.max():,} of {joint_count:,}")
         sums = parts.sum(axis=1)
         if (sums == 0).any():
-            self.notes["vertices without a weight follow the first joint of their skin"] += int((sums == 0).sum())
+            self.unweighted += int((sums == 0).sum())
             parts[sums == 0, 0] = sums[sums == 0] = 1
         return joints, parts / sums[:, None]
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import urllib.parse
 from pathlib import Path
 
-import trimesh
-
 from sdf_vqvae.archives import regular_file
 
 MAX_FILE_BYTES = 2 * 2**30
@@ -20,7 +18,7 @@ MAX_VERTICES = 2**26
 """Most vertices, all instances counted: a file without shared vertices has three a triangle."""
 
 
-class OwnFolder(trimesh.resolvers.Resolver):
+class OwnFolder:
     """Opens the files that a mesh file names, if they lie in its folder or below.
 
     Args:
@@ -31,10 +29,6 @@ class OwnFolder(trimesh.resolvers.Resolver):
     def __init__(self, folder: Path, most_bytes: int = MAX_FILE_BYTES) -> None:
         self.folder = folder
         self.left = most_bytes
-
-    def get(self, key: str) -> bytes:
-        """Return the content of a file. Raises a ValueError unless it lies in the folder and is not too large."""
-        return self.file(key).read_bytes()
 
     def file(self, key: str) -> Path:
         """Return the path of a regular file. Raises a ValueError unless it lies in the folder and is not large."""
@@ -62,18 +56,6 @@ class OwnFolder(trimesh.resolvers.Resolver):
             if target.exists():
                 break
         return target
-
-    def keys(self) -> list[str]:
-        """Return nothing: names are never guessed."""
-        return []
-
-    def namespaced(self, namespace: str) -> OwnFolder:
-        """Return the same for a folder below."""
-        return OwnFolder(self.path(namespace), self.left)
-
-    def write(self, name: str, data: str | bytes) -> None:
-        """Refuse: reading a mesh writes nothing."""
-        raise ValueError(f"nothing is written while reading, not even {short(name)}")
 
 
 def check_file_size(file: Path) -> None:

@@ -537,9 +537,9 @@ def test_a_longer_binary_chunk_and_a_longer_file_than_the_buffer_are_fine(tmp_pa
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (invisible, "2 meshes of invisible nodes are left out"),
-        (beside_points_and_lines, "4 primitives of points or lines are left out"),
-        (lambda: scenes(None), "1 meshes of nodes outside its scene are left out"),
+        (invisible, "meshes of invisible nodes are left out: 2"),
+        (beside_points_and_lines, "primitives of points or lines are left out: 4"),
+        (lambda: scenes(None), "meshes of nodes outside its scene are left out: 1"),
         (lambda: indexed("<u2").use("ACME_sparkle"), "the extension ACME_sparkle is not known here and left out"),
         (lambda: indexed("<u2").use("CESIUM_RTC"), "the place on the globe that CESIUM_RTC gives is left out"),
     ],
@@ -568,7 +568,7 @@ def test_vertices_that_no_joint_moves_follow_the_first_and_are_counted(
     model.skin(primitive, np.zeros((8, 4)), np.zeros((8, 4)))
     with caplog.at_level(logging.WARNING):
         np.testing.assert_allclose(load_mesh(model.save(tmp_path / "a.glb")).bounds, BODY, atol=1e-6)
-    assert "8 vertices without a weight" in caplog.text
+    assert "vertices without a weight follow the first joint of their skin: 8" in caplog.text
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -658,13 +658,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no version": (changed(cube, set_in("asset", value={})), "only version 2"),
     "minVersion 2.1": (changed(cube, set_in("asset", "minVersion", value="2.1")), "needs a reader of glTF '2.1'"),
-    "points alone": (lambda: only(0), "holds no triangle (1 primitives of points or lines"),
+    "points alone": (lambda: only(0), "holds no triangle (primitives of points or lines are left out: 1)"),
     "lines alone": (lambda: only(3), "holds no triangle"),
     "only invisible": (
         changed(cube, set_in("nodes", 0, "extensions", value={"KHR_node_visibility": {"visible": False}})),
-        "holds no triangle (1 meshes of invisible nodes are left out)",
+        "holds no triangle (meshes of invisible nodes are left out: 1)",
     ),
-    "an empty scene": (changed(cube, set_in("scenes", 0, value={})), "holds no triangle (1 meshes of nodes outside"),
+    "an empty scene": (
+        changed(cube, set_in("scenes", 0, value={})),
+        "holds no triangle (meshes of nodes outside its scene are left out: 1)",
+    ),
     "a mesh without nodes": (
         changed(cube, lambda d: [d.pop(k) for k in ("nodes", "scenes", "scene")]),
         "holds no triangle",
