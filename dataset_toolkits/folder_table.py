@@ -113,15 +113,15 @@ def _check_columns(table: Table) -> None:
     raise ValueError(
         f"{table.path} has the columns {list(table.columns)}, none of which says which file a row is about; known: "
         f"{_some(FILE_COLUMNS)} for paths, {_some(_NAMES)} for names"
-        f"{nearest_names(table.columns, (*FILE_COLUMNS, *_NAMES))}"
+        f"{nearest_names(table.columns, (*FILE_COLUMNS, *_NAMES, *CAPTION_COLUMNS))}"
     )
 
 
 def _nothing_fits(table: Table, names: Sequence[str], strays: Sequence[tuple[Row, str]]) -> str:
     keys = [column for column in (*FILE_COLUMNS, *_NAMES) if column in table.columns]
-    number, row = table.rows[0]
+    _, row = table.rows[0]
     first = ", ".join(f"{column} {row[column][:80]!r}" for column in keys)
-    why = strays[0][1] if strays else f"the first row (line {number}) has {first}"
+    why = strays[0][1] if strays else f"the first row has {first}"
     return (
         f"{table.path}: none of its {len(table.rows):,} rows is about a file that is there, by its columns "
         f"{_some(keys)}: {why}; files are called {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 import trimesh
 
-from dataset_toolkits.folder_table import Row, TableUse, captions_columns, match_table
+from dataset_toolkits.folder_table import MatchedTable, Row, TableUse, captions_columns, match_table
 from sdf_vqvae.archives import sha256_of
 from sdf_vqvae.caption_cells import CAPTIONS, captions_cell, captions_in, captions_of, captions_of_row
 from sdf_vqvae.data import MeshPack, PackEntry, read_draco_mesh
@@ -200,8 +200,7 @@ class Source:
         rows: dict[str, Sequence[Row]] = {}
         strays: Sequence[tuple[Row, str]] = ()
         table = find_table(self._folder)
-        if table is not None:
-            found = match_table(table, list(files), contents.hash_of)
+        if table is not None and (found := _matched(table, list(files), contents)) is not None:
             rows, strays, self.table = dict(found.rows), found.strays, found.use
             _say(found.use)
         done: set[str] = set()
@@ -233,6 +232,21 @@ def read_source(source_format: str, folder: Path, *, split: str | None = None) -
 
 def _merged_cells(rows: Sequence[Row]) -> dict[str, str]:
     return merged([row for _, row in rows])[0] if rows else {}
+
+
+def _matched(table: Path, names: Sequence[str], contents: _Contents) -> MatchedTable | None:
+    """Match a table's rows to files; None for a `metadata.json` that is none, for people call other things so.
+
+    Raises:
+        ValueError: see `match_table`.
+    """
+    try:
+        return match_table(table, names, contents.hash_of)
+    except ValueError as error:
+        if table.name.removesuffix(".gz") != "metadata.json":
+            raise
+        logger.warning("not read as a table: %s", error)
+        return None
 
 
 def _say(use: TableUse) -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -399,6 +400,27 @@ def commands() -> list[BadInput]:
     ]  # fmt: skip
 
 
+def tables() -> list[BadInput]:
+    """Return tables beside a mesh of which nothing can be used."""
+
+    def of(name: str, content: str | bytes, says: str) -> BadInput:
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            shutil.copy(folder.parent / "box.ply", folder / "box.ply")
+            (folder / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+
+        return BadInput(name=name, command=("encode", "data", "-o", "out", *VAE), file="data", write=write, says=says)
+
+    return [
+        of("a table about other files", "uid,caption\nabc123,a box\n", "none of its 1 rows is about a file"),
+        of("a table that says of no file", "filenam,captoin\nbox.ply,a box\n", "did you mean"),
+        of("a caption with a comma", "file,caption\nbox.ply,a red, small box\n", "3 cells for 2 columns"),
+        of("a table in Windows-1252", "file,caption\nbox.ply,une boîte\n".encode("cp1252"), "not UTF-8"),
+        of("two separators", "file,text;file\nbox.ply,a box;box.ply\n", "separate the cells by commas alone"),
+        of("an empty table", "", "is empty"),
+    ]
+
+
 def bad_inputs() -> list[BadInput]:
     """Return all of them."""
-    return [*meshes(), *places(), *fields(), *models(), *codes(), *commands()]
+    return [*meshes(), *places(), *fields(), *models(), *codes(), *commands(), *tables()]

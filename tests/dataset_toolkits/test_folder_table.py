@@ -143,6 +143,12 @@ def test_a_table_that_cannot_be_read_says_what_its_encoding_may_be(folder, conte
         read(folder)
 
 
+def test_a_metadata_json_that_is_no_table_is_named_and_left(folder, caplog):
+    (folder / "metadata.json").write_text('{"license": "CC0", "objects": 2}')
+    assert read(folder)[0] == {CHAIR: [], LAMP: []}
+    assert "not read as a table" in caplog.text and "none of its 2 rows" in caplog.text
+
+
 def test_tables_that_are_not_read_are_named(folder, caplog):
     (folder / "Cap3D_automated.csv").write_text("abc123,a chair\n")
     read(folder)

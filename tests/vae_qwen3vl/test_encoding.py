@@ -98,6 +98,28 @@ def test_fields_and_meshes_of_a_dataset_have_the_same_codes(tmp_path, vae_config
     assert codes_of(tmp_path / "one") == codes_of(tmp_path / "other") != {}
 
 
+def test_rows_of_one_object_share_its_codes_and_all_words(tmp_path, vae_config, capsys):
+    """As tables written before rows were gathered have them: a row again, and a row of another file that failed."""
+    from dataset_toolkits.sdf_voxelize import main as voxelize
+
+    folder = make_meshes(tmp_path / "meshes", 3)
+    command = ["--format", "folder", "--input_dir", str(folder), "--output_dir", str(tmp_path / "fields")]
+    assert voxelize([*command, "--resolutions", "64", "--max_workers", "1", "--device", "cpu"]) == 0
+    table = tmp_path / "fields/metadata.csv"
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    again = {**rows[0], "captions": "['a ball', 'round']"}
+    failed = {**rows[1], "captions": "another's", "sdf_computed": "False", "error": "its id occurs twice"}
+    write_table(table, [*rows, again, failed, {**rows[2], "captions": "N/A"}])
+    assert encode(tmp_path / "fields", tmp_path / "codes", vae_config, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == {}
+    found = {row["sha256"]: row for row in csv.DictReader((tmp_path / "codes/metadata.csv").open(encoding="utf-8"))}
+    words = [["ellipsoid 0", "a ball", "round"], ["ellipsoid 1"], ["ellipsoid 2"]]
+    assert [json.loads(found[row["sha256"]]["captions"]) for row in rows] == words
+    assert all(row["codes"] and not row["codes_error"] for row in found.values()) and len(found) == 3
+    items = CachedCodesDataset(tmp_path / "codes")
+    assert sorted([text.answer for text in items._texts[name]] for name in items.names) == sorted(words)
+
+
 def test_several_workers_and_small_batches_change_nothing(tmp_path, vae_config):
     folder = make_meshes(tmp_path / "meshes", 5)
     assert encode(folder, tmp_path / "one", vae_config) == 0
