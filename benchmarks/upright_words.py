@@ -98,7 +98,7 @@ def ask(options: argparse.Namespace) -> None:
     device = next(model.parameters()).device
     answers: dict[str, dict[str, Any]] = {}
     for up in UP_AXES:
-        data = from_codes(folder, split=up, most=options.max_samples or 0, val_samples=0)
+        data = from_codes(folder, split=up, most=options.max_samples or 0)
         for start in tqdm(range(0, len(data.objects), options.batch_size), desc=f"up {up}", unit="batch"):
             part = data.objects[start : start + options.batch_size]
             feats, coords = data.batch(part)

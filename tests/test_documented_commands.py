@@ -343,8 +343,9 @@ def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch)
     ran(TRAIN_DEBUG)
     runs = checkout / "outputs_3d_align"
     assert {path.name for path in runs.iterdir()} == {f"ep2_lr1e-4_bs4_n5000_lora8{end}" for end in ("", "_2")}
-    ran(f"{TRAIN_SCRIPT} --batch_size 2 --max_samples 500")  # the run that the config's output_run names
-    ran(EVALUATE_RUN)
+    done = ran(EVALUATE_RUN)  # as it is after training
+    assert "ep2_lr1e-4_bs4_n5000_lora8_2" in done.stderr  # the latest run
+    ran(f"{TRAIN_SCRIPT} --batch_size 2 --max_samples 500")  # the run whose adapter a documented line names
     assert len(words("eval_out")) == 3
     summary = json.loads((checkout / "eval_out" / "eval_summary.json").read_text(encoding="utf-8"))
     assert summary["settings"]["projector"]["num_layers"] == 3

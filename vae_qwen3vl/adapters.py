@@ -18,6 +18,7 @@ from sdf_vqvae.archives import one_line, read_safetensors, write_safetensors
 logger = logging.getLogger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+WEIGHTS = "adapter_model.safetensors"
 TARGETS = {"attention": _ATTENTION, "all": (*_ATTENTION, "gate_proj", "up_proj", "down_proj")}
 """Which linear maps of a text layer get an adapter."""
 
@@ -47,8 +48,31 @@ def add_lora(
     return peft.get_peft_model(vl_model, config)
 
 
-def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bool = False) -> nn.Module:
+def read_adapter_config(folder: str | os.PathLike[str]) -> Any:
+    """Return the peft configuration of a peft folder.
+
+    Raises:
+        ValueError: there is no adapter, or its configuration is not readable.
+    """
+    peft = _peft()
+    if not (Path(folder) / WEIGHTS).is_file() or not (Path(folder) / "adapter_config.json").is_file():
+        raise ValueError(f"no LoRA adapter in {folder}: expected adapter_config.json and {WEIGHTS}")
+    try:
+        return peft.PeftConfig.from_pretrained(os.fspath(folder))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}/adapter_config.json is no adapter's configuration: {one_line(error)}") from error
+
+
+def load_lora(
+    vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bool = False, *, dropout: float | None = None
+) -> nn.Module:
     """Return `vl_model` with the adapters of a peft folder (`lora_final/`); each tensor must find its place.
+
+    Args:
+        vl_model: the language model.
+        folder: the adapters.
+        trainable: whether they learn on.
+        dropout: in front of them, instead of what their configuration says.
 
     Raises:
         ValueError: no adapter there, or its tensors are not exactly those the model asks for.
@@ -56,14 +80,10 @@ def load_lora(vl_model: nn.Module, folder: str | os.PathLike[str], trainable: bo
     peft = _peft()
     if isinstance(vl_model, peft.PeftModel):
         raise ValueError("the language model already has LoRA adapters; load or add them only once")
-    weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file() or not (Path(folder) / "adapter_config.json").is_file():
-        raise ValueError(f"no LoRA adapter in {folder}: expected adapter_config.json and adapter_model.safetensors")
-    saved, _ = read_safetensors(weights, "LoRA adapter")
-    try:
-        config = peft.PeftConfig.from_pretrained(os.fspath(folder))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder}/adapter_config.json is no adapter's configuration: {one_line(error)}") from error
+    config = read_adapter_config(folder)
+    saved, _ = read_safetensors(Path(folder) / WEIGHTS, "LoRA adapter")
+    if dropout is not None:
+        config.lora_dropout = dropout
     config.inference_mode = not trainable
     # The file names the model it was trained on; peft would warn that this one lies in another folder.
     config.base_model_name_or_path = None
@@ -122,7 +142,7 @@ def save_lora(vl_model: nn.Module, folder: str | os.PathLike[str], base_name: st
     state = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in saved.items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / "adapter_model.safetensors", state)
+    write_safetensors(target / WEIGHTS, state)
     config = copy.copy(configs["default"])
     config.base_model_name_or_path, config.inference_mode = base_name, True
     config.save_pretrained(os.fspath(target))

@@ -34,6 +34,7 @@ from vae_qwen3vl.data_workers import worker_options
 from vae_qwen3vl.layout import without_object
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.run_files import LORA_FINAL, PROJECTOR_FINAL, RESULT
 from vae_qwen3vl.sharding import average_gradients, is_sharding, shard_frozen
 from vae_qwen3vl.vl_backbone import uncompiled
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR_FINAL = "projector_final.pt"
-LORA_FINAL = "lora_final"
 _LOWEST_RATE = 0.02
 _KEPT_CHECKPOINTS = 2
 _STEPS_TO_JUDGE = 3
@@ -452,7 +451,7 @@ class AlignmentTrainer:
             "objects": self.objects,
             "seconds": round(self.seconds, 1),
         }
-        with atomic_path(self.folder / "result.json") as temporary:
+        with atomic_path(self.folder / RESULT) as temporary:
             temporary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
 
 

@@ -48,6 +48,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "merge": (1, 2, 4),
     "lora_targets": ("attention", "all"),
     "best_by": ("gap", "val_loss", "last"),
+    "start_from": ("new", "shipped"),
 }
 _NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
 _METAVARS = {
@@ -64,6 +65,8 @@ FREE = (
 """Settings that may change while a run is stopped: the others decide what comes of it. (The last two do so only as
 far as sums are rounded.)"""
 _PATHS = ("data_dir", "mirrored_dir", "plain_text", "vae_config", "vae_ckpt", "init_projector", "init_lora")
+AUTO = "auto"
+"""An `output_run`: the latest one of the settings."""
 _GIVEN = "given:"
 """Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
@@ -124,7 +127,8 @@ class AlignmentConfig:
     output_dir: str = "outputs_3d_vl"
     """Folder of the runs; each makes its own folder in it."""
     output_run: str | None = None
-    """Name of the run that an evaluation loads from output_dir."""
+    """Name of the run in output_dir that an evaluation with --config loads; auto, or nothing: the latest one of these
+    settings."""
     prompt: str = DEFAULT_PROMPT
     """The question that the captions answer."""
     max_3d_tokens: int = 2048
@@ -143,6 +147,8 @@ class AlignmentConfig:
     """Scale of the adapters; twice the rank by default."""
     lora_dropout: float = 0.05
     """Dropout in front of the adapters."""
+    start_from: str = "new"
+    """What training begins with: new weights, or the shipped projector and adapters, in the shape that they have."""
     init_projector: str | None = None
     """Trained projector (a file of an earlier run, or the shipped one) to start from; its layers, merge and position
     encoding must be these settings'."""
@@ -229,6 +235,8 @@ class AlignmentConfig:
             raise ValueError(f"{self.shape_tokens} shape_tokens leave nothing of max_3d_tokens {self.max_3d_tokens}")
         if self.init_lora is not None and not self.use_lora:
             raise ValueError("init_lora needs use_lora: the adapters it starts from are trained on")
+        if self.start_from == "shipped" and (self.init_projector is not None or self.init_lora is not None):
+            raise ValueError("start_from shipped names an init_projector and an init_lora: leave yours out, or it")
 
     def numbers(self, key: str) -> dict[str, int]:
         """Return what `epoch_limits` or `kind_weights` says, by name.
@@ -336,7 +344,7 @@ class AlignmentConfig:
         raise AssertionError("unreachable")
 
     def run_folder(self) -> Path:
-        """Return the folder of the run that an evaluation loads. Raises a ValueError where there is none."""
+        """Return the folder of the run that `output_run` names. Raises a ValueError where there is none."""
         folder = Path(self.output_dir) / (self.output_run or "")
         if self.output_run and folder.is_dir():
             return folder
@@ -412,7 +420,7 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _checked(key: str, value: Any) -> Any:
     """Return a value as the type of its key. Raises a ValueError that says what is expected."""
     kind, optional = _kind(key)
-    if value is None and optional:
+    if optional and (value is None or (key == "output_run" and value == "")):
         return None
     expected, least = _NAMES[kind], _LEAST.get(key)
     if key in _FROM_ZERO:

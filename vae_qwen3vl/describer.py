@@ -17,7 +17,9 @@ import torch
 from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.runtime import resolve_device
+from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.default_lm import DEFAULT_LM, default_lm_folder, resolve_vl_model
+from vae_qwen3vl.run_files import ARGUMENTS, LORA_FINAL, PROJECTOR_FINAL
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_NAME = "projector.safetensors"
 LORA_NAME = "lora"
+NO_LORA = "none"
+"""Instead of an adapter's folder: none, even where one lies beside the projector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,32 @@ def shipped_weights() -> tuple[Path | None, Path | None]:
     return projector if projector.is_file() else None, lora if lora.is_dir() else None
 
 
+def adapter_beside(projector: str | os.PathLike[str]) -> Path | None:
+    """Return the adapter that lies beside a projector as in a run's folder or the shipped weights, else None.
+
+    Raises:
+        ValueError: the run trained one, but it is not there.
+    """
+    path = Path(projector)
+    folder = path.parent / {PROJECTOR_FINAL: LORA_FINAL, PROJECTOR_NAME: LORA_NAME}.get(path.name, LORA_FINAL)
+    if path.name not in (PROJECTOR_FINAL, PROJECTOR_NAME):
+        return None
+    if folder.is_dir():
+        logger.info("%s was trained with it and is used (--lora_dir none leaves it out)", folder)
+        return folder
+    arguments = path.parent / ARGUMENTS
+    if arguments.is_file() and AlignmentConfig.from_file(arguments).use_lora:
+        raise _adapter_missing(projector)
+    return None
+
+
+def _adapter_missing(projector: str | os.PathLike[str]) -> ValueError:
+    return ValueError(
+        f"{os.fspath(projector)} was trained with a LoRA adapter, which does not lie beside it: give it with "
+        f"--lora_dir DIR, or --lora_dir {NO_LORA} to do without"
+    )
+
+
 def load_describer(
     vae: SparseSDFVQVAE | None,
     vl_model: str | os.PathLike[str] | None = None,
@@ -63,13 +93,15 @@ def load_describer(
         vae: the tokenizer whose codes it will read; None where codes are cached.
         vl_model: see `resolve_vl_model`; None is the default language model.
         projector: trained projector; None takes the shipped one, which belongs to the default language model.
-        lora: adapter folder trained with that projector; None takes the shipped one with the shipped projector.
+        lora: adapter folder trained with that projector; None takes the one that lies beside it (`adapter_beside`),
+            `NO_LORA` none.
         device: where to; CUDA where present by default.
         dtype: of the language model; None takes `inference_dtype`.
         vae_hash: fingerprint of the tokenizer behind cached codes.
 
     Raises:
-        ValueError: no projector is known for this language model, or the parts do not fit each other.
+        ValueError: no projector is known for this language model, or the parts do not fit each other, or the
+            projector was trained with an adapter that is neither given nor beside it.
         LanguageModelUnavailableError: the language model can't be had.
     """
     from vae_qwen3vl.adapters import merge_lora
@@ -81,21 +113,26 @@ def load_describer(
     is_default = source == default_lm_folder()
     if vl_model is None:
         logger.info("language model: %s (the default)", DEFAULT_LM)
-    if projector is None and lora is None:
+    if projector is None and lora in (None, NO_LORA):
         if not is_default:
             raise ValueError(
                 f"the shipped projector belongs to {DEFAULT_LM}, not to {vl_model}: give --projector_ckpt "
                 "(and --lora_dir) trained for it"
             )
-        projector, lora = shipped_weights()
+        projector, beside = shipped_weights()
+        lora = lora or beside
+    elif projector is not None and lora is None:
+        lora = adapter_beside(projector)
     model = Qwen3VLWith3DBranch(
         str(source), vae_model=vae, torch_dtype=dtype or inference_dtype(target), max_3d_tokens=512
     )
     if projector is not None:
-        model.load_projector(projector, vae_hash=vae_hash)
+        about = model.load_projector(projector, vae_hash=vae_hash)
+        if about.with_lora and lora is None:
+            raise _adapter_missing(projector)
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
-    if lora is not None:
+    if lora is not None and lora != NO_LORA:
         model.load_lora(lora)
         model.vl_model = merge_lora(model.vl_model)
     return model.to(target).eval()

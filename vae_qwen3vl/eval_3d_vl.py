@@ -5,15 +5,17 @@
     python vae_qwen3vl/eval_3d_vl.py --data_path one_batch.pt --prompt "Describe this 3D shape in one sentence:"
     python vae_qwen3vl/eval_3d_vl.py --save_mesh
 
-Objects are those of --data_dir (a folder of cached codes or a dataset of fields; the split test, or what training
-kept apart), of one batch in --data_path, or, where neither is given, one random shape to try the path. The model is
-the run that the config's output_run names, rebuilt from that run's folder alone, or --projector_ckpt and --lora_dir,
-or the shipped one.
+Objects are those of --data_dir (a folder of cached codes or a dataset of fields; the split test, else val, else all,
+but nothing that the weights learned from, which the run's objects.json says, unless there is nothing else; --split
+train asks for just that), of one batch in --data_path, or, where neither is given, one random shape to try the path.
+The model is the run that the config's output_run names (auto, or nothing: the latest one of its settings), rebuilt
+from that run's folder alone; or that of --projector_ckpt, with the adapter beside it or in --lora_dir; or, without
+any of these, the shipped one.
 
 --output_dir gets generated.txt (a line an object), eval_results.jsonl, eval_summary.json and report.html; with
 --save_mesh also recon_mesh_{i}.obj, decoded from the very codes that were described, with scores where the true
 shape is at hand. Objects with captions are measured against them, beside blind controls: no 3D, another object's 3D,
-shuffled coordinates, the most frequent answer. Only what is above those comes from the shape.
+shuffled coordinates, one answer for all. Only what is above those comes from the shape.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_alignment_options(parser, only=_SETTINGS)
     model = parser.add_argument_group("the trained model")
     model.add_argument("--projector_ckpt", metavar="FILE", help="trained projector (default: the run's, or shipped)")
-    model.add_argument("--lora_dir", metavar="DIR", help="LoRA trained with it (default: the run's, or the shipped)")
+    model.add_argument("--lora_dir", metavar="DIR", help="LoRA trained with it; none: without (default: beside it)")
     data = parser.add_argument_group("objects")
     data.add_argument("--data_path", metavar="FILE", help="a .pt batch: sparse_sdf, sparse_index, batch_idx")
-    data.add_argument("--split", help="of --data_dir (default: test, else val, else what training kept apart)")
+    data.add_argument("--split", help="of --data_dir (default: test, else val, else all; never what was trained on)")
     data.add_argument("--max_eval_samples", type=int, default=20, metavar="N", help="the first N; 0 for all (20)")
     data.add_argument(
         "--questions",
@@ -104,6 +106,8 @@ class Parts:
     vae_ckpt: str | None
     projector: str | None
     lora: str | None
+    run: Path | None
+    """The run that they are of, where that is known."""
     output: Path
 
 
@@ -113,23 +117,21 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     Raises:
         ValueError: the run does not exist or has not ended.
     """
-    from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL
-    from vae_qwen3vl.run_files import ARGUMENTS
+    from vae_qwen3vl.learned_objects import run_of
+    from vae_qwen3vl.run_files import ARGUMENTS, PROJECTOR_FINAL, run_to_evaluate
+    from vae_qwen3vl.starting_weights import settled
 
     given = given_settings(options)
-    projector, lora, run = options.projector_ckpt, options.lora_dir, None
-    trained = config
-    if projector is None and config.output_run is not None:
-        run = config.run_folder()
-        projector = str(run / PROJECTOR_FINAL)
-        if not Path(projector).is_file():
-            raise ValueError(f"output_run: {run} holds no {PROJECTOR_FINAL}: that training has not ended (--resume)")
-        if lora is None and (run / LORA_FINAL).is_dir():
-            lora = str(run / LORA_FINAL)
-        trained = AlignmentConfig.from_file(run / ARGUMENTS)
+    projector, run, output = options.projector_ckpt, run_of(options.projector_ckpt), options.output_dir
+    if projector is None and (config.output_run is not None or options.config is not None):
+        # The settings of the file alone: flags of an evaluation say what is evaluated, not what was trained.
+        of_file = config if options.config is None else AlignmentConfig.from_file(options.config)
+        run = run_to_evaluate(settled(replace(of_file, output_run=config.output_run)))
+        projector, output = str(run / PROJECTOR_FINAL), output or str(run / IN_RUN)
+    known = run is not None and (run / ARGUMENTS).is_file()
+    trained = AlignmentConfig.from_file(run / ARGUMENTS) if run is not None and known else config
     model = {key: given.get(key, getattr(trained, key)) for key in ("vl_model", "vae_config", "vae_ckpt")}
-    output = options.output_dir or (str(run / IN_RUN) if run is not None else OUTPUT)
-    return Parts(**model, projector=projector, lora=lora, output=Path(output))
+    return Parts(**model, projector=projector, lora=options.lora_dir, run=run, output=Path(output or OUTPUT))
 
 
 def work(options: argparse.Namespace) -> int:
@@ -148,7 +150,7 @@ def work(options: argparse.Namespace) -> int:
     override(model, given)
     prompt = given.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
     processor = Processor3D.from_pretrained(model.model_name_or_path)
-    said, summary = interview(options, config, data, model, processor, prompt)
+    said, summary = interview(options, config, data, model, processor, prompt, parts.run)
     parts.output.mkdir(parents=True, exist_ok=True)
     rebuilt = rebuild(options, config, parts, data, vae, device) if options.save_mesh else {}
     records = make_records(data, model, said, rebuilt)
@@ -169,6 +171,7 @@ def open_data(
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from vae_qwen3vl.align_data import cached_codes, check_data
     from vae_qwen3vl.eval_objects import from_batch, from_codes, from_fields, random_shape
+    from vae_qwen3vl.learned_objects import learned_from
 
     if options.data_path is None and config.data_dir is not None:
         check_data(config)
@@ -176,7 +179,7 @@ def open_data(
         chosen: dict[str, Any] = {
             "split": options.split,
             "most": max(0, options.max_eval_samples),
-            "val_samples": config.val_samples,
+            "learned": learned_from(_trained_parts(parts), config.val_samples),
         }
         if folder is not None:
             return from_codes(folder, **chosen), None
@@ -187,6 +190,14 @@ def open_data(
         return from_batch(options.data_path, vae), vae
     print("no --data_dir and no --data_path: one random shape, which no caption fits", file=sys.stderr)
     return random_shape(vae, seed=config.seed), vae
+
+
+def _trained_parts(parts: Parts) -> list[str | None]:
+    """Return the files that say what was learned from; where there are none, the shipped ones do."""
+    from vae_qwen3vl.describer import NO_LORA
+
+    lora = None if parts.lora == NO_LORA else parts.lora
+    return [part for part in (parts.projector, lora) if part is not None] or [None]
 
 
 def override(model: Qwen3VLWith3DBranch, given: Mapping[str, Any]) -> None:
@@ -210,11 +221,13 @@ def interview(
     model: Qwen3VLWith3DBranch,
     processor: Processor3D,
     prompt: str,
+    run: Path | None = None,
 ) -> tuple[Understanding, dict[str, Any]]:
     """Ask the model about all objects; return what it said and its measures."""
+    from vae_qwen3vl.blind_controls import bag_of_words
     from vae_qwen3vl.captions import RECORDS
     from vae_qwen3vl.closed_sets import answers_of, closed_questions, closed_sets
-    from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
+    from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, embed, load_sentence_encoder
     from vae_qwen3vl.understanding import Interviewer
     from vae_qwen3vl.understanding_summary import (
         FORMULAS,
@@ -228,6 +241,12 @@ def interview(
     captioned = not bare
     if 0 < bare < len(objects):
         logger.warning("%d of %d objects have no caption: captions and retrieval aren't measured", bare, len(objects))
+    measured, encoder = captioned and "captions" in measures, None
+    if measured:
+        try:
+            encoder = load_sentence_encoder()
+        except SentenceModelUnavailableError as error:
+            logger.warning("Sentence-BERT is left out: %s", error)
     asking = Interviewer(
         model=model,
         processor=processor,
@@ -235,11 +254,14 @@ def interview(
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         seed=config.seed,
+        embed=bag_of_words if encoder is None else lambda texts: embed(encoder, texts).numpy(),
     )
-    said = asking.descriptions(prompt, controls=captioned and "captions" in measures)
+    said = asking.descriptions(prompt, controls=measured)
     settings = {
         "data": options.data_path or config.data_dir or "a random shape",
         "split": data.split,
+        "run": None if run is None else str(run),
+        "learned_from": data.learned.source,
         "vl_model": model.vl_label,
         "dtype": str(model.vl_model.dtype).removeprefix("torch."),
         "projector": describe_projector(model),
@@ -248,13 +270,8 @@ def interview(
         "max_new_tokens": options.max_new_tokens,
         "seed": config.seed,
     }
-    summary: dict[str, Any] = {"settings": settings, "objects": len(objects)}
-    if captioned and "captions" in measures:
-        try:
-            encoder = load_sentence_encoder()
-        except SentenceModelUnavailableError as error:
-            logger.warning("Sentence-BERT is left out: %s", error)
-            encoder = None
+    summary: dict[str, Any] = {"settings": settings, "objects": len(objects), "trained_on": data.seen}
+    if measured:
         settings["sentence_model"] = None if encoder is None else encoder.name
         summary["captions"] = summarize_captions(said, [one.captions for one in objects], encoder)
     beside = None if data.folder is None else data.folder.folder
@@ -262,6 +279,8 @@ def interview(
     if "closed_sets" in measures and asked is not None and (options.questions or asked.is_file()):
         of_training = beside is not None and (beside / RECORDS).is_file()
         known = closed_questions(beside / RECORDS) if beside is not None and of_training else []
+        own = {one.name for one in objects}
+        known = [record for record in known if record["sample_id"] not in own]  # they must not answer for themselves
         lent = answers_of(known) if of_training and said.neighbors is not None else None
         summary["closed"] = {}
         for each in closed_sets(closed_questions(asked), [one.name for one in objects], known, seed=config.seed):
@@ -270,7 +289,7 @@ def interview(
     if captioned and "retrieval" in measures and len(objects) > 1:
         asking.retrieve(said)
         summary["retrieval"] = summarize_retrieval(said)
-    if len(summary) > 2:
+    if len(summary) > 3:
         summary["formulas"] = FORMULAS
     return said, summary
 

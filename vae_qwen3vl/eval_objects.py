@@ -51,6 +51,23 @@ class EvalObject:
     """Its field file, where there is one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What is known of the objects that weights learned from."""
+
+    train: frozenset[str] = frozenset()
+    """Their ids."""
+    val: frozenset[str] = frozenset()
+    """Ids of those that were validated on: they chose which step's weights are the result."""
+    source: str | None = None
+    """Where that is known from; None where nothing is known."""
+    val_samples: int = 256
+    """See `AlignmentConfig`."""
+
+
+UNKNOWN = Learned()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvalData:
     """What is evaluated."""
@@ -64,7 +81,14 @@ class EvalData:
     """Fingerprint of the tokenizer that made the codes."""
     split: str | None = None
     folder: CodeFolder | None = None
-    """The cached codes they come from: other splits of it are known shapes."""
+    """The cached codes they come from: those of its objects that were learned from are known shapes."""
+    learned: Learned = UNKNOWN
+    """What the weights learned from."""
+
+    @property
+    def seen(self) -> int:
+        """Objects that the weights learned from; the split `train` is taken at its word."""
+        return len(self.objects) if self.split == TRAIN else sum(o.name in self.learned.train for o in self.objects)
 
     def batch(self, objects: Sequence[EvalObject]) -> tuple[Tensor, Tensor]:
         """Return codebook vectors `[M, D]` and coordinates int32 `[M, 4]` = (object, x, y, z) of several objects."""
@@ -73,40 +97,51 @@ class EvalData:
         return feats, torch.cat(coords)
 
 
-def from_codes(folder: CodeFolder, *, split: str | None, most: int, val_samples: int) -> EvalData:
+def from_codes(folder: CodeFolder, *, split: str | None, most: int, learned: Learned = UNKNOWN) -> EvalData:
     """Return objects of a folder of cached codes.
 
     Args:
         folder: the codes.
         split: objects whose row says so in its column `split`; None takes `test`, else `val`; where the table has no
-            such column, the objects that training keeps for validation.
+            such column, all. What the weights learned from is left out, unless the split is `train`, which is
+            exactly that, or there is nothing else.
         most: the first so many; 0 for all.
-        val_samples: see `AlignmentConfig`.
+        learned: what the weights learned from.
 
     Raises:
         ValueError: there is no such object.
     """
     rows = [row for row in folder.table() if row[ID_COLUMN] in folder]
-    chosen, rows = _of_split(rows, split, folder.folder, val_samples)
-    objects = []
-    for row in rows[: most or None]:
-        codes, coords = folder[row[ID_COLUMN]]
-        words = tuple(captions_of_row(row))
-        objects.append(
-            EvalObject(name=row[ID_COLUMN], codes=codes.long(), coords=coords.int(), captions=words, row=row)
-        )
+    chosen, rows = _of_split(rows, split, folder.folder, learned)
     return EvalData(
-        objects=objects,
+        objects=[_of_row(folder, row) for row in rows[: most or None]],
         codebook=folder.codebook,
         latent_side=folder.manifest.latent_resolution,
         vae_hash=folder.manifest.vae_hash,
         split=chosen,
         folder=folder,
+        learned=learned,
     )
 
 
+def training_objects(folder: CodeFolder, learned: Learned) -> list[EvalObject]:
+    """Return the objects of a folder of cached codes that weights learned from.
+
+    Where no ids are known, those of the split `train`.
+    """
+    rows = [row for row in folder.table() if row[ID_COLUMN] in folder]
+    ids = learned.train
+    return [_of_row(folder, row) for row in rows if (row[ID_COLUMN] in ids if ids else row.get("split") == TRAIN)]
+
+
+def _of_row(folder: CodeFolder, row: dict[str, str]) -> EvalObject:
+    codes, coords = folder[row[ID_COLUMN]]
+    words = tuple(captions_of_row(row))
+    return EvalObject(name=row[ID_COLUMN], codes=codes.long(), coords=coords.int(), captions=words, row=row)
+
+
 def from_fields(
-    folder: str | os.PathLike[str], vae: SparseSDFVQVAE, *, split: str | None, most: int, val_samples: int
+    folder: str | os.PathLike[str], vae: SparseSDFVQVAE, *, split: str | None, most: int, learned: Learned = UNKNOWN
 ) -> EvalData:
     """Return objects of a dataset of distance fields, encoded now; arguments as for `from_codes`.
 
@@ -116,7 +151,7 @@ def from_fields(
     rows = [row for row in dataset.rows if captions_of_row(row)]
     if len(rows) < len(dataset.rows):
         logger.warning("%s: %d objects without captions left out", folder, len(dataset.rows) - len(rows))
-    chosen, rows = _of_split(rows, split, Path(folder), val_samples)
+    chosen, rows = _of_split(rows, split, Path(folder), learned)
     objects = []
     for row in follow(rows[: most or None], "encode"):
         name = row[ID_COLUMN]
@@ -131,7 +166,7 @@ def from_fields(
         )
     if not objects:
         raise ValueError(f"{folder}: none of its objects can be encoded")
-    return _of_vae(vae, objects, split=chosen)
+    return _of_vae(vae, objects, split=chosen, learned=learned)
 
 
 def from_batch(path: str | os.PathLike[str], vae: SparseSDFVQVAE) -> EvalData:
@@ -164,24 +199,59 @@ def random_batch(description: FieldDescription, *, seed: int = 0) -> dict[str, T
 
 
 def _of_split(
-    rows: list[dict[str, str]], split: str | None, folder: Path, val_samples: int
+    rows: list[dict[str, str]], split: str | None, folder: Path, learned: Learned
 ) -> tuple[str | None, list[dict[str, str]]]:
+    """Return the split that is taken and its rows: what was learned from only as `train`, or where all was."""
     splits = {row["split"] for row in rows if row.get("split")}
     if split is None:
         split = next((name for name in (TEST, VAL) if name in splits), None)
-    if split is not None:
-        chosen = [row for row in rows if row.get("split") == split]
-        if not chosen:
-            there = f"it has {', '.join(sorted(splits))}" if splits else "its table has no column split"
-            raise ValueError(f"split: {folder} has no object of the split {split!r} ({there})")
+    known = {row[ID_COLUMN] for row in rows}
+    if split == TRAIN and known & learned.train:
+        logger.warning("evaluated are objects that the weights learned from (%s)", learned.source)
+        return split, [row for row in rows if row[ID_COLUMN] in learned.train]
+    if split == VAL and split not in splits and known & learned.val:
+        return split, [row for row in rows if row[ID_COLUMN] in learned.val]
+    chosen = [row for row in rows if split is None or row.get("split") == split]
+    if not chosen:
+        there = f"it has {', '.join(sorted(splits))}" if splits else "its table has no column split"
+        raise ValueError(f"split: {folder} has no object of the split {split!r} ({there})")
+    if split == TRAIN:
+        logger.warning("evaluated are objects of the split train, which weights usually learned from")
         return split, chosen
-    # As training does: what it learned from is never evaluated on.
-    names = [row[ID_COLUMN] for row in rows]
-    apart = held_out(names, val_samples)
-    if not apart:
-        logger.warning("%s has no splits, and too few objects to keep some apart: all are evaluated", folder)
-        return None, rows
-    return None, [rows[number] for number in apart]
+    new = [row for row in chosen if row[ID_COLUMN] not in learned.train]
+    if not new:
+        logger.warning(
+            "the weights learned from every one of the %d objects in %s (%s): what they say of them says little of "
+            "other objects",
+            len(chosen),
+            folder,
+            learned.source,
+        )
+        return split, chosen
+    if split is None:
+        new = _apart(new, folder, learned)
+    if len(new) < len(chosen):
+        logger.info("%d of %d objects are evaluated: %s", len(new), len(chosen), learned.source)
+    return split, new
+
+
+def _apart(rows: list[dict[str, str]], folder: Path, learned: Learned) -> list[dict[str, str]]:
+    """Return of a table without splits the objects to evaluate: those with captions, where any have some.
+
+    Where nothing is known of what was learned from, those that training keeps apart where it is told nothing else.
+    """
+    rows = [row for row in rows if captions_of_row(row)] or rows
+    if learned.source is not None:
+        return rows
+    apart = held_out([row[ID_COLUMN] for row in rows], learned.val_samples)
+    few = "too few for training to keep some apart, so all are evaluated"
+    some = "those that training keeps apart where it takes all of them are evaluated"
+    logger.warning(
+        "%s has no splits, and nothing says which of its objects the weights learned from: %s",
+        folder,
+        some if apart else few,
+    )
+    return [rows[number] for number in apart] or rows
 
 
 def _encoded_objects(vae: SparseSDFVQVAE, batch: dict[str, Tensor], name: str) -> list[EvalObject]:
@@ -200,11 +270,14 @@ def _encode(vae: SparseSDFVQVAE, batch: dict[str, Any]) -> tuple[Tensor, Tensor]
     return one.codes, one.coords
 
 
-def _of_vae(vae: SparseSDFVQVAE, objects: Sequence[EvalObject], split: str | None = None) -> EvalData:
+def _of_vae(
+    vae: SparseSDFVQVAE, objects: Sequence[EvalObject], split: str | None = None, learned: Learned = UNKNOWN
+) -> EvalData:
     return EvalData(
         objects=objects,
         codebook=vae.vq.embeddings.weight.detach().float().cpu(),
         latent_side=vae.config.latent_resolution,
         vae_hash=vae.fingerprint(),
         split=split,
+        learned=learned,
     )

@@ -432,6 +432,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             prompt=prompt or self.prompt,
             vae_hash=vae_hash,
             vl_model=self.vl_label,
+            with_lora=hasattr(self.vl_model, "peft_config"),
         )
 
     def save_projector(
@@ -491,6 +492,8 @@ class Qwen3VLWith3DBranch(nn.Module):
         """Write the LoRA adapters, if there are any, as a peft folder in bfloat16."""
         adapters.save_lora(self.vl_model, folder, self.vl_label)
 
-    def load_lora(self, folder: str | os.PathLike[str], trainable: bool = False) -> None:
-        """Load LoRA adapters from a peft folder; every tensor must fit."""
-        self.vl_model = adapters.load_lora(self.vl_model, folder, trainable)
+    def load_lora(
+        self, folder: str | os.PathLike[str], trainable: bool = False, *, dropout: float | None = None
+    ) -> None:
+        """Load LoRA adapters from a peft folder; every tensor must fit. `dropout` replaces that of the folder."""
+        self.vl_model = adapters.load_lora(self.vl_model, folder, trainable, dropout=dropout)

@@ -61,7 +61,9 @@ def add_language_options(parser: argparse.ArgumentParser) -> None:
         help="Qwen2-VL or Qwen3-VL: a folder, a Hub id, or smollm2-135m (the default, which needs no hub)",
     )
     parser.add_argument("--projector_ckpt", metavar="FILE", help="trained projector (default: the shipped one)")
-    parser.add_argument("--lora_dir", metavar="DIR", help="LoRA adapter trained with it (default: the shipped one)")
+    parser.add_argument(
+        "--lora_dir", metavar="DIR", help="LoRA adapter trained with it; none to do without (default: beside it)"
+    )
 
 
 def quiet_transformers(verbose: bool = False) -> None:

@@ -47,6 +47,8 @@ class ProjectorDescription:
     """Fingerprint of the VAE whose codes it reads."""
     vl_model: str | None = None
     """Name of the language model it was trained for."""
+    with_lora: bool = False
+    """Whether adapters of the language model were trained with it; files of earlier versions don't say."""
 
     def build(self) -> Projector3D:
         """Return a projector of this shape, not yet trained."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sdf_vqvae.archives import parse_json
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.training_checkpoint import checkpoint_steps
-from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.config import AUTO, AlignmentConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,6 +28,8 @@ ARGUMENTS = "train_args.json"
 OBJECTS = "objects.json"
 PRETRAINED = "projector_pretrained.pt"
 RESULT = "result.json"
+PROJECTOR_FINAL = "projector_final.pt"
+LORA_FINAL = "lora_final"
 _DEBUG = "[DEBUG"
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -137,6 +139,40 @@ def run_to_resume(config: AlignmentConfig) -> Path | None:
         f"resume: there is no run to go on with in {Path(config.output_dir).absolute()} "
         f"({there if runs else 'no run at all'}); {begin}"
     )
+
+
+def run_to_evaluate(config: AlignmentConfig) -> Path:
+    """Return the run that `output_run` names, or for `auto` and nothing the latest ended one of these settings.
+
+    Where no run has these settings, the latest that has ended in `output_dir` is taken, and what it was trained with
+    instead is logged.
+
+    Raises:
+        ValueError: there is no such run, or it has not ended.
+    """
+    if config.output_run not in (None, AUTO):
+        folder = config.run_folder()
+        if not (folder / PROJECTOR_FINAL).is_file():
+            raise ValueError(
+                f"output_run: {folder} holds no {PROJECTOR_FINAL}: that training has not ended (--resume)"
+            )
+        return folder
+    runs = runs_in(config.output_dir)
+    ended = [run for run in runs if run.ended and (run.folder / PROJECTOR_FINAL).is_file()]
+    if not ended:
+        there = f"{', '.join(run.folder.name for run in runs)} have not ended (--resume)" if runs else "there is none"
+        raise ValueError(
+            f"output_run: there is no ended run in {config.output_dir} ({there}); train first, or give "
+            "--projector_ckpt, or leave --config out for the shipped weights"
+        )
+    chosen = next((run for run in ended if not run.settings.changes(config)), ended[0])
+    changes = chosen.settings.changes(config)
+    if changes:
+        pairs = ", ".join(f"{key} {_said(old)} (not {_said(new)})" for key, (old, new) in changes.items())
+        logger.warning("no run has these settings; evaluated is the latest, %s: %s", chosen.folder, pairs)
+    else:
+        logger.info("evaluated is the latest run of these settings: %s", chosen.folder)
+    return chosen.folder
 
 
 def _said(value: Any) -> str:

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdf_vqvae.archives import one_line
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
 from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_program
 
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOGS = Path("logs")
-DATA = "train_sdf_dataset"
-"""What is trained on where nothing is named: the folder of the documentation."""
 _DUMMY_WIDTH = 16
 
 
@@ -73,10 +70,9 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.default_lm import resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.run_files import RunObjects, log_to_files, open_run_folder, run_to_resume
+    from vae_qwen3vl.starting_weights import settled
 
-    config = read_alignment_config(options)
-    if config.data_dir is None and not config.dummy_data:
-        config = dataclasses.replace(config, data_dir=DATA)
+    config = settled(read_alignment_config(options))
     check_data(config)
     earlier = run_to_resume(config)
     accelerator = make_accelerator(cpu=resolve_device(options.device).type == "cpu")
@@ -204,6 +200,7 @@ def build_model(
         ValueError: what is to be started from doesn't fit the settings, the language model or the tokenizer.
     """
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.starting_weights import parts_to_start_from, start_projector
     from vae_qwen3vl.vl_backbone import compile_layers
 
     model = Qwen3VLWith3DBranch(
@@ -213,10 +210,11 @@ def build_model(
         torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         **config.model_settings(),
     )
-    if config.init_projector is not None:
-        start_from(model, config, vae_hash)
-    if config.use_lora and config.init_lora is not None:
-        model.load_lora(config.init_lora, trainable=True)
+    projector, lora = parts_to_start_from(config)
+    if projector is not None:
+        start_projector(model, projector, config, vae_hash)
+    if lora is not None:
+        model.load_lora(lora, trainable=True, dropout=config.lora_dropout)
     elif config.use_lora:
         alpha = config.lora_alpha or 2 * config.lora_r
         model.add_lora(config.lora_r, alpha, config.lora_dropout, config.lora_targets)
@@ -225,32 +223,6 @@ def build_model(
     if config.use_gradient_checkpointing:
         model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def start_from(model: Qwen3VLWith3DBranch, config: AlignmentConfig, vae_hash: str | None) -> None:
-    """Give a model the projector to start from; what reads it stays as the settings say.
-
-    Raises:
-        ValueError: the projector is another one than the settings describe.
-    """
-    new, reading = model.projector, (model.positions, model.max_3d_tokens, model.truncate_mode)
-    model.load_projector(str(config.init_projector), vae_hash=vae_hash)
-    found = model.projector.float()
-    grows = new.shape_tokens > found.shape_tokens == 0
-    same = {"projector_layers": "num_layers", "merge": "merge", "use_3d_pos": "use_3d_pos"}
-    for key, name in (same if grows else {**same, "shape_tokens": "shape_tokens"}).items():
-        if getattr(found, name) != getattr(new, name):
-            raise ValueError(
-                f"init_projector: {config.init_projector} has {key} {getattr(found, name)}, the settings say "
-                f"{getattr(new, name)}; give --{key} {getattr(found, name)}"
-            )
-    if grows:
-        try:
-            new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
-        except RuntimeError as error:
-            raise ValueError(f"init_projector: {config.init_projector} does not fit ({one_line(error)})") from error
-        model.projector = new
-    model.positions, model.max_3d_tokens, model.truncate_mode = reading
 
 
 if __name__ == "__main__":

@@ -14,23 +14,23 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from sdf_vqvae.caption_cells import captions_of_row
 from sdf_vqvae.progress import Progress
 from vae_qwen3vl.blind_controls import (
-    MOST_FREQUENT,
     NEIGHBOR,
     NO_SHAPE,
     OTHER_SHAPE,
     OWN,
     SCATTERED,
-    most_frequent,
+    Embed,
+    bag_of_words,
+    constant_answers,
     nearest_by_codes,
     other_objects,
     scattered,
 )
 from vae_qwen3vl.candidate_scores import answer_scores, batches_alike
 from vae_qwen3vl.closed_sets import ClosedSet
-from vae_qwen3vl.eval_objects import TRAIN, EvalData, EvalObject, from_codes
+from vae_qwen3vl.eval_objects import TRAIN, EvalData, EvalObject, training_objects
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.ranking_metrics import mutual_information
@@ -76,6 +76,7 @@ class Interviewer:
         max_new_tokens: length of a description.
         seed: of the controls.
         progress: show progress bars.
+        embed: of captions, for the most typical one.
     """
 
     model: Qwen3VLWith3DBranch
@@ -85,9 +86,10 @@ class Interviewer:
     max_new_tokens: int = 128
     seed: int = 0
     progress: bool = True
+    embed: Embed = bag_of_words
 
     def descriptions(self, prompt: str, *, controls: bool) -> Understanding:
-        """Ask for a description of every object; with `controls` in all rows."""
+        """Ask for a description of every object; with `controls` (all objects have captions) in all rows."""
         objects = self.data.objects
         texts = {OWN: self._generate(prompt, objects, "describe")}
         neighbors = None
@@ -97,9 +99,11 @@ class Interviewer:
                 texts[OTHER_SHAPE] = [texts[OWN][n] for n in other_objects(len(objects), self.seed)]
             texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")
             known = self._known()
-            said = [one.captions[0] for one in known or objects if one.captions]
-            if said:
-                texts[MOST_FREQUENT] = [most_frequent(said)] * len(objects)
+            constant = constant_answers(
+                [one.captions[0] for one in known], [one.captions[0] for one in objects], self.embed
+            )
+            if constant is not None:
+                texts[constant[0]] = constant[1]
             if known:
                 nearest = nearest_by_codes(objects, known, len(self.data.codebook))
                 neighbors = [known[number] for number in nearest]
@@ -143,10 +147,9 @@ class Interviewer:
         folder = self.data.folder
         if folder is None or self.data.split == TRAIN:
             return []
-        if not any(row.get("split") == TRAIN and captions_of_row(row) for row in folder.table()):
-            return []
-        found = from_codes(folder, split=TRAIN, most=0, val_samples=0).objects
-        return [one for one in found if one.captions]
+        own = {one.name for one in self.data.objects}
+        found = training_objects(folder, self.data.learned)
+        return [one for one in found if one.captions and one.name not in own]
 
     def _score(
         self,

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from sdf_vqvae.bootstrap import Array, Interval, mean_interval
-from vae_qwen3vl.blind_controls import BLIND, MOST_FREQUENT, NEIGHBOR, OTHER_SHAPE, OWN, SCATTERED
+from vae_qwen3vl.blind_controls import (
+    BLIND,
+    MOST_FREQUENT,
+    MOST_FREQUENT_OF_OTHERS,
+    NEIGHBOR,
+    OTHER_SHAPE,
+    OWN,
+    SCATTERED,
+    TYPICAL,
+    TYPICAL_OF_OTHERS,
+)
 from vae_qwen3vl.caption_metrics import score_captions
 from vae_qwen3vl.closed_sets import LEAST_OBJECTS, ClosedSet, group_of
 from vae_qwen3vl.ranking_metrics import (
@@ -46,7 +56,11 @@ FORMULAS = {
     "no 3D": "the prompt alone",
     OTHER_SHAPE: "another evaluated object's shape, a fixed random cycle",
     SCATTERED: "the object's own codes at random cells: which codes there are stays known",
-    MOST_FREQUENT: "one answer for all: training's most frequent, or where that is not known these objects'",
+    MOST_FREQUENT: "one answer for all: training's most frequent",
+    MOST_FREQUENT_OF_OTHERS: "training's answers are not known: the most frequent of the other evaluated objects'",
+    TYPICAL: "training's captions are all unique, so that none is the most frequent: the one with the highest mean "
+    f"likeness ({SENTENCE_BERT}; without it, common words) to the others, for all",
+    TYPICAL_OF_OTHERS: "the same among the captions of the other evaluated objects, where training's are not known",
     NEIGHBOR: "NOT BLIND, and no language model: the training object whose code histogram is closest (Bhattacharyya) "
     "lends its caption or answer",
 }
@@ -148,8 +162,10 @@ def _constant_rows(
     counts: Counter[str] = Counter()
     for answer, count in (asked.known or Counter(asked.answers)).items():
         counts[group_of(asked.kind, answer)] += count
-    frequent = np.array([float(counts[group]) for group in groups])
-    rows = {MOST_FREQUENT: np.tile(frequent, (len(kept), 1))}
+    frequent = np.tile(np.array([float(counts[group]) for group in groups]), (len(kept), 1))
+    if not asked.known:  # an object's own answer does not speak for it
+        frequent[np.arange(len(kept)), [groups.index(group_of(asked.kind, asked.answers[n])) for n in kept]] -= 1
+    rows = {MOST_FREQUENT if asked.known else MOST_FREQUENT_OF_OTHERS: frequent}
     if neighbors is not None and not asked.kind.startswith("is_"):  # theirs answer another claim
         lent = np.zeros((len(kept), len(groups)))
         for place, number in enumerate(kept):

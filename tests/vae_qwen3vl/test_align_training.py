@@ -15,10 +15,11 @@ import torch
 from sdf_vqvae.archives import read_safetensors
 from sdf_vqvae.training_checkpoint import checkpoint_steps, path_of
 from vae_qwen3vl.align_data import Tolerant
-from vae_qwen3vl.align_training import LORA_FINAL, PROJECTOR_FINAL, rate, with_other_shapes
+from vae_qwen3vl.align_training import rate, with_other_shapes
 from vae_qwen3vl.collate import collate_codes_caption
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
+from vae_qwen3vl.run_files import LORA_FINAL, PROJECTOR_FINAL
 
 NAMES = ("whole", "parts")
 

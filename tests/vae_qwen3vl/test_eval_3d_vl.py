@@ -148,10 +148,10 @@ def test_an_organ_counts_without_its_side_and_unseen_names_are_listed(tmp_path: 
 
 
 def test_objects_are_the_test_split_or_what_training_kept_apart(codes: Path) -> None:
-    found = from_codes(CodeFolder(codes), split=None, most=0, val_samples=4)
+    found = from_codes(CodeFolder(codes), split=None, most=0)
     assert (found.split, [one.name for one in found.objects]) == ("test", ["object4"])
     with pytest.raises(ValueError, match="no object of the split 'new' \\(it has test, train, val\\)"):
-        from_codes(CodeFolder(codes), split="new", most=0, val_samples=4)
+        from_codes(CodeFolder(codes), split="new", most=0)
 
 
 @pytest.fixture
