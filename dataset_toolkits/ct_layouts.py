@@ -21,7 +21,8 @@ Spacing = tuple[float, float, float]
 
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})", re.ASCII)
-_CT = re.compile(r"(?<![a-z])ct(?![a-z])", re.IGNORECASE)
+_CT = re.compile(r"(?<![a-z])(cb|ce|hr|ld|nc)?cta?(?![a-z])", re.IGNORECASE)
+"""CT, and what else a CT is called: CBCT, CTA, NCCT and so on."""
 _IMAGE_WORDS = frozenset(("image", "img", "imaging", "ct", "scan", "volume", "vol"))
 _LABEL_WORDS = frozenset(
     ("label", "lbl", "seg", "segmentation", "mask", "gt", "annotation", "organ", "labelmap", "roi")

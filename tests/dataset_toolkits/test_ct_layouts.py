@@ -62,6 +62,8 @@ def images_and_labels(root, images, labels, suffix=".nii.gz", folders=("imagesTr
          {"img_0000": ("img_0000", "img_0000"), "img_0001": ("img_0001", "img_0001")}),
         (["img_0000", "img_0001"], ["img_0001"],
          {"img_0000": ("img_0000", "-"), "img_0001": ("img_0001", "img_0001")}),
+        (["img_0000", "img_0001"], ["img", "img_0001"],
+         {"img": ("img_0000", "img"), "img_0001": ("img_0001", "img_0001")}),
         (["a_0000", "b_0000"], [], {"a_0000": ("a_0000", "-"), "b_0000": ("b_0000", "-")}),
         # Names that differ by what they begin or end with.
         (["img0001", "img0002"], ["label0001", "label0002"],
@@ -92,6 +94,16 @@ def test_the_channel_that_dataset_json_calls_ct_is_the_ct(tmp_path, key):
     first, second = only_set(root).cases
     assert first.notes == ("channel 0001 (CT) is read as the CT, 0000 (PET) not",)
     assert second.notes == ("channel 0000 (PET) is there, but not channel 0001 (CT), the CT",)
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [("CTA", "x_0001"), ("PET/CT", "x_0001"), ("NCCT (HU)", "x_0001"), ("FACT", "x_0000"), ("T2", "x_0000")],
+)
+def test_a_ct_has_several_names(tmp_path, names, read):
+    root = images_and_labels(tmp_path, ["x_0000", "x_0001"], ["x"])
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": names}, "labels": {"liver": 1}}))
+    assert pairs(root) == {"x": (read, "x")}
 
 
 def test_a_case_that_is_there_twice_is_refused_by_name(tmp_path):

@@ -94,6 +94,8 @@ def test_overlapping_channels_keep_all_their_voxels():
     assert corner == (3, 0, 0)
     assert crop.shape == (3, 5, 4)
     assert crop.all()
+    region = masks_from_array(channels, LabelNames.parse({"whole": [1, 2]}))
+    assert region.count((1, 2)) == 5 * 20  # a voxel of both counts once
 
 
 def test_an_empty_channel_shifts_nothing(labels):
