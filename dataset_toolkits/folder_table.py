@@ -78,7 +78,7 @@ def match_table(path: Path, names: Sequence[str], hash_of: Callable[[str], str])
     table = load_table(path, lambda cell: bool(index.find(cell)))
     use = TableUse(table=path.name, header=table.header, rows=len(table.rows), files=len(names))
     use.caption_columns = captions_columns(table.columns)
-    _check_columns(table)
+    _check_columns(table, index)
     matched, strays = _match(table, index, names, hash_of, use)
     rows, contradicting = _by_file(matched)
     strays += contradicting
@@ -91,7 +91,7 @@ def match_table(path: Path, names: Sequence[str], hash_of: Callable[[str], str])
         use.notes.append(f"no column of {list(table.columns)} holds captions (known: {_some(CAPTION_COLUMNS)}){near}")
     elsewhere = use.rows - use.rows_matched - len(strays)
     if elsewhere:
-        use.notes.append(f"{elsewhere:,} rows are about files that are not there")
+        use.notes.append(f"{elsewhere:,} of {use.rows:,} rows are about files that are not there")
     for reason in [reason for _, reason in strays][:_SHOWN]:
         use.notes.append(reason)
     return MatchedTable(rows=rows, strays=strays, use=use)
@@ -107,13 +107,16 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _check_columns(table: Table) -> None:
+def _check_columns(table: Table, index: FileNames) -> None:
     if any(column in (*FILE_COLUMNS, *_NAMES) for column in table.columns):
         return
+    hint = nearest_names(table.columns, (*FILE_COLUMNS, *_NAMES, *CAPTION_COLUMNS))
+    if index.find(table.columns[0]):
+        hint = "; its first line names a file: it needs a header, and quotes round text with separators in it"
     raise ValueError(
         f"{table.path} has the columns {list(table.columns)}, none of which says which file a row is about; known: "
         f"{_some(FILE_COLUMNS)} for paths, {_some(_NAMES)} for names"
-        f"{nearest_names(table.columns, (*FILE_COLUMNS, *_NAMES, *CAPTION_COLUMNS))}"
+        f"{hint}"
     )
 
 
@@ -203,13 +206,15 @@ def _match_hashes(
 def _column_of_names(table: Table, index: FileNames, rows: Sequence[Row]) -> str:
     """Return the column whose names fit the most rows, or nothing. Raises a ValueError where two fit differently."""
     fits: dict[str, dict[int, str]] = {}
+    unclear: list[str] = []
     for column in _NAMES:
         if column in table.columns:
-            found = ((number, index.find(row[column])) for number, row in rows if row[column].strip())
+            found = [(number, index.find(row[column])) for number, row in rows if row[column].strip()]
             fits[column] = {number: files[0] for number, files in found if len(files) == 1}
+            unclear += [column] if any(files for _, files in found) else []
     most = max(map(len, fits.values()), default=0)
     if not most:
-        return ""
+        return unclear[0] if unclear else ""
     best = [column for column, own in fits.items() if len(own) == most]
     for other in best[1:]:
         if fits[other] != fits[best[0]]:

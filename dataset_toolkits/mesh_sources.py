@@ -251,7 +251,7 @@ def _matched(table: Path, names: Sequence[str], contents: _Contents) -> MatchedT
 
 def _say(use: TableUse) -> None:
     """Say what was understood of a table."""
-    whole = use.rows_matched == use.rows and use.caption_columns
+    whole = 0 < use.rows_matched == use.rows and use.caption_columns
     logger.log(logging.INFO if whole else logging.WARNING, "%s", use.in_words())
     for note in use.notes:
         logger.warning("%s: %s", use.table, note)

@@ -46,7 +46,7 @@ TABLES = tuple(
 )
 """Names of the tables that are read beside files; the first one that is there counts."""
 _TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz", ".tsv.gz")
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = (",", ";", "\t", "|")
 _LONGEST_CELL = 2**24  # characters; captions of the original's table exceed the csv module's default
 _MOST_TIMES = 200
 """A packed JSON file unpacks to at most so many times its bytes; tables of paths and captions to ten times."""
@@ -179,7 +179,7 @@ def _encoding(start: bytes) -> str:
         if start.startswith(mark):
             return name
     if b"\0" in start:
-        raise ValueError("it is not text in UTF-8; if it is UTF-16, save it as UTF-8, or with a byte order mark")
+        raise UnicodeError("it has null bytes; if it is UTF-16, save it as UTF-8, or with a byte order mark")
     return "utf-8"
 
 
@@ -189,9 +189,9 @@ def _text(path: Path) -> Iterator[TextIO]:
     previous = csv.field_size_limit(_LONGEST_CELL)
     try:
         with _opened(path) as stream:
-            start = stream.read(1024)
+            encoding = _encoding(stream.read(1024))
         with _opened(path) as stream:
-            yield io.TextIOWrapper(stream, encoding=_encoding(start), newline="")
+            yield io.TextIOWrapper(stream, encoding=encoding, newline="")
     except UnicodeDecodeError as error:
         byte = error.object[error.start : error.start + 1]
         where = error.object[max(0, error.start - 20) : error.start + 20].decode("cp1252", "replace")
@@ -222,8 +222,16 @@ def _separated(
     headless: Callable[[str], bool] | None,
     separators: Sequence[str],
 ) -> tuple[tuple[str, ...], _Numbered, bool]:
-    firsts = {separator: first for separator in separators if (first := _first_record(path, separator))}
+    firsts: dict[str, list[str]] = {}
+    errors: list[ValueError] = []
+    for candidate in separators:
+        try:
+            firsts[candidate] = _first_record(path, candidate)
+        except ValueError as error:  # quotes round cells make no sense where another character separates them
+            errors.append(error)
     if not firsts:
+        raise errors[0]
+    if not any(firsts.values()):
         raise ValueError(f"{path} is empty")
     separator = _separator(path, firsts, needed)
     columns, header = _names(path, firsts[separator]), True

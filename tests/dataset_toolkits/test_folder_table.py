@@ -39,6 +39,10 @@ TABLES = {
     "spaces before quotes": 'file, caption\nabc123.glb, "a red chair"\nsub/x1.glb, "a lamp"\n',
     "capitals": "File Name,Caption\nABC123.GLB,a red chair\nSub/X1.glb,a lamp\n",
     "semicolons": "file;caption\nabc123.glb;a red chair\nsub/x1.glb;a lamp\n",
+    "quotes round all cells": '"file","caption"\n"abc123.glb","a red chair"\n"sub/x1.glb","a lamp"\n',
+    "quotes and semicolons": '"uid";"caption"\n"abc123";"a red chair"\n"x1";"a lamp"\n',
+    "bars": "file|caption\nabc123.glb|a red chair\nsub/x1.glb|a lamp\n",
+    "the index of pandas": ",file,caption\n0,abc123.glb,a red chair\n1,sub/x1.glb,a lamp\n",
     "tabs": "file\tcaption\nabc123.glb\ta red chair\nsub/x1.glb\ta lamp\n",
     "a byte order mark": "\ufefffile,caption\nabc123.glb,a red chair\nsub/x1.glb,a lamp\n",
     "filename and description": "filename,description\nabc123.glb,a red chair\nsub/x1.glb,a lamp\n",
@@ -104,7 +108,7 @@ def test_what_was_understood_of_a_table_is_said_once(folder, caplog):
         _, source, _ = read(folder)
     line = "metadata.csv: files by uid, captions by caption; 1 of 2 rows are about 1 of 2 files"
     assert [record.message for record in caplog.records].count(line) == 1
-    assert source.table.notes == ["1 rows are about files that are not there"]
+    assert source.table.notes == ["1 of 2 rows are about files that are not there"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,8 @@ def test_what_was_understood_of_a_table_is_said_once(folder, caplog):
         ("file,caption\nxyz.glb,a chair\n", ["none of its 1 rows", "'xyz.glb'"]),
         ("filname,captoin\nabc123.glb,x\n", ["['filname', 'captoin']", "'filename' for 'filname'", "known: file"]),
         ("a,b,c\nabc123,x,y\n", ["['a', 'b', 'c'], none of which says which file"]),
-        ("abc123,a chair,red\n", ["none of which says which file"]),
+        ("abc123,a chair,red\n", ["none of which says which file", "it needs a header"]),
+        ("uid,caption\nboth,a chair\n", ["its uid 'both' fits 2 files: both/1.glb, both/2.glb"]),
         ("file,caption\nabc123.glb,a red, wooden chair\n", ["line 2", "3 cells for 2 columns", "double quotes"]),
         ("", ["is empty"]),
         ("file,text;file\nabc123.glb,a;b\n", ["separate the cells by commas alone"]),
@@ -122,6 +127,9 @@ def test_what_was_understood_of_a_table_is_said_once(folder, caplog):
     ],
 )
 def test_a_table_of_which_nothing_can_be_used_is_refused_with_what_it_has(folder, text, messages):
+    (folder / "both").mkdir()
+    for number in (1, 2):
+        (folder / f"both/{number}.glb").write_text(f"one of two: {number}")
     (folder / "metadata.csv").write_text(text)
     with pytest.raises(ValueError, match=r"metadata\.csv") as error:
         read(folder)
@@ -132,7 +140,7 @@ def test_a_table_of_which_nothing_can_be_used_is_refused_with_what_it_has(folder
     ("content", "message"),
     [
         ("file,caption\nabc123.glb,un café\n".encode("cp1252"), r"not UTF-8: the byte 0xe9 in .*café.*Windows-1252"),
-        ("file,caption\nabc123.glb,x\n".encode("utf-16-le"), "if it is UTF-16, save it as UTF-8"),
+        ("file,caption\nabc123.glb,x\n".encode("utf-16-le"), r"metadata\.csv .*if it is UTF-16, save it as UTF-8"),
         (b"\x1f\x8b\x08\x00 not text", "UTF-8"),
         (b'file,caption\nabc123.glb,"no end\n', "not a readable table"),
     ],
