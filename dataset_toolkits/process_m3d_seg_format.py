@@ -44,7 +44,7 @@ from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.model.checkpoint import shipped_config
-from sdf_vqvae.programs import USER_ERROR, positive_int, run_program
+from sdf_vqvae.programs import USER_ERROR, add_version, positive_int, run_program
 from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import only_writer
 
@@ -60,6 +60,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     texts: dict[str, Any] = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     if subparsers is None:
         parser = argparse.ArgumentParser(prog=PROGRAM, **texts)
+        add_version(parser)
     else:
         parser = subparsers.add_parser("process-ct", help="CT scans with labels to a dataset of organs", **texts)
     source = parser.add_argument_group("input")

@@ -22,7 +22,7 @@ from dataset_toolkits.mesh_sources import FORMATS
 from dataset_toolkits.voxelize_dataset import DEFAULT_BAND, VoxelizeSettings, default_workers, voxelize_dataset
 from dataset_toolkits.voxelize_table import Summary
 from sdf_vqvae.jobs import ENGINES
-from sdf_vqvae.programs import USER_ERROR, add_run_options, devices_of, positive_int, run_program
+from sdf_vqvae.programs import USER_ERROR, add_run_options, add_version, devices_of, positive_int, run_program
 
 PROGRAM = "sdf_voxelize.py"
 
@@ -32,6 +32,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     texts: dict[str, Any] = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     if subparsers is None:
         parser = argparse.ArgumentParser(prog=PROGRAM, **texts)
+        add_version(parser)
     else:
         parser = subparsers.add_parser("voxelize", help="meshes with captions -> a dataset of fields", **texts)
     data = parser.add_argument_group("data")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.programs import run_program
+from vae_qwen3vl.programs import add_version, run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "configs/3d_align_train.yaml"
@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_version(parser)
     parser.add_argument("--config", default=DEFAULT, metavar="YAML", help=f"settings (default: {DEFAULT})")
     parser.add_argument("--debug", action="store_true", help="one process, and everything that is logged on screen")
     return parser

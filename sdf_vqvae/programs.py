@@ -10,9 +10,12 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from typing import Any
 
-from sdf_vqvae.extras import said_of
+from sdf_vqvae.extras import DISTRIBUTION, said_of
 from sdf_vqvae.geometry.up import AUTO, UP_AXES, read_up
 from sdf_vqvae.jobs import devices_for
 from sdf_vqvae.runtime import resolve_device, setup_logging
@@ -58,6 +61,28 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
             words[place : place + 2] = [f"--up={words[place + 1]}"]
             break
     return parser.parse_args(words)
+
+
+class _Version(argparse.Action):
+    """Print which versions run, and on what, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the line."""
+        import torch
+
+        try:
+            version = metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            version = "(not installed as a package)"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"{DISTRIBUTION} {version}, torch {torch.__version__}, Python {python}, {device}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which versions run, and on what")
 
 
 def devices_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -123,5 +148,8 @@ def prepare(verbose: bool = False) -> None:
     setup_logging(verbose)
     if verbose:
         return
+    if not sys.warnoptions:  # nobody asked for them; ours are log records, and what libraries deprecate is theirs
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category)
     for name in ("huggingface_hub", "httpx", "httpx2", "trimesh"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -113,7 +113,8 @@ class Progress:
     def in_words(self) -> str:
         """Return the line: `encode: 12 of 400 objects in 0:10, 1.2 a second, about 5:23 left`."""
         of = "" if self.total is None else f" of {self.total:,}"
-        plural = self.unit if (self.total or self.done) == 1 else f"{self.unit}s"
+        one = self.unit.isupper() or (self.total or self.done) == 1  # units of measure have no plural
+        plural = self.unit if one else f"{self.unit}s"
         words = [f"{self.doing}: {self.done:,}{of} {plural} in {in_time(self.seconds)}"]
         count, seconds, left = self.count, self.seconds, self.seconds_left
         if count:

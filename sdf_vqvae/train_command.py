@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdf_vqvae.config import VAEConfig, VAEDocument, read_vae_document
-from sdf_vqvae.programs import add_run_options, run_program
+from sdf_vqvae.programs import add_run_options, add_version, run_program
 from sdf_vqvae.runtime import atomic_path, resolve_device, seed_everything
 from sdf_vqvae.training_config import DatasetConfig, TrainerConfig
 
@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=ABOUT, epilog=f"examples:\n{EXAMPLES}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     add_arguments(parser)
     return parser
 

@@ -23,6 +23,7 @@ from vae_qwen3vl.programs import (
     add_run_options,
     add_up_option,
     add_vae_options,
+    add_version,
     naming,
     parse_options,
     positive_int,
@@ -36,6 +37,7 @@ PROGRAM = "vae-qwen3vl"
 def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     """Return the program's parser; with `subparsers`, its commands are added to those instead."""
     parser = _parser("A mesh in; discrete codes, words about it, and the same mesh out.", prog=PROGRAM)
+    add_version(parser)
     commands = subparsers
     if commands is None:
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -190,7 +192,7 @@ def _add_describe(commands: Any) -> None:
         _describe,
         "Answer a question about a mesh, its field or its codes.",
         "  vae-qwen3vl describe chair.glb\n"
-        '  vae-qwen3vl describe chair.safetensors --prompt "How many legs does it have?"\n'
+        '  vae-qwen3vl describe chair.safetensors --prompt "Which category does it belong to?"\n'
         "  vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt",
     )
     parser.add_argument(

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -380,7 +380,10 @@ def add_alignment_options(
         about = (meanings.get(name, "").removesuffix(".") + default).replace("%", "%%")
         flag: dict[str, Any] = {"dest": _GIVEN + name, "default": argparse.SUPPRESS, "help": about}
         if kind == "bool":
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
+            flag["help"] += f" (--no-{name} turns it off)"
+            parser.add_argument(f"--{name}", nargs="?", const=True, metavar="true|false", **flag)
+            off: dict[str, Any] = {"dest": _GIVEN + name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            parser.add_argument(f"--no-{name}", action="store_false", **off)
         else:
             short = _METAVARS.get(name, "DIR" if name.endswith("_dir") else kind[:1].upper())
             metavar = (
@@ -408,7 +411,9 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
         if dest.startswith(_GIVEN):
             key = dest.removeprefix(_GIVEN)
             try:
-                values[key] = _checked(key, _number(given) if _kind(key)[0] == "int" else given)
+                values[key] = _checked(
+                    key, _READERS.get(_kind(key)[0], str)(given) if isinstance(given, str) else given
+                )
             except ValueError as error:
                 raise ValueError(f"--{error}") from error
     return values
@@ -468,6 +473,21 @@ def _number(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _truth(text: str) -> bool | str:
+    """Return what a flag's text says, as YAML has it, else the text."""
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"int": _number, "bool": _truth}
+
+
+def flag_of(key: str, value: Any) -> str:
+    """Return the flag that gives a setting a value, as a person types it: `--merge 2`, `--no-use_3d_pos`."""
+    if isinstance(value, bool):
+        return f"--{key}" if value else f"--no-{key}"
+    return f"--{key} {value}"
 
 
 def _short(number: float) -> str:

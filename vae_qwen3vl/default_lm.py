@@ -12,6 +12,7 @@ Knows files and checkpoints. Knows nothing of shapes, prompts or training.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -211,8 +212,9 @@ def load_gguf_llama(gguf: Path) -> tuple[Any, Any]:
     """Load a GGUF file as the Llama model that it is (dequantized to float32), and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    llama = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar can't be turned off; log records go elsewhere
+        llama = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     return llama.eval(), tokenizer
 
 

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, given_settings, read_alignment_config
-from vae_qwen3vl.programs import add_run_options, positive_int, quiet_transformers, run_program
+from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, given_settings, read_alignment_config
+from vae_qwen3vl.programs import add_run_options, add_version, positive_int, quiet_transformers, run_program
 
 if TYPE_CHECKING:
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     add_alignment_options(parser, only=_SETTINGS)
     model = parser.add_argument_group("the trained model")
     model.add_argument("--projector_ckpt", metavar="FILE", help="trained projector (default: the run's, or shipped)")
@@ -209,7 +210,9 @@ def override(model: Qwen3VLWith3DBranch, given: Mapping[str, Any]) -> None:
     fixed = {"use_3d_pos": model.projector.use_3d_pos, "projector_layers": model.projector.num_layers}
     for key, value in fixed.items():
         if given.get(key, value) != value:
-            raise ValueError(f"--{key} says {given[key]}, but the projector was trained with {value}: leave it out")
+            raise ValueError(
+                f"{flag_of(key, given[key])}: the projector was trained with {flag_of(key, value)}; leave it out"
+            )
     model.max_3d_tokens = given.get("max_3d_tokens", model.max_3d_tokens)
     model.truncate_mode = given.get("truncate_mode", model.truncate_mode)
 

@@ -21,6 +21,7 @@ from vae_qwen3vl.plain_prompts import SPLITS, plain_prompts
 from vae_qwen3vl.programs import (
     USER_ERROR,
     add_run_options,
+    add_version,
     check_records_name,
     positive_int,
     quiet_transformers,
@@ -172,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="JSON Lines file, .jsonl")
     parser.add_argument("--count", type=positive_int, default=2000, metavar="N", help="texts (default %(default)s)")
     parser.add_argument(

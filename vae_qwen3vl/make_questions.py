@@ -20,7 +20,7 @@ from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import atomic_path
 from vae_qwen3vl.captions import pick
 from vae_qwen3vl.mesh_facts import measure_mesh
-from vae_qwen3vl.programs import USER_ERROR, check_records_name, positive_int, run_program
+from vae_qwen3vl.programs import USER_ERROR, add_version, check_records_name, positive_int, run_program
 from vae_qwen3vl.question_making import KINDS, YES_NO, balance, make_questions
 from vae_qwen3vl.questions import ANATOMY, LANGUAGES, KnownObject, Question
 from vae_qwen3vl.strict_files import named_number
@@ -195,6 +195,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     parser.add_argument("pack", metavar="PACK", type=Path, help="folder with meshes.bin and meshes.jsonl")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="JSON Lines file, .jsonl")
     parser.add_argument("--split", default="train", help="only objects of this split (default %(default)s)")

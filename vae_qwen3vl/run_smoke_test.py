@@ -22,7 +22,7 @@ from sdf_vqvae.config import VAEConfig, config_file
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.sparse.tensor import SparseTensor
 from vae_qwen3vl.balls import ball_batch
-from vae_qwen3vl.programs import add_run_options, add_vae_options, quiet_transformers, run_program
+from vae_qwen3vl.programs import add_run_options, add_vae_options, add_version, quiet_transformers, run_program
 
 DEFAULT_CONFIG = "configs/vae/sdf_vqvae_stage1.json"
 PROGRAM = "run_smoke_test"
@@ -38,6 +38,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     }
     if subparsers is None:
         parser = argparse.ArgumentParser(prog=PROGRAM, **settings)
+        add_version(parser)
     else:
         parser = subparsers.add_parser("smoke-test", help="Check that the whole path works here.", **settings)
     add_vae_options(parser, DEFAULT_CONFIG)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdf_vqvae.archives import one_line
 from vae_qwen3vl.adapters import TARGETS, read_adapter_config
-from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.config import AlignmentConfig, flag_of
 from vae_qwen3vl.describer import shipped_weights
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
@@ -88,7 +88,7 @@ def start_projector(model: Qwen3VLWith3DBranch, path: str, config: AlignmentConf
         if getattr(found, name) != getattr(new, name) and not (grows and key == "shape_tokens"):
             raise ValueError(
                 f"init_projector: {path} has {key} {getattr(found, name)}, the settings say {getattr(new, name)}; "
-                f"give --{key} {getattr(found, name)}"
+                f"give {flag_of(key, getattr(found, name))}"
             )
     if grows:
         try:

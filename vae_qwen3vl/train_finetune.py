@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
-from vae_qwen3vl.programs import add_run_options, quiet_transformers, run_program
+from vae_qwen3vl.programs import add_run_options, add_version, quiet_transformers, run_program
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_version(parser)
     add_alignment_options(parser, leave_out=["output_run"])
     add_run_options(parser, json_output=False)
     return parser

@@ -133,7 +133,8 @@ def test_a_program_may_keep_a_flag_of_that_name_for_itself(tmp_path):
 def test_every_setting_has_a_flag_and_a_meaning():
     parser = argparse.ArgumentParser(prog="p")
     add_alignment_options(parser)
-    actions = {action.option_strings[0]: action.help for action in parser._actions}
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]  # --no-... are the rest
+    actions = {action.option_strings[0]: action.help for action in shown}
     assert set(actions) == {"-h", "--config"} | {f"--{f.name}" for f in fields(DEFAULTS) if f.name != "accelerate"}
     assert all(len(meaning or "") > 10 for meaning in actions.values())
     assert "current directory" in parser.format_help()

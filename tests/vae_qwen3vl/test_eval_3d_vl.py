@@ -204,7 +204,7 @@ def test_a_run_is_evaluated_from_its_folder_alone(run: Path, vae_files: list[str
         assert ("mesh_error" in record) == (record["mesh"] is None)
     capsys.readouterr()
     assert main(["--config", "c.yaml", *asked, "--no-use_3d_pos"]) == 2
-    assert "--use_3d_pos says False, but the projector was trained with True" in capsys.readouterr().err
+    assert "--no-use_3d_pos: the projector was trained with --use_3d_pos" in capsys.readouterr().err
     assert main(["--config", "c.yaml", *asked, "--output_run", "other"]) == 2
     assert "output_run: 'other' is no run in runs" in capsys.readouterr().err
 

