@@ -39,7 +39,7 @@ from typing import Any
 import torch.nn.functional as F
 from record import RESULTS, write_result
 
-from sdf_vqvae.field_folder import ID_COLUMN
+from sdf_vqvae.tables import ID_COLUMN
 from sdf_vqvae.training_log import read_log
 from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.blind_controls import OWN

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from sdf_vqvae.archives import write_safetensors
 from sdf_vqvae.caption_cells import captions_of_row
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.runtime import resolve_device
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
 from vae_qwen3vl.code_cache import CodeCache
 from vae_qwen3vl.code_folder import CODEBOOK, CodeFolder
 from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, Place, objects_of

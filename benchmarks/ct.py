@@ -114,7 +114,7 @@ def run(files: CaseFiles, output: Path, resolution: int, device: str) -> dict[st
 
 def write_organ_table(output: Path, info: dict[str, Any]) -> None:
     """Write the table of the organs' dataset."""
-    from sdf_vqvae.field_folder import METADATA, write_table
+    from sdf_vqvae.tables import METADATA, write_table
 
     write_table(output / "organs" / METADATA, info["organ_rows"])
 

@@ -21,7 +21,7 @@ from record import write_result
 from scipy.ndimage import gaussian_filter
 
 from sdf_vqvae.bootstrap import mean_interval
-from sdf_vqvae.field_folder import ID_COLUMN
+from sdf_vqvae.tables import ID_COLUMN
 from vae_qwen3vl.closed_sets import group_of
 from vae_qwen3vl.code_folder import CodeFolder
 

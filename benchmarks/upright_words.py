@@ -28,11 +28,11 @@ from record import write_result
 from tqdm import tqdm
 
 from sdf_vqvae.data import MeshPack
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.runtime import atomic_path, resolve_device
 from sdf_vqvae.shapes import voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.upright import UP_AXES, guess_up, turns_to_upright, usual_up
 from vae_qwen3vl.code_folder import CodeFolder, CodeFolderWriter
 from vae_qwen3vl.describer import load_describer

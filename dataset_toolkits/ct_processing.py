@@ -35,10 +35,11 @@ from dataset_toolkits.ct_windows import (
     write_padded,
 )
 from sdf_vqvae.archives import one_line, parse_json
-from sdf_vqvae.field_folder import METADATA, field_file_name, write_table
+from sdf_vqvae.field_folder import field_file_name
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.runtime import atomic_path
 from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.tables import METADATA, write_table
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
 _INFO = "info.json"

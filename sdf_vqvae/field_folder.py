@@ -59,7 +59,11 @@ class FieldFolder:
         if not self.folder.is_dir():
             raise ValueError(f"the dataset folder {self.folder} does not exist")
         self.rows: list[dict[str, str]] = []
-        gathered = OneRowAnObject.of(self._read(), self.folder / METADATA)
+        gathered = read_field_table(self.folder)
+        if gathered is None:
+            gathered = OneRowAnObject(
+                rows=[{ID_COLUMN: n} for n, own in self._resolutions.items() if resolution in own]
+            )
         self._table, self._contradicting = gathered.rows, tuple(gathered.contradicting)
         self.left_out = dict(gathered.contradicting)
         """Id -> why its row is not among `rows`."""
@@ -93,36 +97,6 @@ class FieldFolder:
         yield from self._table
         yield from ({ID_COLUMN: name} for name in self._contradicting)
 
-    def _read(self) -> Iterator[dict[str, str]]:
-        """Yield the rows of the table, or what the files' names say."""
-        table = self.folder / METADATA
-        if table.is_file():
-            rows = list(read_table(table, ()))
-            column = self._id_column(rows)
-            yield from rows if column == ID_COLUMN else ({ID_COLUMN: _id_in(row[column]), **row} for row in rows)
-            return
-        for file in sorted(self.folder.glob(f"*_r{self.resolution}.npz")):
-            yield {ID_COLUMN: file.name.removesuffix(f"_r{self.resolution}.npz")}
-
-    def _id_column(self, rows: Sequence[Mapping[str, str]]) -> str:
-        """Return the column that names the objects: `sha256`, or elsewhere the one that fits most files."""
-        columns = list(rows[0]) if rows else []
-        if ID_COLUMN in columns:
-            return ID_COLUMN
-        fits = {
-            column: sum(_id_in(row[column]) in self._resolutions for row in rows)
-            for column in (*NAME_COLUMNS, *FILE_COLUMNS)
-            if column in columns
-        }
-        best = max(fits, key=lambda column: fits[column], default="")
-        if not best or not fits[best]:
-            raise ValueError(
-                f"{self.folder / METADATA} has no column {ID_COLUMN!r}, and no other that names field files; it has "
-                f"{columns}"
-            )
-        logger.info("%s: objects by %s; %d of %d rows have a field", METADATA, best, fits[best], len(rows))
-        return best
-
     def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
         """Return why a row can't be used, or None."""
         name = row[ID_COLUMN]
@@ -148,11 +122,7 @@ class FieldFolder:
     @functools.cached_property
     def _resolutions(self) -> dict[str, set[int]]:
         """Id -> grid sides of the files that are there."""
-        found: dict[str, set[int]] = {}
-        for file in self.folder.iterdir():
-            if match := _FILE.fullmatch(file.name):
-                found.setdefault(match["id"], set()).add(int(match["resolution"]))
-        return found
+        return _grid_sides(self.folder)
 
     def _other_grids(self) -> str:
         """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
@@ -165,6 +135,51 @@ class FieldFolder:
             f"--resolutions {self.resolution} (meshes), or convert them with "
             f"`vae-qwen3vl convert {self.folder} -o OUT` (--vae_config for a VAE that is not the shipped one)"
         )
+
+
+def read_field_table(folder: Path) -> OneRowAnObject | None:
+    """Read the table of a dataset of fields, a row an object; None where it has none.
+
+    Raises:
+        ValueError: the table can't be read, or no column of it names field files.
+    """
+    table = folder / METADATA
+    if not table.is_file():
+        return None
+    rows = list(read_table(table, ()))
+    column = _id_column(rows, folder)
+    if column != ID_COLUMN:
+        rows = [{ID_COLUMN: _id_in(row[column]), **row} for row in rows]
+    return OneRowAnObject.of(rows, table)
+
+
+def _grid_sides(folder: Path) -> dict[str, set[int]]:
+    """Return the grid sides of the field files that are there, by the objects' ids, in the order of these."""
+    found: dict[str, set[int]] = {}
+    for name in sorted(os.listdir(folder)):
+        if match := _FILE.fullmatch(name):
+            found.setdefault(match["id"], set()).add(int(match["resolution"]))
+    return found
+
+
+def _id_column(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
+    """Return the column that names the objects: `sha256`, or where there is none the one that fits most files."""
+    columns = list(rows[0]) if rows else []
+    if ID_COLUMN in columns or not rows:
+        return ID_COLUMN
+    there = _grid_sides(folder)
+    fits = {
+        column: sum(_id_in(row[column]) in there for row in rows)
+        for column in (*NAME_COLUMNS, *FILE_COLUMNS)
+        if column in columns
+    }
+    best = max(fits, key=lambda column: fits[column], default="")
+    if not best or not fits[best]:
+        raise ValueError(
+            f"{folder / METADATA} has no column {ID_COLUMN!r}, and no other that names field files; it has {columns}"
+        )
+    logger.info("%s: objects by %s; %d of %d rows have a field", METADATA, best, fits[best], len(rows))
+    return best
 
 
 def _id_in(cell: str) -> str:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, read_table
+from sdf_vqvae.field_folder import read_field_table
+from sdf_vqvae.tables import ID_COLUMN
 from vae_qwen3vl.align_training import AlignmentData
 from vae_qwen3vl.bucketing import items_of_an_epoch
 from vae_qwen3vl.captions import read_plain_texts
@@ -211,7 +212,8 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     from sdf_vqvae.model.checkpoint import shipped_config
 
     resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
-    rows = list(read_table(folder / METADATA)) if (folder / METADATA).is_file() else []
+    gathered = read_field_table(folder)
+    rows = [] if gathered is None else gathered.rows
     splits = _splits_of(rows, folder)
     read = functools.partial(SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None)
     data = read(

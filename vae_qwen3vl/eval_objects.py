@@ -19,10 +19,11 @@ from torch import Tensor
 from sdf_vqvae.archives import read_torch_file
 from sdf_vqvae.caption_cells import captions_of_row
 from sdf_vqvae.field import FieldDescription
-from sdf_vqvae.field_folder import ID_COLUMN, FieldFolder
+from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.progress import follow
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.tables import ID_COLUMN
 from vae_qwen3vl.align_data import held_out
 from vae_qwen3vl.balls import ball_batch
 from vae_qwen3vl.code_folder import CodeFolder

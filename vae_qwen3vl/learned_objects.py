@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdf_vqvae.field_folder import ID_COLUMN, METADATA, read_table
+from sdf_vqvae.field_folder import read_field_table
+from sdf_vqvae.tables import ID_COLUMN
 from vae_qwen3vl.align_data import held_out
 from vae_qwen3vl.captions import texts_of_table
 from vae_qwen3vl.code_folder import MANIFEST, CodeFolder
@@ -95,7 +96,8 @@ def objects_by_rule(config: AlignmentConfig) -> RunObjects:
         rows = [row for row in codes.table() if row[ID_COLUMN] in codes]
         splits = {row.get("split") for row in rows}
     else:
-        rows = list(read_table(folder / METADATA)) if (folder / METADATA).is_file() else []
+        gathered = read_field_table(folder)
+        rows = [] if gathered is None else gathered.rows
         splits = set()
     texts = texts_of_table(rows, folder, None, ID_COLUMN)
     rows = [row for row in rows if texts[row[ID_COLUMN]]]

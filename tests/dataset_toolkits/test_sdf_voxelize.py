@@ -18,8 +18,9 @@ import pytest
 import trimesh
 
 from dataset_toolkits.sdf_voxelize import main
-from sdf_vqvae.field_folder import FieldFolder, read_table
+from sdf_vqvae.field_folder import FieldFolder
 from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.tables import read_table
 
 RESOLUTION = 32
 
