@@ -200,7 +200,10 @@ def train(options: argparse.Namespace) -> None:
     scorer.load_state_dict({name: value.half().float() for name, value in scorer.state_dict().items()})
     found = all_scores(scorer, grids[own["val"]].to(device))
     scorer.temperature.fill_(fitted_temperature(found))
-    result: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(options).items() if key != "work"}}
+    left_out = ("work", "output")
+    result: dict[str, Any] = {
+        "settings": {key: str(value) for key, value in vars(options).items() if key not in left_out}
+    }
     result |= {"parameters": sum(p.numel() for p in scorer.parameters()), "seconds": seconds, "log": log}
     result["temperature"] = float(scorer.temperature)
     result["val"] = measures(found / scorer.temperature.cpu(), source[own["val"].numpy()])
