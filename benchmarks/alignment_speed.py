@@ -303,7 +303,7 @@ def encoded_objects(
             for place, field in zip(group, worker.fields_of(group), strict=True)
             if not isinstance(field, str)
         ]
-        for (_, field), (_, codes, cells, reason) in zip(found, worker.encode_fields(found), strict=True):
+        for (_, field), (_, codes, cells, _, reason) in zip(found, worker.encode_fields(found), strict=True):
             if codes is None or cells is None:
                 logger.warning("left out: %s", reason)
                 continue

@@ -18,6 +18,7 @@ from sdf_vqvae.caption_cells import captions_cell
 from sdf_vqvae.field import FieldDescription
 from sdf_vqvae.field_folder import field_file_name
 from sdf_vqvae.geometry.mesh_writing import write_mesh
+from sdf_vqvae.geometry.up import UP_IN_SCANS, Up
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_surface
 from sdf_vqvae.sparse_sdf import SparseSDF
 
@@ -30,6 +31,8 @@ class OrganSettings:
     band: float
     mesh_suffix: str
     """`.ply`, `.obj` and so on; empty for no meshes."""
+    up: Up = UP_IN_SCANS
+    """The axis of the scan's millimetres that points up. Fields stand along y, meshes as the scanner has them."""
 
     @property
     def field(self) -> FieldDescription:
@@ -37,6 +40,11 @@ class OrganSettings:
         return FieldDescription(
             kind="sdf", unit="band", band=self.band, sampling="center", resolution=self.resolution
         )
+
+    def field_of(self, surface: LabelSurface, device: str) -> SparseSDF:
+        """Return the field of a surface of the scan. Raises a ValueError as `voxelize` does."""
+        made = SparseSDF.from_label(surface, self.resolution, band=self.band, up=self.up.axis, device=device)
+        return replace(made, up_from=self.up.known_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,7 @@ class Organ:
         """What is said of the organ; nothing where its name isn't known."""
         return captions(self.name, self.volume_ml) if self.named else []
 
-    def row(self, case_id: str, resolution: int) -> dict[str, str]:
+    def row(self, case_id: str, resolution: int, up: Up) -> dict[str, str]:
         """Return the organ's row in the dataset's `metadata.csv`."""
         made = not self.error
         return {
@@ -83,6 +91,8 @@ class Organ:
             "error": self.error,
             "sign_method": SIGN_METHOD if made else "",
             "watertight": "True" if made else "",
+            "up": up.axis if made else "",
+            "up_from": up.known_from if made else "",
         }
 
 
@@ -121,11 +131,12 @@ def make_organ(
     start = time.perf_counter()
     try:
         surface = surface_of(case, organ.label)
-        field = SparseSDF.from_label(surface, settings.resolution, band=settings.band, device=device)
+        field = settings.field_of(surface, device)
     except (ValueError, MemoryError) as error:
         return replace(organ, error=one_line(error), seconds=time.perf_counter() - start)
     if settings.mesh_suffix:
-        write_mesh(mesh_folder / f"{organ.file_name}{settings.mesh_suffix}", surface.mesh)
+        path = mesh_folder / f"{organ.file_name}{settings.mesh_suffix}"
+        write_mesh(path, surface.mesh, up=settings.up.axis)
     field.save(field_folder / field_file_name(organ.sha256, settings.resolution))
     return replace(
         organ,

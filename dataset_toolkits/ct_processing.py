@@ -38,7 +38,6 @@ from sdf_vqvae.archives import one_line, parse_json
 from sdf_vqvae.field_folder import field_file_name
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.tables import METADATA, write_table
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
@@ -278,7 +277,7 @@ def _make_window(
     if with_field:
         try:
             surface = label_surface(mask, case.affine)
-            made = SparseSDF.from_label(surface, settings.organ.resolution, band=settings.organ.band, device=device)
+            made = settings.organ.field_of(surface, device)
             made.save(folder / f"{window.file_stem}.npz")
         except (ValueError, MemoryError) as error:
             log(f"window {window.name}: no field: {one_line(error)}")
@@ -322,7 +321,11 @@ def _record(
         "organs_failed": _json([o.name for o in organs if o.error]),
         "notes": _json(list(case.notes)),
     }
-    rows = [o.row(files.case_id, settings.organ.resolution) for o in organs] if settings.compute_sdf else []
+    rows = (
+        [o.row(files.case_id, settings.organ.resolution, settings.organ.up) for o in organs]
+        if settings.compute_sdf
+        else []
+    )
     return {
         "settings": settings.fingerprint(),
         "inputs": _inputs(files),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -22,6 +22,7 @@ from sdf_vqvae.data import MeshPack, PackEntry, read_draco_mesh
 from sdf_vqvae.field_folder import SAFE_ID
 from sdf_vqvae.file_names import mesh_files
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
+from sdf_vqvae.geometry.up import UP_IN_PACKS, Up, up_of
 from sdf_vqvae.object_rows import merged, several_files
 from sdf_vqvae.tables import FILE_COLUMNS, METADATA, NAME_COLUMNS, find_table, read_packed_json, read_table
 
@@ -31,6 +32,8 @@ FORMATS = ("trellis500k", "custom", "folder", "pack")
 _ABSOLUTE = ("trellis500k", "custom")
 """Formats whose tables may hold absolute paths or lie above the folder."""
 ID = "sha256"
+UP = "up"
+"""The column that says which axis of a mesh points up."""
 _OBJECT_PATHS = "object-paths.json"
 _OBJAVERSE = Path("raw/hf-objaverse-v1")
 _RAW = "raw"
@@ -52,6 +55,8 @@ class MeshPlace:
     """First byte of its Draco stream, in a pack; None for a mesh file."""
     size: int = 0
     """Bytes of the stream."""
+    up: Up = UP_IN_PACKS
+    """Which of its axes points up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +91,19 @@ class Source:
         source_format: one of `FORMATS`.
         folder: the dataset.
         split: only rows whose column `split` says this.
+        up: the axis of all meshes that points up, or `auto`; None takes what `up_of` says, and packs as they stand.
 
     Raises:
         ValueError: the folder or its table is missing or damaged (also while objects are read), or lacks a needed
             column.
     """
 
-    def __init__(self, source_format: str, folder: Path, *, split: str | None = None) -> None:
+    def __init__(self, source_format: str, folder: Path, *, split: str | None = None, up: str | None = None) -> None:
         if not folder.is_dir():
             raise ValueError(f"the input folder {folder} does not exist")
         if source_format not in FORMATS:
             raise ValueError(f"format {source_format!r} is unknown; use one of {', '.join(FORMATS)}")
-        self._format, self._split = source_format, split
+        self._format, self._split, self._up = source_format, split, up
         self._folder = folder.absolute() if source_format in _ABSOLUTE else folder
         self.table: TableUse | None = None
         """What was understood of the table, where there is one; whole when all objects were read."""
@@ -120,9 +126,19 @@ class Source:
             if not error and not SAFE_ID.fullmatch(name):
                 error = f"its id {name[:80]!r} is not a plain name (letters, digits, '.', '_', '-')"
             captions = captions_cell(captions_of_row(item.row))
-            # Workers may run elsewhere.
-            place = None if error or item.place is None else replace(item.place, path=item.place.path.absolute())
+            place = None if error else item.place
+            if place is not None:
+                try:
+                    # Workers may run elsewhere.
+                    place = replace(place, path=place.path.absolute(), up=self._up_of(place, item.row))
+                except ValueError as wrong:
+                    place, error = None, str(wrong)
             yield SourceItem(row={**item.row, CAPTIONS: captions}, place=place, error=error)
+
+    def _up_of(self, place: MeshPlace, row: Mapping[str, str]) -> Up:
+        if place.offset is not None and self._up is None:
+            return place.up
+        return up_of(place.path, self._up, row.get(UP, ""))
 
     def _note(self, repeated: str) -> None:
         self.repeated.append(repeated)

@@ -40,11 +40,19 @@ from dataset_toolkits.ct_processing import (
 from dataset_toolkits.ct_windows import MAX_SIDE
 from sdf_vqvae.config import VAEConfig
 from sdf_vqvae.geometry.mesh_writing import WRITABLE
+from sdf_vqvae.geometry.up import AUTO, UP_IN_SCANS, up_of
 from sdf_vqvae.geometry.volume import MAX_ANISOTROPY
 from sdf_vqvae.geometry.voxelize import MAX_RESOLUTION
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.model.checkpoint import shipped_config
-from sdf_vqvae.programs import USER_ERROR, add_version, positive_int, run_program
+from sdf_vqvae.programs import (
+    USER_ERROR,
+    add_up_option,
+    add_version,
+    parse_options,
+    positive_int,
+    run_program,
+)
 from sdf_vqvae.progress import follow
 from sdf_vqvae.runtime import only_writer
 
@@ -77,6 +85,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     source.add_argument(
         "--spacing", type=_spacing, metavar="X,Y,Z", help="millimetres between voxels; M3D-Seg records none"
     )
+    add_up_option(source, f"{UP_IN_SCANS.axis}, {UP_IN_SCANS.known_from}")
     source.add_argument("--organs", type=_names, default=(), metavar="A,B", help="only these labels, by name")
     source.add_argument("--max_cases", type=positive_int, metavar="N", help="only the first N cases")
     source.add_argument("--assume_hu", action="store_true", help="take intensities as Hounsfield units unseen")
@@ -116,7 +125,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    options = make_parser().parse_args(argv)
+    options = parse_options(make_parser(), argv)
     return run_program(PROGRAM, options.work, options)
 
 
@@ -217,6 +226,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings that the options give."""
     if options.replace_npy and not options.compute_sdf:
         raise ValueError("--replace_npy replaces arrays by fields: it needs --compute_sdf")
+    if options.up == AUTO:
+        raise ValueError(f"--up {AUTO}: organs stand as their scan does; give an axis")
     return Settings(
         output=options.output_dir,
         default_resolution=options.default_resolution,
@@ -229,6 +240,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
             resolution=options.sdf_resolution,
             band=options.sdf_threshold_factor,
             mesh_suffix="" if options.mesh_format == "none" else f".{options.mesh_format}",
+            up=up_of("", options.up) if options.up else UP_IN_SCANS,
         ),
     )
 
@@ -339,6 +351,9 @@ def _print_samples(organs: Sequence[dict[str, Any]], settings: Settings) -> None
     made = [organ for organ in organs if not organ["error"]]
     folder = settings.output / ORGANS
     nameless = len([organ for organ in made if not organ["named"]])
+    print(
+        f"up: {settings.organ.up.axis} ({settings.organ.up.known_from}): fields stand along +y, meshes lie as scanned"
+    )
     without = f" ({nameless} more have no name, and so no caption: --organ_labels gives names)" if nameless else ""
     print(f"trainable samples: {len(made) - nameless} in {folder}{without}")
     for reason, count in Counter(f"{o['name']}: {o['error']}" for o in organs if o["error"]).most_common(_FEW):

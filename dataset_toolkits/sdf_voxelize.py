@@ -22,7 +22,16 @@ from dataset_toolkits.mesh_sources import FORMATS
 from dataset_toolkits.voxelize_dataset import DEFAULT_BAND, VoxelizeSettings, default_workers, voxelize_dataset
 from dataset_toolkits.voxelize_table import Summary
 from sdf_vqvae.jobs import ENGINES
-from sdf_vqvae.programs import USER_ERROR, add_run_options, add_version, devices_of, positive_int, run_program
+from sdf_vqvae.programs import (
+    USER_ERROR,
+    add_run_options,
+    add_up_option,
+    add_version,
+    devices_of,
+    parse_options,
+    positive_int,
+    run_program,
+)
 
 PROGRAM = "sdf_voxelize.py"
 
@@ -45,6 +54,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
     )
     data.add_argument("--input_dir", required=True, type=Path, metavar="DIR", help="the meshes")
     data.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="the dataset; made where missing")
+    add_up_option(data)
     data.add_argument("--split", help="only rows whose column `split` says this")
     data.add_argument(
         "--filter_aesthetic_score", type=float, metavar="X", help="only rows with an aesthetic_score of X or more"
@@ -90,7 +100,7 @@ def make_parser(subparsers: Any = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    return run_program(PROGRAM, work, make_parser().parse_args(argv))
+    return run_program(PROGRAM, work, parse_options(make_parser(), argv))
 
 
 def work(options: argparse.Namespace) -> int:
@@ -103,6 +113,7 @@ def work(options: argparse.Namespace) -> int:
         resolutions=options.resolutions,
         threshold_factor=options.threshold_factor,
         signed=not options.unsigned,
+        up=options.up,
         split=options.split,
         filter_aesthetic_score=options.filter_aesthetic_score,
         max_samples=options.max_samples,
@@ -138,6 +149,7 @@ def in_words(summary: Summary) -> list[str]:
     total = sum(summary.sign_methods.values())
     methods = ", ".join(f"{name} {count / total:.1%}" for name, count in summary.sign_methods.items())
     lines += [f"signs: {methods}; {summary.watertight:,} meshes are watertight"] if total else []
+    lines += [f"up: {', '.join(f'{count:,} × {up}' for up, count in summary.up.items())}"] if summary.up else []
     lines += [f"failed: {count:,} × {reason}" for reason, count in summary.failures.items()]
     if any(summary.fields.values()) and not any(summary.trainable.values()):
         lines.append("no sample has a caption: training with text needs a column `captions` (docs/datasets.md)")

@@ -50,6 +50,8 @@ class VoxelizeSettings:
     """Half width in voxels of the stored shell."""
     signed: bool = True
     """False for the original system's files: raw unsigned distances."""
+    up: str | None = None
+    """The axis of all meshes that points up, or `auto`; None takes what table and format say (`up_of`)."""
     split: str | None = None
     """Only rows of this split."""
     filter_aesthetic_score: float | None = None
@@ -112,7 +114,7 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
         if removed := remove_temporaries(output):
             logger.info("%d temporary files of a run that was killed are removed", removed)
         _check_earlier_run(settings, output)
-        source = Source(settings.source_format, settings.input_dir, split=settings.split)
+        source = Source(settings.source_format, settings.input_dir, split=settings.split, up=settings.up)
         outcomes, left_out = _read_outcomes(settings, source)
         kept = _find_existing(settings, outcomes, output)
         target = DatasetTable(output, outcomes, settings.resolutions)
@@ -188,12 +190,15 @@ def _find_existing(settings: VoxelizeSettings, outcomes: list[Outcome], output: 
     present = {entry.name for entry in os.scandir(output)}
     kept = 0
     for outcome in follow(outcomes, "looking for files", leave=False):
-        for resolution in settings.resolutions if outcome.item.place else ():
+        place = outcome.item.place
+        if place is None:
+            continue
+        for resolution in settings.resolutions:
             name = field_file_name(outcome.item.row[ID], resolution)
             if name not in present:
                 continue
             try:
-                stored = stored_field(output / name, settings.kind.stored(resolution))
+                stored = stored_field(output / name, settings.kind.stored(resolution), place.up)
             except ValueError as error:
                 raise ValueError(
                     f"{error}: choose another --output_dir, or --no_skip to replace the files"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from sdf_vqvae.field_folder import StoredField, field_file_name
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
 from sdf_vqvae.jobs import disk_is_full
 from sdf_vqvae.runtime import resolve_device
-from sdf_vqvae.shapes import field_in_world
+from sdf_vqvae.shapes import field_in_world, settle_up
 from sdf_vqvae.sparse_sdf import MAX_VOXELS, SparseSDF
 
 
@@ -73,13 +73,15 @@ def voxelize_object(job: VoxelizeJob, *, device: torch.device, folder: Path, kin
         ValueError: the mesh can't be used.
         OSError: a file can't be written.
     """
-    mesh = normalize_mesh(load_place(job.place))
+    loaded = load_place(job.place)
+    up = settle_up(job.place.up, loaded)
+    mesh = normalize_mesh(loaded, up.axis)
     fields: dict[int, StoredField] = {}
     errors: dict[int, str] = {}
     for resolution in job.resolutions:
         path = folder / field_file_name(job.name, resolution)
         try:
-            field = _field(mesh, kind, resolution, device)
+            field = replace(_field(mesh, kind, resolution, device), up_from=up.known_from)
             field.save(path)
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
             if disk_is_full(error):
@@ -92,6 +94,7 @@ def voxelize_object(job: VoxelizeJob, *, device: torch.device, folder: Path, kin
             voxels=len(field.sdf),
             sign_method=field.sign_method,
             watertight=field.watertight,
+            up=up,
             size=path.stat().st_size,
         )
     return Voxelized(fields=fields, errors=errors)
@@ -106,6 +109,7 @@ def _field(mesh: NormalizedMesh, kind: FieldKind, resolution: int, device: torch
         watertight=mesh.watertight,
         center=mesh.center,
         scale=mesh.scale,
+        up=mesh.up,
     )
     if len(made.sdf) > MAX_VOXELS:
         raise ValueError(

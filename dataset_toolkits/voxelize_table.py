@@ -1,7 +1,7 @@
 """The table and the summary of a voxelized dataset.
 
 `metadata.csv` has the input's columns, and for each resolution R `r{R}_num_points` and `r{R}_error`, then
-`sdf_computed`, `sign_method`, `watertight` and `error`.
+`sdf_computed`, `sign_method`, `watertight`, `up`, `up_from` and `error`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset_toolkits.folder_table import TableUse
-from dataset_toolkits.mesh_sources import ID, SourceItem
+from dataset_toolkits.mesh_sources import ID, UP, SourceItem
 from sdf_vqvae.caption_cells import CAPTIONS
 from sdf_vqvae.field_folder import SAFE_ID, StoredField, field_file_name, plain_reason
 from sdf_vqvae.tables import METADATA, read_table, write_table
 
 _OF_RESOLUTION = re.compile(r"r(\d{1,4})_(num_points|error)")
-_OURS = ("sdf_computed", "sign_method", "watertight", "error")
+_OURS = ("sdf_computed", "sign_method", "watertight", "up_from", "error")
 _SECONDS_BETWEEN_WRITES = 10.0
 _SHARE_OF_WRITING = 0.02
 """Most of the run's time that rewriting the table may take."""
@@ -113,6 +113,8 @@ class DatasetTable:
         finest = fields[max(fields)] if fields else None
         row["sign_method"] = finest.sign_method if finest else ""
         row["watertight"] = str(finest.watertight) if finest else ""
+        row[UP] = finest.up.axis if finest else given.get(UP, "")
+        row["up_from"] = finest.up.known_from if finest else ""
         row["error"] = outcome.reason
         return row
 
@@ -156,6 +158,8 @@ class Summary:
     """Fields by the way their signs were found."""
     watertight: int
     """Objects whose mesh is closed."""
+    up: dict[str, int]
+    """Objects by the axis that points up and where that is known from (without how sure that is)."""
     voxels: int
     bytes: int
     """Of all fields."""
@@ -200,6 +204,7 @@ def summarize(
         failed_rows=len(failed),
         sign_methods=dict(Counter(stored.sign_method for stored in fields).most_common()),
         watertight=sum(any(f.watertight for f in outcome.fields.values()) for outcome in outcomes),
+        up=_ups(outcomes),
         voxels=sum(stored.voxels for stored in fields),
         bytes=sum(stored.size for stored in fields),
         seconds=round(seconds, 3),
@@ -207,6 +212,11 @@ def summarize(
         table=table,
         repeated=list(repeated),
     )
+
+
+def _ups(outcomes: list[Outcome]) -> dict[str, int]:
+    stand = [outcome.fields[max(outcome.fields)].up for outcome in outcomes if outcome.fields]
+    return dict(Counter(f"{up.axis} ({up.known_from.split(',')[0]})" for up in stand).most_common())
 
 
 def _is_trainable(row: dict[str, str], resolution: int, folder: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sdf_vqvae.archives import npz_shapes, read_npz
 from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.jobs import run_jobs
 from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.progress import follow
@@ -291,15 +292,22 @@ class StoredField:
     voxels: int
     sign_method: str
     watertight: bool
+    up: Up
+    """How the source stands; known from nothing in files of earlier versions."""
     size: int
     """Bytes of the file."""
 
 
-def stored_field(path: Path, field: FieldDescription) -> StoredField | None:
+def stored_field(path: Path, field: FieldDescription, up: Up | None = None) -> StoredField | None:
     """Return what is in a field file, by its headers; None where there is no whole file.
 
+    Args:
+        path: the file.
+        field: what is wanted.
+        up: how its source is wanted to stand; None takes it as it does.
+
     Raises:
-        ValueError: the file is whole, and a field of another description.
+        ValueError: the file is whole, and a field of another description, or its source stands otherwise.
     """
     if not path.is_file():
         return None
@@ -307,7 +315,8 @@ def stored_field(path: Path, field: FieldDescription) -> StoredField | None:
         voxels = npz_shapes(path, ("sparse_index",))["sparse_index"][0]
         keys = tuple(field.to_dict())
         values = {
-            key: value.item() for key, value in read_npz(path, (*keys, "sign_method", "watertight"), {}).items()
+            key: value.item()
+            for key, value in read_npz(path, (*keys, "sign_method", "watertight", "up", "up_from"), {}).items()
         }
         band = None if math.isnan(values["band"]) else values["band"]
         found = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
@@ -315,12 +324,15 @@ def stored_field(path: Path, field: FieldDescription) -> StoredField | None:
             voxels=voxels,
             sign_method=str(values["sign_method"]),
             watertight=bool(values["watertight"]),
+            up=Up(axis=str(values.get("up", "y")), known_from=str(values.get("up_from", ""))),
             size=path.stat().st_size,
         )
     except (ValueError, LookupError, TypeError):
         return None
     if found != field:
         raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
+    if up is not None and not stored.up.is_made_by(up):
+        raise ValueError(f"{path} is there already, but it was made {stored.up.apart_from(up)}")
     return stored
 
 

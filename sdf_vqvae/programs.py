@@ -32,7 +32,10 @@ def add_run_options(parser: argparse.ArgumentParser, json_output: bool = True) -
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def add_up_option(parser: argparse._ActionsContainer, default: str = "what the file's table or format says") -> None:
+_UP_DEFAULT = "y in glTF, by its specification; in other formats y or z, by the shape; a table's column `up` wins"
+
+
+def add_up_option(parser: argparse._ActionsContainer, default: str = _UP_DEFAULT) -> None:
     """Add `--up`."""
     parser.add_argument(
         "--up",

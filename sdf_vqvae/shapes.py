@@ -20,13 +20,13 @@ from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.geometry.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.mesh import NormalizedMesh, is_watertight, load_mesh, normalize_mesh, to_source_units
-from sdf_vqvae.geometry.up import AUTO, Up, up_of
+from sdf_vqvae.geometry.up import AUTO, UP_AXES, Up, up_of
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.sparse_sdf import SparseSDF
 from sdf_vqvae.surface import extract_surface
-from sdf_vqvae.upright import guess_up
+from sdf_vqvae.upright import guess_up, usual_up
 
 _NEAR = 2.0
 """Steps from the surface within which all corners of the cells that it cuts lie (sqrt(3)), with some to spare."""
@@ -86,18 +86,24 @@ def up_for(path: str | os.PathLike[str], shape: trimesh.Trimesh | SparseSDF, ask
 
 
 def settle_up(up: Up, shape: trimesh.Trimesh | SparseSDF) -> Up:
-    """Return `up` as one of `UP_AXES`: where it is `AUTO`, by looking at the shape.
+    """Return `up` as one of `UP_AXES`: where it is `AUTO` or `USUAL`, by looking at the shape.
 
     Raises:
         ValueError: see `guess_up` and, for fields, `extract_surface`.
     """
-    if up.axis != AUTO:
+    if up.axis in UP_AXES:
         return up
     if not isinstance(shape, trimesh.Trimesh):
         surface = extract_surface(shape.sdf, shape.index, shape.field)
         shape = to_source_units(surface, shape.center, shape.scale, shape.up)
-    guess = guess_up(shape)
-    return Up(axis=guess.up, known_from=f"{AUTO}, {100 * guess.probability:.0f} % sure")
+    look = guess_up if up.axis == AUTO else usual_up
+    try:
+        guess = look(shape)
+    except (ValueError, IndexError):
+        # Either something is wrong with the mesh, which this says, or its numbers are too large or too small.
+        normalized = normalize_mesh(shape)
+        guess = look(trimesh.Trimesh(normalized.vertices.numpy(), normalized.faces.numpy(), process=False))
+    return up.guessed(guess.up, guess.probability)
 
 
 def voxelize_for(

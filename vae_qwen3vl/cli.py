@@ -162,13 +162,14 @@ def _decode(options: argparse.Namespace) -> int:
             voxel_resolution=options.voxel_resolution,
             mc_threshold=options.mc_threshold,
         )
-    taken = write_mesh(options.output, mesh)
+    taken = write_mesh(options.output, mesh, up=codes.up if codes.up_from else None)
     found = {
         "codes_file": str(options.codes),
         "codes": len(codes.codes),
         "decoded_voxels": len(decoded),
         "vertices": len(mesh.vertices),
         "faces": len(mesh.faces),
+        "up": codes.up,
         "output": str(options.output),
         "offset": taken,
     }

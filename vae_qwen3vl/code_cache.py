@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import one_line, parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.geometry.up import Up, check_up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
 _FORMAT = "sdf-vqvae-code-cache/1"
@@ -23,7 +24,7 @@ class CodeCache:
     """Codes of n objects, one after another.
 
     The file is safetensors with `codes [T]` int32, `coords [T, 3]` int16 and `splits [n + 1]` int64;
-    ids, failures and the fingerprint are JSON under the metadata key `code_cache`.
+    ids, failures, ways of standing and the fingerprint are JSON under the metadata key `code_cache`.
     """
 
     codes: Tensor
@@ -37,6 +38,8 @@ class CodeCache:
     """Reason by id of every object that could not be encoded."""
     vae_hash: str
     """`SparseSDFVQVAE.fingerprint()` of the tokenizer that made the codes."""
+    ups: tuple[Up, ...] = ()
+    """How each object's source stands. Files of earlier versions don't say it: theirs stand along y."""
 
     def __post_init__(self) -> None:
         """Check types and shapes, and that each object has its codes."""
@@ -55,6 +58,10 @@ class CodeCache:
         ends = [int(self.splits[0]), int(self.splits[-1])]
         if ends != [0, total] or bool((self.splits[1:] <= self.splits[:-1]).any()):
             raise ValueError(f"splits must ascend from 0 to {total}, got {ends[0]}..{ends[1]}")
+        if len(self.ups) not in (0, len(self.ids)):
+            raise ValueError(f"{len(self.ids)} objects need as many ways to stand, got {len(self.ups)}")
+        for up in self.ups:
+            check_up(up.axis)
         if total and (int(self.codes.min()) < 0 or int(self.coords.min()) < 0):
             raise ValueError("codes and coords are numbers from 0")
 
@@ -78,6 +85,7 @@ class CodeCache:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""
         about = {"format": _FORMAT, "ids": self.ids, "failures": self.failures, "vae_hash": self.vae_hash}
+        about |= {"up": [up.axis for up in self.ups], "up_from": [up.known_from for up in self.ups]}
         tensors = {"codes": self.codes, "coords": self.coords, "splits": self.splits}
         write_safetensors(path, tensors, {"code_cache": json.dumps(about)})
 
@@ -98,6 +106,10 @@ class CodeCache:
                 ids=tuple(str(name) for name in about["ids"]),
                 failures={str(name): str(why) for name, why in about["failures"].items()},
                 vae_hash=str(about["vae_hash"]),
+                ups=tuple(
+                    Up(axis=str(axis), known_from=str(known_from))
+                    for axis, known_from in zip(about.get("up", ()), about.get("up_from", ()), strict=True)
+                ),
             )
         except KeyError as error:
             raise ValueError(f"{path} is not a code cache: it lacks {error}") from error

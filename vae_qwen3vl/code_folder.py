@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.archives import parse_json, read_safetensors, regular_file, write_safetensors
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.runtime import atomic_path
@@ -31,6 +32,7 @@ from vae_qwen3vl.code_cache import CodeCache
 MANIFEST = "manifest.json"
 CODEBOOK = "codebook.safetensors"
 _FORMAT = "sdf-vqvae-code-folder/1"
+_AS_IT_IS = Up(axis="y", known_from="")
 _SHARD = re.compile(r"codes-(\d{6,9})\.safetensors")
 
 
@@ -206,6 +208,8 @@ class CodeFolderWriter:
         self.manifest = Manifest.of(vae, mirrored=mirrored)
         self.done: dict[str, int] = {}
         """Number of codes of every object that is there, by id."""
+        self.ups: dict[str, Up] = {}
+        """How its source stands; objects of earlier versions, which don't say it, are missing."""
         if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / MANIFEST).is_file():
             leftovers = [p for p in self.folder.iterdir() if not p.name.startswith(".")]
             if leftovers:
@@ -221,28 +225,30 @@ class CodeFolderWriter:
         for path in shards_in(self.folder):
             shard = read_shard(path, self.manifest)
             self.done |= dict(zip(shard.ids, shard.splits.diff().tolist(), strict=True))
+            self.ups |= dict(zip(shard.ids, shard.ups, strict=bool(shard.ups)))
             self._next = _shard_number(path) + 1
-        self._waiting: list[tuple[str, Tensor, Tensor]] = []
+        self._waiting: list[tuple[str, Tensor, Tensor, Up]] = []
 
     def __len__(self) -> int:
         """Return the number of objects that wait to be written."""
         return len(self._waiting)
 
-    def add(self, name: str, codes: Tensor, coords: Tensor) -> None:
+    def add(self, name: str, codes: Tensor, coords: Tensor, up: Up = _AS_IT_IS) -> None:
         """Take an object; it is on disk after the next `flush`.
 
         Args:
             name: its id.
             codes: int32 `[M]`.
             coords: int16 `[M, 3]`.
+            up: how its source stands.
         """
-        self._waiting.append((name, codes, coords))
+        self._waiting.append((name, codes, coords, up))
 
     def flush(self) -> None:
         """Write what waits as one shard."""
         if not self._waiting:
             return
-        names, codes, coords = zip(*self._waiting, strict=True)
+        names, codes, coords, ups = zip(*self._waiting, strict=True)
         sizes = torch.tensor([0, *(len(c) for c in codes)])
         shard = CodeCache(
             codes=torch.cat(codes),
@@ -251,8 +257,10 @@ class CodeFolderWriter:
             ids=names,
             failures={},
             vae_hash=self.manifest.vae_hash,
+            ups=ups,
         )
         shard.save(self.folder / f"codes-{self._next:06d}.safetensors")
         self._next += 1
         self.done |= dict(zip(names, sizes[1:].tolist(), strict=True))
+        self.ups |= dict(zip(names, ups, strict=True))
         self._waiting = []

@@ -120,7 +120,7 @@ def run_demo(
         )
     }
     codes.save(files["codes"])
-    write_mesh(files["mesh"], rebuilt)
+    write_mesh(files["mesh"], rebuilt, up=stands.axis)
     with watch("picture"):
         panels = [("input", source), ("rebuilt from its codes", rebuilt)]
         upright = [(title, _standing(mesh, stands.axis)) for title, mesh in panels]

@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from dataset_toolkits.folder_table import TableUse
-from dataset_toolkits.mesh_sources import MeshPlace, Source, load_place
+from dataset_toolkits.mesh_sources import UP, MeshPlace, Source, load_place
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.field_folder import FieldFolder, fields_in
+from sdf_vqvae.geometry.up import Up, up_of
 from sdf_vqvae.jobs import DIED_TWICE, disk_is_full, run_jobs
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.progress import Progress, follow
 from sdf_vqvae.runtime import only_writer, remove_temporaries
-from sdf_vqvae.shapes import check_field, voxelize_many_for
+from sdf_vqvae.shapes import field_for, voxelize_many_for
 from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
 from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
 from vae_qwen3vl.code_folder import CodeFolderWriter
@@ -93,6 +94,8 @@ class Place:
     name: str
     field: Path | None = None
     mesh: MeshPlace | None = None
+    up: Up | None = None
+    """How the source of the field stands; None takes it as it was made. (`mesh` says it of itself.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,7 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
     """Encode the objects that the output lacks, and write the table of all."""
     writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
     wanted = [place for place in objects.places if place.name not in writer.done]
+    _check_kept(objects.places, writer)
     kept = len(objects.places) - len(wanted)
     failed = dict(objects.failed)
     make = functools.partial(EncodeWorker, settings=settings)
@@ -150,23 +154,29 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
     written = start
     encoded = 0
     with Progress(len(wanted), "encode") as progress:
-        for name, codes, coords, error in _through_workers(make, wanted, settings):
+        for name, codes, coords, up, error in _through_workers(make, wanted, settings):
             progress.update()
             if error:
                 failed[name] = error
                 logger.warning("%s not encoded: %s", name, error)
                 continue
-            assert codes is not None and coords is not None
-            writer.add(name, codes, coords)
+            assert codes is not None and coords is not None and up is not None
+            writer.add(name, codes, coords, up)
             encoded += 1
             if len(writer) >= _OBJECTS_A_SHARD or time.perf_counter() - written > settings.shard_seconds:
                 writer.flush()
                 written = time.perf_counter()
     writer.flush()
     table = [
-        {**row, "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")), "codes_error": error}
+        {
+            **row,
+            **({} if up is None else {UP: up.axis, "up_from": up.known_from}),
+            "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")),
+            "codes_error": error,
+        }
         for row in objects.rows
         for error in [failed.get(_key(row), "")]
+        for up in [writer.ups.get(row[ID_COLUMN])]
     ]
     write_table(settings.output / METADATA, table)
     return Encoded(
@@ -178,6 +188,20 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
         table=objects.table,
         repeated=objects.repeated,
     )
+
+
+def _check_kept(places: Sequence[Place], writer: CodeFolderWriter) -> None:
+    """Raise a ValueError if an object that is there already was encoded standing otherwise than is wanted now."""
+    for place in places:
+        up = place.up if place.mesh is None else place.mesh.up
+        if place.name not in writer.done or up is None:
+            continue
+        there = writer.ups.get(place.name, Up(axis="y", known_from=""))
+        if not there.is_made_by(up):
+            raise ValueError(
+                f"{writer.folder} holds codes of {place.name} that were made {there.apart_from(up)}: give "
+                "another --output, or delete the folder"
+            )
 
 
 def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
@@ -202,9 +226,15 @@ def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
                 continue
             rows.append(row)
             if row[ID_COLUMN] in usable:
-                places.append(Place(name=row[ID_COLUMN], field=fields.path(row[ID_COLUMN])))
+                path = fields.path(row[ID_COLUMN])
+                try:
+                    up = up_of(path, settings.up, row.get(UP, ""))
+                except ValueError as error:
+                    failed[row[ID_COLUMN]] = str(error)
+                    continue
+                places.append(Place(name=row[ID_COLUMN], field=path, up=up if up.is_said else None))
     else:
-        found = Source(_format_of(source), source, split=settings.split)
+        found = Source(_format_of(source), source, split=settings.split, up=settings.up)
         for item in follow(found, "reading the input", leave=False):
             rows.append(item.row)
             if item.place is None:
@@ -237,7 +267,8 @@ def _format_of(source: Path) -> str:
     return "pack" if (source / "meshes.jsonl").is_file() else "folder"
 
 
-_Result = tuple[str, Tensor | None, Tensor | None, str]
+_Result = tuple[str, Tensor | None, Tensor | None, Up | None, str]
+"""Id, codes, coordinates, how its source stands, and why there are none."""
 
 
 def _through_workers(
@@ -255,7 +286,7 @@ def _through_workers(
             elif len(group) > 1 and done.error == DIED_TWICE:
                 again += [[place] for place in group]
             else:
-                yield from ((place.name, None, None, done.error) for place in group)
+                yield from ((place.name, None, None, None, done.error) for place in group)
         groups = again
 
 
@@ -284,7 +315,7 @@ class EncodeWorker:
             if isinstance(found, SparseSDF):
                 fields.append((place.name, found))
             else:
-                results.append((place.name, None, None, found))
+                results.append((place.name, None, None, None, found))
         return results + self.encode_fields(fields)
 
     def encode_fields(self, fields: list[tuple[str, SparseSDF]]) -> list[_Result]:
@@ -299,7 +330,8 @@ class EncodeWorker:
             try:
                 if place.field is not None:
                     field = SparseSDF.load(place.field)
-                    check_field(self.vae, field)
+                    as_made = place.up is None or place.up.axis == field.up
+                    field = field_for(self.vae, field, up=None if as_made else place.up)
                     found.append(field.to(self.vae.device))
                 else:
                     assert place.mesh is not None
@@ -307,8 +339,12 @@ class EncodeWorker:
             except (ValueError, OSError) as error:
                 found.append(one_line(error))
         meshes = [i for i, one in enumerate(found) if not isinstance(one, (SparseSDF, str))]
+        ups = [mesh.up for i in meshes if (mesh := places[i].mesh) is not None]
         made = voxelize_many_for(
-            self.vae, [found[i] for i in meshes], threshold_factor=self.settings.threshold_factor
+            self.vae,
+            [found[i] for i in meshes],
+            threshold_factor=self.settings.threshold_factor,
+            ups=ups,
         )
         for i, field_or_reason in zip(meshes, made, strict=True):
             found[i] = field_or_reason
@@ -321,14 +357,17 @@ class EncodeWorker:
                 codes = self.vae.Encode(collate_sparse_sdf([field for _, field in part]))
         except ValueError as error:
             if len(part) == 1:
-                return [(part[0][0], None, None, one_line(error))]
+                return [(part[0][0], None, None, None, one_line(error))]
             return [result for one in part for result in self._encode([one])]
         sizes = torch.bincount(codes.coords[:, 0], minlength=len(part)).tolist()
         values = codes.feats[:, 0].to("cpu", torch.int32).split(sizes)
         coords = codes.coords[:, 1:].to("cpu", torch.int16).split(sizes)
         rows = zip(part, values, coords, strict=True)
         # Copies: a part of a tensor would be sent between processes whole.
-        return [(name, own.clone(), where.clone(), "") for (name, _), own, where in rows]
+        return [
+            (name, own.clone(), where.clone(), Up(axis=field.up, known_from=field.up_from), "")
+            for (name, field), own, where in rows
+        ]
 
 
 def _mirror_image(field: SparseSDF | str) -> SparseSDF | str:

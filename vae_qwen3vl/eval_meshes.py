@@ -114,7 +114,7 @@ def reconstruct(
         vae: the tokenizer of the codes.
         one: the object.
         truth: its true shape: the mesh is then scored, beside ceiling and continuous row.
-        path: where to keep the mesh, in the world cube; None keeps none.
+        path: where to keep the mesh, in the world cube, y up; None keeps none.
         voxel_resolution: see `SparseSDFVQVAE.sparse2mesh`.
         mc_threshold: see `SparseSDFVQVAE.sparse2mesh`.
         draw: make pictures.
@@ -130,7 +130,7 @@ def reconstruct(
         error = one_line(found)
         logger.warning("%s: no mesh: %s", one.name, error)
     if mesh is not None and path is not None:
-        write_mesh(path, mesh)
+        write_mesh(path, mesh, up="y")
     made = None if truth is None else _with_mesh(rebuild(vae, truth), mesh)
     return Reconstruction(
         file=path.name if mesh is not None and path is not None else None,

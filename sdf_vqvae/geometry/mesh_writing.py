@@ -6,16 +6,19 @@ house at UTM coordinates to half a metre. Knows formats and numbers; nothing of 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
 
+from sdf_vqvae.geometry.up import up_note
 from sdf_vqvae.runtime import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -31,13 +34,20 @@ _ROWS = 2**16  # of text, made at once
 _STL_HEADER = 80
 
 
-def write_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> tuple[float, float, float] | None:
+def write_mesh(
+    path: str | os.PathLike[str], mesh: trimesh.Trimesh, *, up: str | None = None
+) -> tuple[float, float, float] | None:
     """Write OBJ, PLY, GLB, STL or OFF by the suffix, replacing an earlier file only when complete.
 
     PLY holds 64-bit floats, OBJ and OFF as many digits as the object's size asks for. GLB holds 32-bit floats: where
     they don't do, they are relative to a place near the object, and the node puts them there. STL can't say where an
     object stands: where 32-bit floats don't do, the object is moved near the origin, and a warning says by how much.
     Geometry alone is written to PLY, STL, OBJ and OFF.
+
+    Args:
+        path: where to.
+        mesh: it is not turned.
+        up: the axis of it that points up, where that is known: a comment in the file says so (see `up_of`).
 
     Returns:
         What was taken from the coordinates of an STL file, in the mesh's units; None where they are the mesh's own.
@@ -48,17 +58,18 @@ def write_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> tuple[flo
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE:
         raise ValueError(f"{path}: cannot write {suffix or 'a file without a suffix'!r}; use one of {WRITABLE}")
+    note = "" if up is None else up_note(up)
     taken = _place_for_stl(path, mesh) if suffix == ".stl" else None
     with atomic_path(path) as temporary:
         if suffix == ".glb":
-            _as_scene(mesh).export(temporary)
+            _as_scene(mesh).export(temporary, file_type="glb", tree_postprocessor=functools.partial(_say, note=note))
         elif suffix == ".stl":
-            temporary.write_bytes(_stl(mesh, taken))
+            temporary.write_bytes(_stl(mesh, taken, note))
         elif suffix == ".ply":
-            temporary.write_bytes(_ply(mesh))
+            temporary.write_bytes(_ply(mesh, note))
         else:
             with temporary.open("w", encoding="ascii") as file:
-                file.writelines(_obj(mesh) if suffix == ".obj" else _off(mesh))
+                file.writelines(_obj(mesh, note) if suffix == ".obj" else _off(mesh, note))
     if taken is not None:
         logger.warning(
             "%s: STL holds 32-bit floats, too coarse for an object that far from the origin: %s were taken from its "
@@ -113,6 +124,12 @@ def _as_scene(mesh: trimesh.Trimesh) -> trimesh.Trimesh | trimesh.Scene:
     return scene
 
 
+def _say(document: dict[str, Any], note: str) -> None:
+    """Put a note into a glTF document."""
+    if note:
+        document["asset"]["generator"] = f"{document['asset'].get('generator', '')} {note}".strip()
+
+
 def _place_for_stl(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> tuple[float, float, float] | None:
     """Return what has to be taken from a mesh's coordinates for STL to hold it; None where nothing has to be."""
     vertices = np.asarray(mesh.vertices, dtype=np.float64)
@@ -128,13 +145,13 @@ def _place_for_stl(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> tuple
     return x, y, z
 
 
-def _stl(mesh: trimesh.Trimesh, taken: tuple[float, float, float] | None) -> bytes:
+def _stl(mesh: trimesh.Trimesh, taken: tuple[float, float, float] | None, up_note: str) -> bytes:
     """Return a binary STL file; its header names what was taken from the coordinates."""
     corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)]  # [F, 3, 3]
-    note = b""
+    note = up_note.encode()
     if taken is not None:
         corners = corners - taken
-        note = f"moved by {' '.join(f'{-value:.12g}' for value in taken)}".encode()
+        note = f"{up_note} moved by {' '.join(f'{-value:.12g}' for value in taken)}".strip().encode()
     sides = corners[:, 1:] - corners[:, :1]
     sides /= np.maximum(np.abs(sides).max(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny)
     normals = np.cross(sides[:, 0], sides[:, 1])
@@ -147,26 +164,29 @@ def _stl(mesh: trimesh.Trimesh, taken: tuple[float, float, float] | None) -> byt
 # -- 64-bit floats -----------------------------------------------------------------------------------------------
 
 
-def _ply(mesh: trimesh.Trimesh) -> bytes:
+def _ply(mesh: trimesh.Trimesh, note: str) -> bytes:
     """Return a binary PLY file with coordinates of 64 bits."""
     vertices = np.asarray(mesh.vertices, dtype="<f8")
     faces = np.empty(len(mesh.faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header = ["ply", "format binary_little_endian 1.0"] + ([f"comment {note}"] if note else [])
+    header += [f"element vertex {len(vertices)}"]
     header += [f"property double {axis}" for axis in "xyz"]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
     return "\n".join(header).encode() + vertices.tobytes() + faces.tobytes()
 
 
-def _obj(mesh: trimesh.Trimesh) -> Iterator[str]:
+def _obj(mesh: trimesh.Trimesh, note: str) -> Iterator[str]:
     """Yield the text of an OBJ file."""
+    yield f"# {note}\n" if note else ""
     yield from _lines(f"v {_row_of(mesh.vertices)}\n", mesh.vertices)
     yield from _lines("f %d %d %d\n", np.asarray(mesh.faces) + 1)
 
 
-def _off(mesh: trimesh.Trimesh) -> Iterator[str]:
+def _off(mesh: trimesh.Trimesh, note: str) -> Iterator[str]:
     """Yield the text of an OFF file."""
-    yield f"OFF\n{len(mesh.vertices)} {len(mesh.faces)} 0\n"
+    yield "OFF\n" + (f"# {note}\n" if note else "")
+    yield f"{len(mesh.vertices)} {len(mesh.faces)} 0\n"
     yield from _lines(f"{_row_of(mesh.vertices)}\n", mesh.vertices)
     yield from _lines("3 %d %d %d\n", mesh.faces)
 

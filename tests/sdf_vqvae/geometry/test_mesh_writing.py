@@ -12,6 +12,7 @@ import trimesh
 
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh, to_source_units
 from sdf_vqvae.geometry.mesh_writing import WRITABLE, write_mesh
+from sdf_vqvae.geometry.up import Up, up_of
 
 BALL = trimesh.creation.icosphere(subdivisions=2)
 UTM = (500000.25, 4649776.5, 231.0)
@@ -112,3 +113,14 @@ def test_a_large_mesh_is_written_as_text_in_whole_rows(tmp_path):
     for suffix in (".obj", ".off"):
         write_mesh(tmp_path / f"ball{suffix}", mesh)
         assert matched(load_mesh(tmp_path / f"ball{suffix}"), mesh.vertices[mesh.faces]) < 1e-8
+
+
+@pytest.mark.parametrize("suffix", WRITABLE)
+@pytest.mark.parametrize("offset", [(0, 0, 0), UTM])
+def test_a_file_says_which_of_its_axes_is_up_where_that_is_known(tmp_path, suffix, offset):
+    write_mesh(tmp_path / f"says{suffix}", ball(1, offset), up="-x")
+    write_mesh(tmp_path / f"silent{suffix}", ball(1, offset))
+    assert up_of(tmp_path / f"says{suffix}") == Up(axis="-x", known_from="the file says so")
+    assert up_of(tmp_path / f"silent{suffix}").known_from != "the file says so"
+    says, silent = (load_mesh(tmp_path / f"{name}{suffix}") for name in ("says", "silent"))
+    assert np.array_equal(says.vertices, silent.vertices) and np.array_equal(says.faces, silent.faces)
