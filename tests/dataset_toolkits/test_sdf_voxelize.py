@@ -46,7 +46,7 @@ def make_meshes(folder: Path, count: int, subdivisions: int = 1) -> Path:
         mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
         mesh.apply_scale((1, 1 + number / 10, 1))
         mesh.export(folder / f"{number:03}.ply")
-        rows.append({"file": f"{number:03}.ply", "captions": json.dumps([f"ellipsoid {number}"])})
+        rows.append({"file": f"{number:03}.ply", "up": "y", "captions": json.dumps([f"ellipsoid {number}"])})
     write_table(folder / "metadata.csv", rows)
     return folder
 

@@ -53,7 +53,7 @@ def make_meshes(folder: Path, count: int) -> Path:
         mesh = trimesh.creation.icosphere(subdivisions=2)
         mesh.apply_scale((1, 1 + number / 10, 1))
         mesh.export(folder / f"{number:03}.ply")
-        rows.append({"file": f"{number:03}.ply", "captions": json.dumps([f"ellipsoid {number}"])})
+        rows.append({"file": f"{number:03}.ply", "up": "y", "captions": json.dumps([f"ellipsoid {number}"])})
     write_table(folder / "metadata.csv", rows)
     return folder
 
