@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from sdf_vqvae.archives import read_safetensors
-from sdf_vqvae.training_checkpoint import checkpoint_steps, path_of
+from sdf_vqvae.training_checkpoint import FOLDER, checkpoint_steps, path_of
 from vae_qwen3vl.align_data import Tolerant
 from vae_qwen3vl.align_training import rate, with_other_shapes
 from vae_qwen3vl.collate import collate_codes_caption
@@ -115,6 +117,38 @@ def test_a_run_that_stops_after_every_step_ends_with_the_same_bits(
     assert adapters[0] == adapters[1]
     projectors = [load_projector(tmp_path / name / PROJECTOR_FINAL)[0].state_dict() for name in NAMES]
     assert all(torch.equal(value, projectors[1][name]) for name, value in projectors[0].items())
+
+
+def test_a_program_that_dies_while_it_saves_leaves_whole_checkpoints(align, accelerator, tmp_path: Path) -> None:
+    class DiedError(Exception):
+        pass
+
+    def trainer(name: str):
+        return align.make_trainer(tmp_path / name, accelerator, align.make_data(align.objects(20)), save_every=1)
+
+    trainer("whole").run()
+    folder = tmp_path / "parts" / FOLDER
+    died = 0
+    for call in range(1, 9):  # each part dies in the removal of another folder, of which one file is gone
+        left = iter(range(call))
+
+        def remove(path: Path, ignore_errors: bool = False, left=left, remove=shutil.rmtree) -> None:
+            if next(left, None) is None:
+                for file in sorted(path.glob("*"))[:1]:
+                    file.unlink()
+                raise DiedError
+            remove(path, ignore_errors=ignore_errors)
+
+        with pytest.MonkeyPatch.context() as patched, contextlib.suppress(DiedError):
+            patched.setattr(shutil, "rmtree", remove)
+            trainer("parts").run()
+            break
+        died += 1
+        assert all(len(list(checkpoint.iterdir())) == 5 for checkpoint in folder.glob("step_*"))
+    assert died > 3
+    trainer("parts").run()
+    whole, parts = (last_weights(tmp_path / name) for name in NAMES)
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
 def test_batches_of_one_step_count_as_one_batch(align, accelerator, tmp_path: Path) -> None:
