@@ -49,9 +49,9 @@ def settled(config: AlignmentConfig) -> AlignmentConfig:
         lora = str(adapters) if config.use_lora else None
     if lora is not None:
         found |= _shape_of_adapters(lora)
-    changed = {key: value for key, value in found.items() if key != "data_dir" and getattr(config, key) != value}
-    if changed:
-        pairs = ", ".join(f"{key} {value} (not {getattr(config, key)})" for key, value in changed.items())
+    asked = config.to_dict()
+    pairs = ", ".join(f"{k} {v} (not {asked[k]})" for k, v in found.items() if asked[k] not in (None, v))
+    if pairs:
         logger.info("what training starts from keeps its shape: %s", pairs)
     return dataclasses.replace(config, **found)
 
