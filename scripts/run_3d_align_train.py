@@ -86,14 +86,21 @@ def run_to_its_end(command: list[str]) -> int:
     a third kills. After a signal nothing of the group is left: what outlives the command by ten seconds is killed.
     """
     received: list[int] = []
-    process = subprocess.Popen(command, start_new_session=True)
+    started: list[int] = []
+    passed: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
         received.append(number)
-        _signal_group(process.pid, number if len(received) < 3 else signal.SIGKILL)
+        for group in started:
+            passed.append(number)
+            _signal_group(group, number if len(passed) < 3 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}  # from before there is anything to end
     try:
+        process = subprocess.Popen(command, start_new_session=True)
+        started.append(process.pid)
+        if received and not passed:  # while it started
+            _signal_group(process.pid, received[0])
         code = process.wait()
         limit = time.monotonic() + _GRACE_SECONDS
         while received and time.monotonic() < limit and _signal_group(process.pid, 0):

@@ -76,7 +76,7 @@ def is_running(process: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 def test_a_signal_ends_the_training_and_what_it_started(repository: Path) -> None:
     """One process that saves before it ends, and one that it started and leaves behind."""
-    saves = "sleep 300 & echo $$ $!; trap 'sleep 0.2; echo saved; exit 7' TERM; while true; do sleep 0.05; done"
+    saves = "trap 'sleep 0.2; echo saved; exit 7' TERM; sleep 300 & echo $$ $!; while true; do sleep 0.05; done"
     program = launched(repository, "bash", "-c", saves)
     assert program.stdout is not None
     processes = [int(number) for number in program.stdout.readline().split()]
