@@ -19,7 +19,8 @@ from sdf_vqvae.archives import one_line
 from sdf_vqvae.codes import ShapeCodes
 from sdf_vqvae.field import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.geometry.dense_surface import voxelize_dense
-from sdf_vqvae.geometry.mesh import NormalizedMesh, is_watertight, load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.face_repair import is_watertight
+from sdf_vqvae.geometry.mesh import NormalizedMesh, load_mesh, normalize_mesh, to_source_units
 from sdf_vqvae.geometry.up import AUTO, UP_AXES, Up, up_of
 from sdf_vqvae.geometry.voxelize import VoxelField, voxelize, voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE

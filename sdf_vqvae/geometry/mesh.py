@@ -19,6 +19,7 @@ import trimesh
 from torch import Tensor
 
 from sdf_vqvae.archives import one_line, regular_file
+from sdf_vqvae.geometry.face_repair import repair_faces
 from sdf_vqvae.geometry.gltf import read_gltf
 from sdf_vqvae.geometry.mesh_file import OwnFolder, check_file_size
 from sdf_vqvae.geometry.obj import read_obj
@@ -158,12 +159,14 @@ def _normalized(mesh: trimesh.Trimesh, up: str) -> NormalizedMesh:
     if not 0 < scale < np.inf:
         raise ValueError(f"the mesh has no usable extent: its longest side is {extent}")
     x, y, z = lay_back(center, up).tolist()
+    vertices = (vertices - center) * scale
+    faces, watertight = repair_faces(vertices, faces)
     return NormalizedMesh(
-        vertices=torch.from_numpy((vertices - center) * scale),
+        vertices=torch.from_numpy(vertices),
         faces=torch.from_numpy(faces),
         center=(x, y, z),
         scale=scale,
-        watertight=is_watertight(faces),
+        watertight=watertight,
         up=up,
     )
 
@@ -192,15 +195,6 @@ def _weld(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     number = np.empty(len(vertices), dtype=np.int64)
     number[order] = np.cumsum(new) - 1
     return ranked[new], number
-
-
-def is_watertight(faces: np.ndarray) -> bool:
-    """Return whether every directed edge of `[F, 3]` faces occurs once, and once in the other direction."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    size = int(faces.max()) + 1
-    forward, counts = np.unique(edges[:, 0] * size + edges[:, 1], return_counts=True)
-    backward = np.unique(edges[:, 1] * size + edges[:, 0])
-    return bool((counts == 1).all()) and np.array_equal(forward, backward)
 
 
 def to_source_units(

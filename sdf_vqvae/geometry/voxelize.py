@@ -25,6 +25,8 @@ MAX_RESOLUTION = 1024
 # An inside voxel this close to a face within the solid must not read as zero, which counts as outside.
 _SMALLEST_INSIDE = 1e-4
 _SHELL_HALF_THICKNESS = 0.5
+# Of a closed mesh with a smaller share of the nearest voxels inside, faces that are no solid's skin are looked for.
+_NEAR_INSIDE = 0.4
 # A voxel this near stands on the surface. Its own winding number means nothing; its surroundings are asked.
 _ON_SURFACE = 5e-4
 _SURROUNDINGS = (0.05, 0.037, 0.043)
@@ -67,7 +69,8 @@ def voxelize(
         band: half width of the band in voxels.
         signed: negative where the generalized winding number exceeds 0.5 (Jacobson et al., 2013). A mesh whose
             faces look inward as a whole is turned round first.
-        watertight: the mesh is known to be closed, so the search for open sheets is left out.
+        watertight: the mesh is known to be closed, so the search for open sheets is left out unless few of the voxels
+            nearest to it are inside.
 
     Where the surface of the winding number misses more than a tenth of the mesh's area (open sheets), the
     missed faces become a closed shell one voxel thick, joined to the rest as a union.
@@ -131,17 +134,38 @@ def _signed(
     distance: Tensor,
 ) -> tuple[Tensor, list[bool]]:
     """Return the distances `[N]` with their signs, and which meshes got a shell."""
-    skin = None if all(closed) else Skin(batch, torch.tensor(closed, device=mesh.device))
+    is_closed = torch.tensor(closed, device=mesh.device)
+    skin = None if all(closed) else Skin(batch, is_closed)
     inward = looks_inward(batch) if skin is None else skin.turned_round
     inside = _inside(bricks, batch, all(closed), index, place, mesh, torch.where(inward, -1, 1))
+    thin = is_closed & _is_thin(inside, bricks.squared.view(-1)[place], mesh, len(batch))
+    if bool(thin.any()):
+        skin = Skin(batch, is_closed & ~thin)
     distance = torch.where(inside, -distance.clamp(min=_SMALLEST_INSIDE), distance)
-    missed = None if skin is None else skin.missed_faces()
-    if missed is None or len(missed) == 0:
+    # Nothing inside at all: thinner than a voxel, between samples.
+    lost = torch.bincount(mesh[inside], minlength=len(batch)) == 0
+    missed = lost[batch.face_mesh].nonzero().squeeze(1)
+    if skin is not None:
+        missed = torch.unique(torch.cat([missed, skin.missed_faces()]))
+    if len(missed) == 0:
         return distance, [False] * len(batch)
     owners = batch.face_mesh[missed]
     to_shell = bricks.squared_distance_to(batch.corners[missed], owners).view(-1)[place].sqrt_()
     shells = [size > 0 for size in sizes_by_mesh(owners, len(batch))]
-    return torch.minimum(distance, to_shell - _SHELL_HALF_THICKNESS), shells
+    shell = to_shell - _SHELL_HALF_THICKNESS
+    # A flat sheet halfway between samples has all of them on its shell's surface.
+    shell = torch.where(shell <= _ON_SURFACE, shell.clamp(max=-_SMALLEST_INSIDE), shell)
+    return torch.minimum(distance, shell), shells
+
+
+def _is_thin(inside: Tensor, squared: Tensor, mesh: Tensor, count: int) -> Tensor:
+    """Return whether much of each closed mesh may be thinner than the grid can hold. bool `[B]`
+
+    Half of the voxels within a voxel of a surface are inside, unless the surface's other side is as near.
+    """
+    near = squared <= 1
+    within = torch.bincount(mesh[inside & near], minlength=count)
+    return within < _NEAR_INSIDE * torch.bincount(mesh[near], minlength=count)
 
 
 def _inside(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sdf_vqvae.geometry import volume
-from sdf_vqvae.geometry.mesh import is_watertight
+from sdf_vqvae.geometry.face_repair import is_watertight
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.sparse_sdf import SparseSDF
 

@@ -12,7 +12,6 @@ from trimesh.transformations import rotation_matrix, translation_matrix
 from sdf_vqvae.geometry.mesh import (
     LONGEST_SIDE,
     READABLE,
-    is_watertight,
     load_mesh,
     normalize_mesh,
     to_source_units,
@@ -78,16 +77,6 @@ def test_equal_vertices_are_welded_and_collapsed_faces_dropped():
 def test_zero_and_minus_zero_are_one_place():
     vertices = [[0.0, 0, 0], [-0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, -1, 0]]
     assert len(normalize_mesh(mesh_of(vertices, [[0, 2, 3], [1, 4, 2]])).vertices) == 4
-
-
-def test_watertight_means_each_edge_twice_and_in_both_directions():
-    box = trimesh.creation.box().faces
-    assert is_watertight(np.asarray(box))
-    assert not is_watertight(box[1:])
-    turned = np.array(box)
-    turned[0] = turned[0, ::-1]
-    assert not is_watertight(turned)
-    assert not is_watertight(np.concatenate([box, box]))
 
 
 def test_a_flat_mesh_is_fine_and_a_point_is_not():
