@@ -12,8 +12,8 @@ import numpy as np
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #262c36; max-width: 1120px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: .6em 0 1.4em }
-th, td { padding: .22em .7em; text-align: right; border-bottom: 1px solid #dee2e7; white-space: nowrap }
+.wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0 1.4em }
+th, td { padding: .22em .5em; text-align: right; border-bottom: 1px solid #dee2e7; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left }
 .object { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px; margin: .3em 0 1.6em }
 .object img { width: 100% } .object p { margin: 0; font-size: 13px }
@@ -31,10 +31,10 @@ def as_text(lines: Sequence[Sequence[str]]) -> str:
 
 
 def as_html(lines: Sequence[Sequence[str]]) -> str:
-    """Return a table of texts, headings first, as HTML."""
+    """Return a table of texts, headings first, as HTML: cells wrap, and what is still too wide scrolls."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in lines[0])
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines[1:])
-    return f"<table><tr>{head}</tr>\n{body}</table>"
+    return f"<div class='wide'><table><tr>{head}</tr>\n{body}</table></div>"
 
 
 def picture_bytes(picture: np.ndarray, most_bytes: int) -> bytes:

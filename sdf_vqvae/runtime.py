@@ -270,7 +270,7 @@ class Stopwatch:
         yield
         if on_cuda:
             torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - start
+        seconds = round(time.perf_counter() - start, 4)
         device_peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else 0
         self.costs.append(
             StageCost(

@@ -184,7 +184,7 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
         kept=kept,
         failed=failed,
         codes=sum(writer.done.values()),
-        seconds=time.perf_counter() - start,
+        seconds=round(time.perf_counter() - start, 2),
         table=objects.table,
         repeated=objects.repeated,
     )

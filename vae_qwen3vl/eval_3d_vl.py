@@ -227,13 +227,14 @@ def interview(
     run: Path | None = None,
 ) -> tuple[Understanding, dict[str, Any]]:
     """Ask the model about all objects; return what it said and its measures."""
-    from vae_qwen3vl.blind_controls import bag_of_words
+    from vae_qwen3vl.blind_controls import OWN, bag_of_words
     from vae_qwen3vl.captions import RECORDS
     from vae_qwen3vl.closed_sets import answers_of, closed_questions, closed_sets
     from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, embed, load_sentence_encoder
     from vae_qwen3vl.understanding import Interviewer
     from vae_qwen3vl.understanding_summary import (
         FORMULAS,
+        repeated_answers,
         summarize_captions,
         summarize_closed,
         summarize_retrieval,
@@ -294,6 +295,9 @@ def interview(
         summary["retrieval"] = summarize_retrieval(said)
     if len(summary) > 3:
         summary["formulas"] = FORMULAS
+    repeated = repeated_answers(said.texts[OWN], [one.captions for one in objects])
+    if repeated is not None:
+        summary["repeated_answers"] = repeated
     return said, summary
 
 
@@ -369,7 +373,8 @@ def reconstruction_means(rebuilt: Mapping[str, Reconstruction]) -> dict[str, Any
     }
     for row in ROWS if scored else ():
         names = [name for name in scored[0][row] if name.startswith(("chamfer", "fscore"))]
-        made[row] = {name: sum(one[row][name] for one in scored) / len(scored) for name in names}
+        means = {name: sum(one[row][name] for one in scored) / len(scored) for name in names}
+        made[row] = {name: float(f"{value:.6g}") for name, value in means.items()}
     return made
 
 
@@ -451,8 +456,24 @@ def spoken(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], out
     for title, table in titled_tables(summary):
         lines += ["", title, as_text(table)]
     if summary["reconstruction"]:
-        lines += ["", f"reconstruction: {json.dumps(summary['reconstruction'])}"]
+        lines += ["", *_reconstruction_lines(summary["reconstruction"])]
+    if "repeated_answers" in summary:
+        lines += ["", f"warning: {summary['repeated_answers']['warning']}"]
     return "\n".join([*lines, "", str(output)])
+
+
+def _reconstruction_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return how many meshes were made, and a table of the scores where there are any."""
+    from sdf_vqvae.evaluation import ROWS
+    from sdf_vqvae.report_page import as_text
+
+    lines = [f"meshes: {found['objects']} objects, {found['without_mesh']} without one, {found['scored']} scored"]
+    rows = [row for row in ROWS if row in found]
+    if rows:
+        names = list(found[rows[0]])
+        table = [["", *names], *([row, *(f"{found[row][name]:.4g}" for name in names)] for row in rows)]
+        lines.append(as_text(table))
+    return lines
 
 
 if __name__ == "__main__":

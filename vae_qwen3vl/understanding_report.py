@@ -21,9 +21,9 @@ from vae_qwen3vl.understanding_tables import titled_tables
 REPORT = "report.html"
 _MOST_OBJECTS = 300
 _OWN_STYLE = """
-.said { display: grid; grid-template-columns: 308px 308px 1fr; gap: 8px; align-items: start; margin: .8em 0 1.4em;
-border-top: 1px solid #dee2e7; padding-top: .6em } .said img { width: 300px } .said p { margin: .1em 0 .4em }
-.said dl { margin: 0; display: grid; grid-template-columns: max-content 1fr; gap: 2px 10px; font-size: 13px }
+.said { display: flex; gap: 8px; align-items: flex-start; margin: .8em 0 1.4em; border-top: 1px solid #dee2e7;
+padding-top: .6em } .said img { width: 300px } .said p { margin: .1em 0 .4em } .words { flex: 1; min-width: 0 }
+.said dl { margin: 0; display: grid; grid-template-columns: fit-content(18em) 1fr; gap: 2px 10px; font-size: 13px }
 .said dt { color: #5b6472 } .said dd { margin: 0; overflow-wrap: anywhere } .own { font-size: 17px }
 """
 
@@ -52,6 +52,8 @@ def write_report(
         + f"; language model <code>{escape(settings['vl_model'])}</code>; asked "
         f"<q>{escape(settings['prompt'])}</q>; greedy.</p>",
     ]
+    if "repeated_answers" in summary:
+        parts.append(f"<p><b>{escape(summary['repeated_answers']['warning'])}.</b></p>")
     for title, lines in titled_tables(summary):
         parts += [f"<h2>{escape(title)}</h2>", as_html(lines)]
     if any("captions" in record for record in records):
@@ -82,9 +84,7 @@ def _object(record: Mapping[str, Any], made: Reconstruction | None) -> str:
     for name in ("original", "rebuilt from its codes"):
         if name in pictures:
             parts.append(f"<div>{image_tag(pictures[name], name)}<p class='note'>{escape(name)}</p></div>")
-        else:
-            parts.append("<div></div>")
-    parts.append(f"<div><p class='own'>{escape(record['generated']) or '(nothing)'}</p><dl>")
+    parts.append(f"<div class='words'><p class='own'>{escape(record['generated']) or '(nothing)'}</p><dl>")
     facts: dict[str, str] = {"authors' words": " / ".join(record.get("captions", ()))}
     for row, text in record.get("controls", {}).items():
         facts[f"{row} (not blind)" if row in NOT_BLIND else row] = str(text)
