@@ -23,9 +23,9 @@ _CLEAR = 2 / 3
 """Share of a part's area that has to look one way for that to be the way it was meant."""
 _FLAT = 1e-6
 """Volume over area^1.5 below which a part has no outside."""
-_ASKED = 8
+_ASKED = 32
 """Faces of a part that are asked whether it lies within a solid."""
-_WITHIN = 0.75
+_WITHIN = 0.5
 """Share of them that has to."""
 _BEHIND = 1e-6
 """How far from a face that is asked, in units of the mesh's size."""
@@ -39,8 +39,8 @@ def repair_faces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, b
        are cut into other triangles), one of each counts: exporters write both sides. So where holes have less than a
        twentieth of the area. Sheets with two sides stay as they are: their winding number is 0, so they become a
        shell, while one side alone could enclose something.
-    3. Parts (faces joined by edges of two) whose faces don't all look the same way are made to: as most of the area
-       does, or where there is no clear majority, outward. Parts that have one side only (a Moebius strip) stay.
+    3. Parts (faces joined by edges of two), closed but for holes as small, whose faces don't all look the same way
+       are made to: as most of the area does, or where there is no clear majority, outward.
     4. Closed parts that look the other way than the mesh does are turned round unless they lie within its solid:
        there they are cavities, elsewhere mirrored parts whose faces were not turned.
 
@@ -265,9 +265,12 @@ def _polygons_beside(faces: np.ndarray, reverse: np.ndarray) -> np.ndarray:
 
 
 def _hole_area(vertices: np.ndarray, faces: np.ndarray, body: np.ndarray, count: int) -> np.ndarray:
-    """Return the area of the holes of each body (of its boundary loops, each as a vector). float64 `[count]`"""
+    """Return the area of the holes of each body. float64 `[count]`
+
+    A hole is a loop of edges that have another number of faces than two; its area is that of its vector.
+    """
     edges = _Edges.of(faces)
-    place = edges.place[edges.sides(edges.count == 1)]
+    place = edges.place[edges.sides(edges.count != 2)]
     start, end = faces.reshape(-1)[place], np.roll(faces, -1, axis=1).reshape(-1)[place]
     loops, label = _components(start, end, len(vertices))
     label = label[start]
@@ -322,6 +325,7 @@ def _turned(vertices: np.ndarray, faces: np.ndarray, edges: _Edges, votes: np.nd
     outward = (np.maximum(against, total - against) < _CLEAR * total) | (total == 0)
     outward &= np.abs(volume) > _FLAT * whole**1.5
     other_copy = np.where(outward, volume < 0, against > total - against)
+    asked &= _hole_area(vertices, np.where(back[:, None], faces[:, ::-1], faces), part, count) <= _OPEN * whole
     return asked[part] & (back != other_copy[part])
 
 
