@@ -1,6 +1,6 @@
 """How long a large mesh file takes to read, and how much memory: `load_mesh` beside trimesh's readers.
 
-    python benchmarks/mesh_reading.py --megabytes 200 --kinds .glb,.obj,.ply
+    python benchmarks/mesh_reading.py --megabytes 200 --kinds .glb,.obj,.ply,.text.ply,.stl
 
 A torus of the size asked for is written to a temporary folder, one file a kind; each reading is a process of its own.
 Seconds are of the reading alone, the median of `--repeats`; memory is the most that the process held, above what it
@@ -90,7 +90,38 @@ def write_ply(path: Path, size: int) -> None:
         file.write(rows)
 
 
-WRITERS: dict[str, Callable[[Path, int], None]] = {".glb": write_glb, ".obj": write_obj, ".ply": write_ply}
+def write_text_ply(path: Path, size: int) -> None:
+    """Write an ASCII PLY of triangles."""
+    vertices, faces = torus(size // 75)
+    header = ["ply", "format ascii 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header\n"]
+    with path.open("w") as file:
+        file.write("\n".join(header))
+        for form, rows in (("%.6f %.6f %.6f\n", vertices), ("3 %d %d %d\n", faces)):
+            for start in range(0, len(rows), LINES):
+                part = rows[start : start + LINES]
+                file.write(form * len(part) % tuple(part.reshape(-1).tolist()))
+
+
+def write_stl(path: Path, size: int) -> None:
+    """Write a binary STL."""
+    vertices, faces = torus(size // 100)
+    rows = np.zeros(len(faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+    rows["corners"] = vertices[faces]
+    with path.open("wb") as file:
+        file.write(bytes(80) + struct.pack("<I", len(rows)))
+        file.write(rows)
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    ".glb": write_glb,
+    ".obj": write_obj,
+    ".ply": write_ply,
+    ".text.ply": write_text_ply,
+    ".stl": write_stl,
+}
+"""What writes each kind, by how its file's name ends."""
 READERS = ("load_mesh", "trimesh")
 
 
@@ -126,7 +157,7 @@ def measure(path: Path, reader: str, repeats: int) -> dict[str, Any]:
     """Read a file some times, each in a process of its own."""
     found = [json.loads(in_a_process("--read", str(path), "--reader", reader)) for _ in range(repeats)]
     return {
-        "kind": path.suffix,
+        "kind": "".join(path.suffixes),
         "megabytes": round(path.stat().st_size / 1e6, 1),
         "reader": reader,
         "vertices": found[0]["vertices"],
@@ -153,7 +184,7 @@ def main() -> None:
         print(json.dumps(read(options.read, options.reader)))
         return
     if options.write is not None:
-        WRITERS[options.write.suffix](options.write, int(options.megabytes * 1e6))
+        WRITERS["".join(options.write.suffixes)](options.write, int(options.megabytes * 1e6))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
