@@ -68,7 +68,7 @@ def work(options: argparse.Namespace) -> int:
     from sdf_vqvae.runtime import resolve_device, seed_everything
     from vae_qwen3vl.align_data import alignment_data, cached_codes, check_data
     from vae_qwen3vl.align_training import AlignmentTrainer
-    from vae_qwen3vl.default_lm import resolve_vl_model
+    from vae_qwen3vl.default_lm import DEFAULT_LM, resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.run_files import RunObjects, log_to_files, open_run_folder, run_to_resume
     from vae_qwen3vl.starting_weights import settled
@@ -83,8 +83,10 @@ def work(options: argparse.Namespace) -> int:
     codes = cached_codes(config)
     vae, width, vae_hash = tokenizer_of(config, codes, accelerator)
     source = str(resolve_vl_model(config.vl_model))
+    logger.info("reading what to train on")
     data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
     lesson = ProjectorLesson.of(config, data, accelerator.device)
+    logger.info("loading the language model %s", config.vl_model or DEFAULT_LM)
     model = build_model(config, source, vae, width, accelerator.device, vae_hash=vae_hash)
     objects = RunObjects(train=tuple(data.names), val=tuple(data.val_names))
     folder = open_run_folder(config, accelerator, objects, earlier)
