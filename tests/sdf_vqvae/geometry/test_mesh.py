@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
     before = target.read_bytes()
     broken = trimesh.creation.box()
 
-    def fail(path):
+    def fail(path, **_):
         path.write_bytes(b"half")
         raise OSError("the disk is full")
 
