@@ -6,7 +6,8 @@ said and left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,23 +145,21 @@ def _match(
     strays: list[tuple[Row, str]] = []
     paths = [c for c in FILE_COLUMNS if c in table.columns and any(index.find(row[c]) for _, row in table.rows)]
     rest: list[Row] = []
+    among = functools.lru_cache(maxsize=256)(lambda cell: frozenset(index.find(cell)))
     for number, row in table.rows:
         cells = [(column, row[column]) for column in paths if row[column].strip()]
         if not cells:
             rest.append((number, row))
             continue
-        files = [(column, cell, index.find(cell)) for column, cell in cells]
-        clear = {found[0] for _, _, found in files if len(found) == 1}
-        column, cell, found = next((one for one in files if one[2]), files[0])
-        if len(clear) == 1:
-            column, cell, found = next(one for one in files if len(one[2]) == 1)
+        column, cell, found = _meant(cells, index, among)
+        if len(found) == 1:
             matched.append(((number, row), cell, found[0]))
             use.file_columns += [] if column in use.file_columns else [column]
-        elif clear:
-            several = " and ".join(f"its {column} {cell!r}" for column, cell, found in files if found)
-            strays.append(((number, row), f"{several} are different files (row {number})"))
-        else:
+        elif found or not index.find(cell):
             strays.append(((number, row), _unclear(column, cell, found)))
+        else:
+            several = " and ".join(f"its {column} {cell!r}" for column, cell in cells if among(cell))
+            strays.append(((number, row), f"{several} are different files (row {number})"))
     rest = _match_hashes(rest, names, hash_of, matched, use)
     column = _column_of_names(table, index, rest)
     if column:
@@ -172,6 +171,22 @@ def _match(
         elif found:
             strays.append(((number, row), _unclear(column, row[column], found)))
     return matched, strays
+
+
+def _meant(
+    cells: Sequence[tuple[str, str]], index: FileNames, among: Callable[[str], Collection[str]]
+) -> tuple[str, str, Sequence[str]]:
+    """Return the column and the cell that say most about which file a row is of, and the files that all cells mean.
+
+    Cells that fit nothing are left out, unless the others only name folders: what is in one is not what isn't there.
+    """
+    files = [(column, cell) for column, cell in cells if index.find(cell, folders=False)]
+    missing = next(((column, cell) for column, cell in cells if not among(cell)), None)
+    if not files and missing is not None:
+        return *missing, ()
+    column, cell = min(files or cells, key=lambda one: len(among(one[1])))
+    fitting = [names for _, other in cells if other != cell and (names := among(other))]
+    return column, cell, [name for name in index.find(cell) if all(name in names for names in fitting)]
 
 
 def _unclear(column: str, cell: str, found: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -24,7 +25,16 @@ from sdf_vqvae.file_names import mesh_files
 from sdf_vqvae.geometry.mesh import READABLE, load_mesh
 from sdf_vqvae.geometry.up import UP_IN_PACKS, Up, up_of
 from sdf_vqvae.object_rows import merged, several_files
-from sdf_vqvae.tables import FILE_COLUMNS, METADATA, NAME_COLUMNS, find_table, read_packed_json, read_table
+from sdf_vqvae.tables import (
+    FILE_COLUMNS,
+    METADATA,
+    NAME_COLUMNS,
+    TABLES,
+    find_table,
+    read_packed_json,
+    read_table,
+    warn_of_other_tables,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +195,8 @@ class Source:
     def _rows_of_table(self) -> Iterator[SourceItem]:
         """Yield a row of the table at a time, with the place of its mesh, and note what was understood."""
         read = {"trellis500k": _trellis, "custom": _custom}[self._format]
+        if self._format == "custom":
+            warn_of_other_tables(self._folder)
         use: TableUse | None = None
         files: set[Path] = set()
         for column, item in read(self._folder):
@@ -215,6 +227,13 @@ class Source:
         contents = _Contents(files)
         rows: dict[str, Sequence[Row]] = {}
         strays: Sequence[tuple[Row, str]] = ()
+        warn_of_other_tables(self._folder)
+        if unread := _words_not_read(self._folder, files):
+            more = f" and {len(unread) - _MOST_NOTES} more" if len(unread) > _MOST_NOTES else ""
+            logger.warning(
+                "%s: %s%s not read: words come from a table in the folder itself",
+                self._folder, ", ".join(unread[:_MOST_NOTES]), more,
+            )  # fmt: skip
         table = find_table(self._folder)
         if table is not None and (found := _matched(table, list(files), contents)) is not None:
             rows, strays, self.table = dict(found.rows), found.strays, found.use
@@ -263,6 +282,20 @@ def _matched(table: Path, names: Sequence[str], contents: _Contents) -> MatchedT
             raise
         logger.warning("not read as a table: %s", error)
         return None
+
+
+def _words_not_read(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return files that seem to hold words on meshes below a folder: tables of folders below, texts beside meshes."""
+    without_ending = {name.rpartition(".")[0] for name in names}
+    folders = {stem[:place] for stem in without_ending for place, letter in enumerate(stem) if letter == "/"}
+    found = []
+    for parent in sorted(folders | {""}):
+        for name in sorted(os.listdir(folder / parent)):
+            path = f"{parent}/{name}" if parent else name
+            stem, _, ending = path.rpartition(".")
+            if (parent and name in TABLES) or (ending == "txt" and stem in without_ending):
+                found.append(path)
+    return found
 
 
 def _say(use: TableUse) -> None:

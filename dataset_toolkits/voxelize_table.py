@@ -50,7 +50,7 @@ class Outcome:
 class DatasetTable:
     """The `metadata.csv` of a run, rewritten now and then.
 
-    Rows of an earlier run that this one doesn't name stay, before this one's. What an earlier run says of other
+    Objects of an earlier run that this one doesn't name stay, before this one's. What an earlier run says of other
     resolutions stays too, where their files are there.
 
     Raises:
@@ -63,7 +63,7 @@ class DatasetTable:
         self._resolutions = resolutions
         named = {outcome.item.row[ID] for outcome in outcomes}
         earlier = list(read_table(self._path)) if self._path.is_file() else []
-        self._others = [row for row in earlier if row[ID] not in named]
+        self._others = [row for row in earlier if row[ID] and row[ID] not in named]
         self._known: dict[str, dict[str, str]] = {}
         for row in earlier:
             if row[ID] in named and row[ID] not in self._known:

@@ -24,9 +24,9 @@ PARTS = ("overall_label", "materials_captions")
 """Columns of the original's custom format, which together say what an object is."""
 MISSING = frozenset(
     ["", "nan", "-nan", "<na>", "#na", "na", "n/a", "#n/a", "n.a.", "none", "null", "nil", "undefined",
-     "-", "--", "—", "?"]
+     "-", "--", "—", "?", "#name?", "#value!", "#ref!", "#null!", "#num!", "#div/0!"]
 )  # fmt: skip
-"""What stands in a table where there is no caption; capitals don't matter."""
+"""What stands in a table where there is no caption, errors of spreadsheets too; capitals don't matter."""
 _OPENING = ("[", "{", "(", '"', "'")
 _PAIRS = {"[": "]", "(": ")", "{": "}"}
 _CALL = re.compile(r"((np|numpy)\.)?(array|str_|bytes_|list|tuple|set|frozenset)\s*\(|[bBuU]['\"]")
@@ -40,7 +40,8 @@ _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+|inf)(e[-+]?\d+)?", re.IGNORECA
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "/": "/", "\\": "\\", "'": "'", '"': '"', "\n": ""}
 _DEEPEST = 32
-_OF_SEVERAL = re.compile(r"_?\d+")
+_OF_SEVERAL = re.compile(r"[_.]?\d+")
+"""What numbers a column; pandas calls the second of two `caption.1`."""
 
 
 def captions_in(cell: str) -> list[str]:
@@ -93,7 +94,7 @@ def _is_of_several(key: str, name: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def plain_name(column: str) -> str:
     """Return a column's name without what writers do to it: capitals, quotes, spaces, dashes, a byte order mark."""
-    return re.sub(r"[\s-]+", "_", column.strip("\ufeff \t\r\n'\"").lower())
+    return re.sub(r"[\s-]+", "_", column.strip().strip("\ufeff'\"").strip().lower())
 
 
 # -- cells --------------------------------------------------------------------------------------------------------

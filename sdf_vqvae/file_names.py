@@ -49,10 +49,10 @@ class FileNames:
             for folder in set(parts[:-1]):
                 self._folders.setdefault(folder, []).append(name)
 
-    def find(self, given: str) -> Sequence[str]:
+    def find(self, given: str, *, folders: bool = True) -> Sequence[str]:
         """Return the files that a path or an id may mean: one where it is clear, none where nothing fits.
 
-        A name that no file has may be that of a folder; then all files in it are meant.
+        With `folders`, a name that no file has may be that of a folder; then all files in it are meant.
         """
         given = given.strip()
         if given in self._exact:
@@ -67,7 +67,7 @@ class FileNames:
         starts = iter(range(1, len(parts)))
         while not found and (start := next(starts, None)) is not None:
             found = self._whole.get("/".join(parts[start:]))
-        if not found and len(parts) == 1:
+        if not found and folders and len(parts) == 1:
             found = self._folders.get(parts[0])
         return found or []
 

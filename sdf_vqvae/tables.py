@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ TABLES = tuple(
 """Names of the tables that are read beside files; the first one that is there counts."""
 _TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".csv.gz", ".tsv.gz")
 _SEPARATORS = (",", ";", "\t", "|")
+_OF_EXCEL = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)
 _LONGEST_CELL = 2**24  # characters; captions of the original's table exceed the csv module's default
 _MOST_TIMES = 200
 """A packed JSON file unpacks to at most so many times its bytes; tables of paths and captions to ten times."""
@@ -72,7 +74,12 @@ class Table:
 
 
 def find_table(folder: Path) -> Path | None:
-    """Return the table of a folder of files, or None; another file that looks like one is named in a warning."""
+    """Return the table of a folder of files, or None."""
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def warn_of_other_tables(folder: Path) -> None:
+    """Name in a warning what looks like a table of a folder, but is not the one that is read."""
     there = [name for name in TABLES if (folder / name).is_file()]
     unread = there[1:]
     if not there:
@@ -80,7 +87,6 @@ def find_table(folder: Path) -> Path | None:
     if unread:
         known = f"{there[0]} is" if there else f"a table is called {METADATA} (or {', '.join(TABLES[1:6])} ...)"
         logger.warning("%s: %s not read: %s", folder, ", ".join(unread[:5]), known)
-    return folder / there[0] if there else None
 
 
 def read_table(path: Path, needed: tuple[str, ...] = (ID_COLUMN,)) -> Iterator[dict[str, str]]:
@@ -118,7 +124,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def read_packed_json(path: Path, what: str) -> Any:
-    """Return what a JSON file holds, packed (`.gz`) or not. Raises a ValueError for anything else."""
+    """Return what a JSON file holds, packed (`.gz`) or not. Raises a ValueError for anything else, or a key twice."""
     file = regular_file(path, what)
     try:
         with _opened(file) as stream:
@@ -126,7 +132,7 @@ def read_packed_json(path: Path, what: str) -> Any:
             content = stream.read(most + 1)
         if len(content) > most:
             raise ValueError(f"it unpacks to more than {_MOST_TIMES} times its size")
-        return parse_json(content.decode(_encoding(content[:1024])))
+        return parse_json(content.decode(_encoding(content[:1024])), unique_keys=True)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -153,7 +159,7 @@ def _rows(
     records = list(_json_rows(file) if name.endswith(".json") else _json_lines(file))
     columns = tuple(dict.fromkeys(column for _, row in records for column in row))
     _check_needed(file, needed, columns)
-    return columns, iter(records), True
+    return columns, ((number, dict.fromkeys(columns, "") | row) for number, row in records), True
 
 
 def _check_needed(path: Path, needed: tuple[str, ...], columns: Sequence[str]) -> None:
@@ -206,11 +212,14 @@ def _text(path: Path) -> Iterator[TextIO]:
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
-    """Yield lines that have an end."""
+    """Yield lines that have an end, but not the one by which Excel knows the separator."""
+    first = True
     while line := stream.readline(_LONGEST_CELL):
         if len(line) >= _LONGEST_CELL:
             raise csv.Error(f"a line is longer than {_LONGEST_CELL:,} characters")
-        yield line
+        if not (first and _OF_EXCEL.fullmatch(line)):
+            yield line
+        first = False
 
 
 # -- separated cells ----------------------------------------------------------------------------------------------
@@ -326,7 +335,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             number += 1
             try:
-                row = _json_row(parse_json(line))
+                row = _json_row(parse_json(line, unique_keys=True))
             except ValueError as error:
                 raise ValueError(f"{path}, line {line_number}: {error}") from error
             yield number, row

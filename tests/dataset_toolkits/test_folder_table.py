@@ -57,6 +57,7 @@ TABLES = {
     "paths of pictures beside ids": "path,uid,caption\np/1.png,abc123,a red chair\np/2.png,x1,a lamp\n",
     "addresses": "file_identifier,captions\nhttps://a.b/3d/abc123,\"['a red chair']\"\nhttps://a.b/3d/x1,a lamp\n",
     "columns of spreadsheets that are empty": "file,caption,,\nabc123.glb,a red chair,,\n,,,\nsub/x1.glb,a lamp,,\n",
+    "Excel's line of the separator": "sep=;\r\nfile;caption\r\nabc123.glb;a red chair\r\nsub/x1.glb;a lamp\r\n",
     "line ends of Windows": "file,caption\r\nabc123.glb,a red chair\r\nsub/x1.glb,a lamp\r\n",
 }
 
@@ -77,6 +78,7 @@ def test_words_get_to_the_files_that_a_table_means(folder, text):
         ("metadata.tsv", TABLES["tabs"].encode()),
         ("captions.csv", TABLES["without a header"].encode()),
         ("metadata.jsonl", b'{"file": "abc123.glb", "text": ["a red chair"]}\n\n{"file": "x1", "text": "a lamp"}'),
+        ("metadata.jsonl", b'{"file": "abc123.glb", "text": "a red chair"}\n{"uid": "x1", "caption": "a lamp"}'),
         ("metadata.json", b'[{"id": "abc123", "captions": ["a red chair"]}, {"id": "x1", "caption": "a lamp"}]'),
         ("captions.json.gz", gzip.compress(b'{"abc123": ["a red chair"], "x1": "a lamp"}')),
     ],
@@ -100,6 +102,20 @@ def test_a_folder_that_holds_one_mesh_is_called_by_its_name(folder):
     captions, source, items = read(folder)
     assert captions["scans/chair/scene.gltf"] == ["a red chair"] and captions["scans/lamp/scene.gltf"] == ["a lamp"]
     assert "its uid 'scans' fits 2 files" in items[-1].error and source.table.files_matched == 2
+
+
+def test_a_folder_and_a_name_together_say_which_file_is_meant(folder):
+    (folder / "other").mkdir()
+    (folder / "other/x1.glb").write_text("of the same name")
+    (folder / "other/x2.glb").write_text("more in the folder")
+    rows = ["path,filename,caption", "other,x1.glb,a boat", "sub,x1.glb,a lamp", "sub,gone.glb,a bus"]
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    captions, _, items = read(folder)
+    assert captions["other/x1.glb"] == ["a boat"] and captions["other/x2.glb"] == []
+    assert [item.error for item in items if "bus" in item.row["captions"]] == [
+        "its filename 'gone.glb' does not exist"  # the one mesh in the folder is not the one that is gone
+    ]
+    assert captions[LAMP] == ["a lamp"]
 
 
 def test_what_was_understood_of_a_table_is_said_once(folder, caplog):
@@ -166,6 +182,21 @@ def test_tables_that_are_not_read_are_named(folder, caplog):
         (folder / name).write_text(TABLES["uid"])
     read(folder)
     assert "captions.csv not read: metadata.csv is" in caplog.text
+    caplog.clear()
+    for name in ("sub/metadata.jsonl", "abc123.txt", "license.txt"):
+        (folder / name).write_text("a chair")
+    read(folder)
+    assert "abc123.txt, sub/metadata.jsonl not read: words come from a table in the folder itself" in caplog.text
+
+
+def test_a_key_that_stands_twice_in_json_is_refused(folder):
+    (folder / "captions.json").write_text('{"abc123": "a chair", "x1": "a lamp", "abc123": "a seat"}')
+    with pytest.raises(ValueError, match="'abc123' stands there twice"):
+        read(folder)
+    (folder / "captions.json").unlink()
+    (folder / "metadata.jsonl").write_text('{"file": "abc123.glb", "text": "a chair", "text": "a seat"}')
+    with pytest.raises(ValueError, match="line 1: 'text' stands there twice"):
+        read(folder)
 
 
 def test_a_table_without_a_column_of_captions_says_so_and_names_the_nearest(folder):

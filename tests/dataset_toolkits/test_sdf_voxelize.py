@@ -208,6 +208,20 @@ def test_other_rows_and_resolutions_of_an_earlier_run_stay(meshes, tmp_path):
     assert len(FieldFolder(output, 32)) == 2
 
 
+def test_a_row_that_named_no_mesh_is_gone_when_the_table_is_right(meshes, tmp_path):
+    table = (meshes / "metadata.csv").read_text()
+    (meshes / "metadata.csv").write_text(table.replace("001.ply", "gone.ply"))
+    run(meshes, tmp_path / "out")
+    assert [row["error"] for row in table_of(tmp_path / "out") if row["error"]] == [
+        "its file 'gone.ply' does not exist"
+    ]
+    (meshes / "metadata.csv").write_text(table)
+    run(meshes, tmp_path / "out")
+    assert [(row["file"], row["error"]) for row in table_of(tmp_path / "out")] == [
+        ("000.ply", ""), ("001.ply", ""), ("002.ply", ""),
+    ]  # fmt: skip
+
+
 def test_rows_are_chosen_by_split_score_and_number(tmp_path):
     data = make_meshes(tmp_path / "data", 4)
     rows = [

@@ -23,6 +23,7 @@ CELLS = [
     ("array of lamps", ["array of lamps"]),
     # nothing
     *((cell, []) for cell in ("", " ", "nan", "NaN", "None", "null", "NULL", "N/A", "n/a", "<NA>", "-", "—", "?")),
+    *((cell, []) for cell in ("#NAME?", "#VALUE!", "#REF!", '["#N/A"]')),
     *((cell, []) for cell in ("[]", "{}", "()", '""', "''", '[""]', "[None]", "[nan]", "[[], []]", "['nan', 'N/A']")),
     # JSON
     ('["a", " b ", ""]', ["a", "b"]),
@@ -109,6 +110,8 @@ def test_values_that_json_held_are_read_as_cells_are():
         ({" captions ": "a chair"}, ["a chair"]),
         ({"description": "a chair", "prompt": "a seat"}, ["a chair"]),
         ({"caption": "a", "caption_2": "b", "caption3": "c", "caption_of": "d"}, ["a", "b", "c"]),
+        ({"caption": "a", "caption.1": "b", "caption.x": "d"}, ["a", "b"]),
+        ({"caption\xa0": "a"}, ["a"]),
         ({"caption": '["a", "a", "b"]'}, ["a", "b"]),
         (
             {"overall_label": "red robot", "materials_captions": "['of steel', 'red robot']"},
