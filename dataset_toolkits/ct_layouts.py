@@ -29,7 +29,6 @@ _LABEL_WORDS = frozenset(
 )
 _IMAGE_FOLDER = re.compile(r"(images?|imgs?|cts?|scans?|volumes?)(_?tr)?", re.IGNORECASE)
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?|annotations?|gts?)(_?tr)?", re.IGNORECASE)
-_OTHER_PARTS = re.compile(r"(images|labels)(Ts|Va|Val|Test)", re.IGNORECASE)
 _FEW = 5
 _SHARED = "image and label are paired by what their names share"
 
@@ -133,7 +132,7 @@ def find_case_sets(root: Path, spacing: Spacing | None = None, names: Path | Non
     if any(case.organ_files for one in sets for case in one.cases):
         _check_names(names)
     if empty:
-        sets[0] = replace(sets[0], notes=(*sets[0].notes, f"no case was found in {_list(empty)}"))
+        sets[0] = replace(sets[0], notes=(*sets[0].notes, _no_case_in(empty)))
     return sets
 
 
@@ -232,17 +231,30 @@ def _cases_in(root: Path, spacing: Spacing | None, names: Path | None) -> tuple[
         files = nifti_files(images) if images else [], nifti_files(labels) if labels else []
         return _paired(*files, root, beside), _not_read(root, images, labels)
     found = list(_m3d_cases(root, spacing, names))
-    if not found:
-        found = [case for case in (_case_in(root, beside),) if case is not None and case.organ_files]
+    own = None if found else _case_in(root, beside)
+    if own is not None and own.organ_files:
+        return [own], ()
     if not found:
         found = [case for folder in _folders(root) if (case := _case_in(folder, beside)) is not None]
         organs = sorted({organ for case in found for organ in case.organ_files})
         found = [replace(c, organ_files=tuple(organs)) if c.organ_files else c for c in found]
-    if not found:
-        files = nifti_files(root), [p for p in nifti_files(root) if _words(_stem(p)) & _LABEL_WORDS]
-        if files[1]:
-            found = _paired([p for p in files[0] if p not in files[1]], files[1], root, beside)
+    if found:
+        others = {_name(p): p.name for p in _folders(root)}
+        for case in found:
+            others.pop(case.case_id, None)
+        return found, (_no_case_in(others.values()),) if others else ()
+    labels_there = [p for p in nifti_files(root) if _words(_stem(p)) & _LABEL_WORDS]
+    if labels_there:
+        found = _paired([p for p in nifti_files(root) if p not in labels_there], labels_there, root, beside)
     return found, ()
+
+
+def _name(folder: Path) -> str:
+    return unicodedata.normalize("NFC", folder.name)
+
+
+def _no_case_in(folders: Iterable[str]) -> str:
+    return f"no case was found in {_list(list(folders))}"
 
 
 # -- M3D-Seg -----------------------------------------------------------------------------------------------------
@@ -255,7 +267,7 @@ def _m3d_cases(root: Path, spacing: Spacing | None, names: Path | None) -> Itera
         masks = sorted(p for p in folder.iterdir() if p.name.startswith("mask") and p.suffix in (".npz", ".npy"))
         if image.exists() or masks:
             yield CaseFiles(
-                case_id=unicodedata.normalize("NFC", folder.name),
+                case_id=_name(folder),
                 source=M3D,
                 image=image if image.exists() else None,
                 label=masks[0] if masks else None,
@@ -293,7 +305,7 @@ def _case_in(folder: Path, names: Path | None) -> CaseFiles | None:
         return None  # of many cases
     several = next((part for part in (images, labels, folders) if len(part) > 1), [])
     return CaseFiles(
-        case_id=unicodedata.normalize("NFC", folder.name),
+        case_id=_name(folder),
         source=NIFTI,
         image=images[0] if images else None,
         label=next(iter(labels + folders), None),
@@ -338,12 +350,12 @@ def _channels(root: Path) -> _Channels:
 
 def _role_folders(root: Path) -> tuple[Path | None, Path | None]:
     """Return the folder of the images and that of the labels: `imagesTr`, `labelsTr`, or alike by their names."""
-    standard = root / "imagesTr", root / "labelsTr"
-    if any(folder.is_dir() for folder in standard):
-        return standard
     found: list[Path | None] = []
-    for role in (_IMAGE_FOLDER, _LABEL_FOLDER):
+    for name, role in (("imagesTr", _IMAGE_FOLDER), ("labelsTr", _LABEL_FOLDER)):
+        standard = root / name
         folders = [p for p in _folders(root) if role.fullmatch(p.name) and nifti_files(p)]
+        if nifti_files(standard) or (standard.is_dir() and not folders):
+            folders = [standard]
         if len(folders) > 1:
             raise ValueError(f"{root} holds {_list([p.name for p in folders])}: which are to be read can't be told")
         found.append(folders[0] if folders else None)
@@ -353,7 +365,7 @@ def _role_folders(root: Path) -> tuple[Path | None, Path | None]:
 
 def _not_read(root: Path, *read: Path | None) -> tuple[str, ...]:
     """Return what lies there and is not read: other parts of the dataset, and files of other formats."""
-    others = [(p, len(nifti_files(p))) for p in _folders(root) if p not in read and _OTHER_PARTS.fullmatch(p.name)]
+    others = [(p, len(nifti_files(p))) for p in _folders(root) if p not in read]
     foreign = [
         f"{folder.name}/{p.name}"
         for folder in read
@@ -361,8 +373,10 @@ def _not_read(root: Path, *read: Path | None) -> tuple[str, ...]:
         for p in sorted(folder.iterdir())
         if p.is_file() and not p.name.startswith(".") and not _SUFFIX.search(p.name)
     ]
+    empty = [folder.name for folder in read if folder is not None and not nifti_files(folder)]
     return (
         *(f"{folder.name} ({count} files) is not read" for folder, count in others if count),
+        *(f"{name} holds no NIfTI file" for name in empty),
         *(
             [f"{_list(foreign)} {'is' if len(foreign) == 1 else 'are'} not .nii or .nii.gz, and not read"]
             if foreign

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,19 +242,18 @@ def masks_from_array(array: Numbers, names: LabelNames, *, step: float = 0.0) ->
     """
     if array.dtype.kind not in "biuf":
         raise ValueError(f"a mask holds numbers, this one {array.dtype}")
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4:
+    if array.ndim not in (3, 4):
         raise ValueError(f"a mask has the shape [H, W, D] or [C, H, W, D], got {list(array.shape)}")
-    check_shape(array.shape)
-    flat = array.reshape(len(array), -1)
+    shape = array.shape if array.ndim == 4 else (1, *array.shape)
+    check_shape(shape)
+    flat = array.reshape(shape[0], -1)
 
     def rows() -> Iterator[tuple[Places, Numbers]]:
         for row in flat:
             places = np.flatnonzero(row)
             yield places, row[places]
 
-    return _from_rows(array.shape, rows(), names, step)
+    return _from_rows(shape, rows(), names, step, stack=array.ndim == 4)
 
 
 def masks_from_sparse_file(path: Path, names: LabelNames) -> LabelMasks:
@@ -285,7 +284,8 @@ def masks_from_sparse_file(path: Path, names: LabelNames) -> LabelMasks:
     arrays = read_npz(file, _SPARSE_KEYS, bounds)
     if arrays["format"].size != 1 or arrays["format"].item() not in (b"csr", "csr"):
         raise ValueError(f"{path.name} is no CSR matrix but of the format {str(arrays['format'])[:40]}")
-    return _from_rows(shape, _csr_rows(path.name, arrays, shape, rows), names)
+    stack = path.name.count(",") == 3
+    return _from_rows(shape, _csr_rows(path.name, arrays, shape, rows), names, stack=stack)
 
 
 def shape_in_name(name: str) -> tuple[int, int, int, int]:
@@ -348,12 +348,22 @@ def _csr_rows(
 
 
 def _from_rows(
-    shape: tuple[int, ...], rows: Iterator[tuple[Places, Numbers]], names: LabelNames, step: float = 0.0
+    shape: tuple[int, ...],
+    rows: Iterator[tuple[Places, Numbers]],
+    names: LabelNames,
+    step: float = 0.0,
+    *,
+    stack: bool,
 ) -> LabelMasks:
-    """Give each channel its label, or take one channel apart by its values."""
+    """Give each channel its label, or take one channel apart by its values.
+
+    A stack (`[C, H, W, D]`) of one channel that holds 1 alone is that of the one label there is, of whatever id; in a
+    volume of ids a 1 is label 1.
+    """
     channels, volume = shape[0], (shape[1], shape[2], shape[3])
     numbers = _channel_ids(channels, names) if channels > 1 and names.named else None
     found: dict[int, Places] = {}
+    held: dict[int, int] = {}
     notes: list[str] = []
     for channel, (places, values) in enumerate(rows):
         ids, note = _whole(values, step)
@@ -361,12 +371,17 @@ def _from_rows(
         places, ids = (places, ids) if ids.all() else (places[ids != 0], ids[ids != 0])
         if channels == 1:
             found = _by_value(places, ids, names)
+            if stack and list(found) == [1] and len(names.ids) == 1 and names.ids != [1]:
+                found = {names.ids[0]: found[1]}
+                notes.append(f"the only channel, of ones, is taken for the only label, {names.ids[0]}")
         else:
             found[channel] = places
+            held |= {channel: _value_of(channel, ids)} if len(ids) else {}
     if channels > 1:
         if numbers is None:
             first = 0 if _is_background(found, math.prod(volume)) else 1
             numbers = [None if first + c == 0 else first + c for c in range(channels)]
+        _check_values(held, numbers)
         found = {n: found[c] for c, n in enumerate(numbers) if n is not None and len(found[c])}
     nobody = found.pop(names.ignore, None) if names.ignore is not None else None
     if nobody is not None:
@@ -413,10 +428,29 @@ def _by_value(places: Places, ids: npt.NDArray[np.int64], names: LabelNames) -> 
             f"the volume holds {len(present):,} different labels, more than {MOST_NAMES:,}: is it an image?"
         )
     parts = np.split(places[order], starts[1:])
-    found = {int(n): part for n, part in zip(present, parts, strict=True) if int(n) != names.background}
-    if list(found) == [1] and len(names.ids) == 1:
-        return {names.ids[0]: found[1]}  # one channel of one label, of whatever id
-    return found
+    return {int(n): part for n, part in zip(present, parts, strict=True) if int(n) != names.background}
+
+
+def _value_of(channel: int, ids: npt.NDArray[np.int64]) -> int:
+    """Return what a channel holds in its voxels. Raises a ValueError if these are several labels."""
+    if ids.min() != ids.max():
+        present = np.unique(ids)
+        shown = ", ".join(str(n) for n in present[:_FEW]) + (" ..." if len(present) > _FEW else "")
+        raise ValueError(f"channel {channel} holds several labels ({shown}); each channel is the mask of one")
+    return int(ids[0])
+
+
+def _check_values(held: Mapping[int, int], numbers: Sequence[int | None]) -> None:
+    """Raise a ValueError if channels hold ids, by their values, and others than their places say."""
+    if len(set(held.values())) < 2:
+        return  # masks of ones, or of 255
+    for channel, value in held.items():
+        number = numbers[channel]
+        if number is not None and value != number:
+            raise ValueError(
+                f"channel {channel} holds the value {value}, but by its place it is label {number}; which channel is "
+                "which label can't be told: correct the list of names, or the values"
+            )
 
 
 def _channel_ids(channels: int, names: LabelNames) -> list[int | None]:

@@ -212,8 +212,29 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path):
     assert only_set(root).notes == ("imagesTs (2 files) is not read",)
     touch(root, "labelsTr/x.nrrd", "labelsTr/.DS_Store")
     assert only_set(root).notes[1:] == ("labelsTr/x.nrrd is not .nii or .nii.gz, and not read",)
+    touch(root, "labels_old/x.nii.gz")
+    assert "labels_old (1 files) is not read" in only_set(root).notes
     touch(tmp_path, "readme/text.txt")
     assert only_set(tmp_path).notes[-1] == "no case was found in readme"
+
+
+@pytest.mark.parametrize("case", ["{}/ct.nii.gz", "{}/image.npy"])
+def test_folders_without_a_case_beside_folders_of_cases_are_named(tmp_path, case):
+    touch(tmp_path, case.format("p1"), case.format("p2"), "p3/ct.nrrd", "p4/IM0001.dcm")
+    assert [c.case_id for c in only_set(tmp_path).cases] == ["p1", "p2"]
+    assert only_set(tmp_path).notes == ("no case was found in p3, p4",)
+
+
+def test_one_of_the_two_folders_may_have_its_usual_name_and_the_other_not(tmp_path):
+    assert pairs(images_and_labels(tmp_path / "a", ["x"], ["x"], folders=("imagesTr", "masks"))) == {"x": ("x", "x")}
+    assert pairs(images_and_labels(tmp_path / "b", ["x"], ["x"], folders=("ct", "labelsTr"))) == {"x": ("x", "x")}
+    images_and_labels(tmp_path / "b", [], ["x"], folders=("ct", "masks"))
+    assert only_set(tmp_path / "b").notes == ("masks (1 files) is not read",)
+
+
+def test_an_empty_folder_of_labels_is_named(tmp_path):
+    (images_and_labels(tmp_path, ["x"], []) / "labelsTr").mkdir()
+    assert only_set(tmp_path).notes == ("labelsTr holds no NIfTI file",)
 
 
 def test_an_image_without_a_label_and_a_label_without_an_image_are_named(tmp_path):

@@ -107,6 +107,26 @@ def test_an_empty_channel_shifts_nothing(labels):
 def test_one_channel_of_one_label_has_that_label_s_id(labels):
     masks = masks_from_array((labels == 2)[None], LabelNames.parse({"5": "liver"}))
     assert list(masks.places) == [5]
+    assert masks.notes == ("the only channel, of ones, is taken for the only label, 5",)
+
+
+def test_in_a_volume_of_ids_a_one_is_label_1_whatever_has_a_name(tmp_path, labels):
+    names, ones = LabelNames.parse({"2": "spleen"}), (labels == 2).astype(np.uint8)
+    assert list(masks_from_array(ones, names).places) == [1]
+    sparse = save_sparse(tmp_path, ones.reshape(6, 5, 4), "mask_(6, 5, 4).npz")
+    assert list(masks_from_sparse_file(sparse, names).places) == [1]
+
+
+def test_a_channel_of_several_labels_is_refused(labels):
+    with pytest.raises(ValueError, match=r"channel 1 holds several labels \(1, 2, 3\)"):
+        masks_from_array(np.stack([labels == 0, labels]), LabelNames(names={}, background=None))
+
+
+def test_channels_that_hold_their_ids_are_compared_with_their_places(labels):
+    same(masks_from_array(np.stack([(labels == i) * i for i in (1, 2, 3)]), NAMES), labels)
+    same(masks_from_array(one_hot(labels, [1, 2, 3]) * 255, NAMES), labels)
+    with pytest.raises(ValueError, match="channel 0 holds the value 2, but by its place it is label 1"):
+        masks_from_array(np.stack([(labels == i) * i for i in (2, 1, 3)]), NAMES)
 
 
 def test_channels_that_the_names_do_not_account_for_are_refused(labels):
