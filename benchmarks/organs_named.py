@@ -2,8 +2,8 @@
 
     python benchmarks/organs_named.py --label organs.nii.gz
 
-Four ways: as the scanner has them (z is superior), and turned so that superior is +y, once as the programs do it
-(x stays the patient's right) and turned further round +y by a quarter, a half and three quarters. An organ is named
+As the scanner has them (z is superior), and turned so that superior is +y: as the programs do it (x stays the
+patient's right), and from there round +y by a quarter, a half and three quarters. An organ is named
 if the words of the answer, up to its first bracket or comma, are those of its label, side and all; `without sides`
 leaves left and right away.
 """
