@@ -390,7 +390,7 @@ def _placement(opened: Any) -> tuple[Affine, bool, tuple[str, ...]]:
     affine = np.diag([scale] * 3 + [1.0]) @ affine
     check_affine(affine)
     if not (sform and qform):
-        return affine, sform or qform, ()
+        return affine, sform or qform, _on_spacing(header, affine / scale) if sform else ()
     try:
         other = scale * np.asarray(header.get_qform(), dtype=np.float64)
     except ValueError as error:  # HeaderDataError is not one of nibabel's here
@@ -400,6 +400,15 @@ def _placement(opened: Any) -> tuple[Affine, bool, tuple[str, ...]]:
     if apart <= _SAME_FORM * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
         return affine, True, ()
     return affine, True, (f"sform and qform differ by up to {apart:.3g} mm: the sform is used, as in nibabel",)
+
+
+def _on_spacing(header: Any, affine: Affine) -> tuple[str, ...]:
+    """Return what to say of a file whose sform is alone and has another spacing than its header."""
+    given, used = (np.asarray(header.get_zooms()[:3], dtype=np.float64), np.linalg.norm(affine[:3, :3], axis=0))
+    if np.allclose(given, used, rtol=_SAME_GRID):
+        return ()
+    spacings = " and ".join(", ".join(f"{s:.4g}" for s in spacing) for spacing in (given, used))
+    return (f"the header's spacing and the sform's are {spacings}: the sform is used, as in nibabel",)
 
 
 def _voxels(opened: Any, file: Path, kind: Any, packed: bool) -> Numbers:

@@ -183,6 +183,11 @@ def nifti_files(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if _SUFFIX.search(p.name) and not p.name.startswith(".")]
 
 
+def _files_below(folder: Path) -> int:
+    """Return how many NIfTI files a folder and those in it hold."""
+    return sum(len(nifti_files(p)) for p in (folder, *_folders(folder)))
+
+
 def _organs_in(folder: Path) -> tuple[str, ...]:
     """Return the organs of a folder with a file an organ, sorted."""
     return tuple(sorted({_stem(p) for p in nifti_files(folder)} - {"background"}))
@@ -304,6 +309,9 @@ def _case_in(folder: Path, names: Path | None) -> CaseFiles | None:
     if len(images) > 1 and len(labels) != 1 and not folders:
         return None  # of many cases
     several = next((part for part in (images, labels, folders) if len(part) > 1), [])
+    chosen = [*images[:1], *(labels + folders)[:1]]
+    unread = [p.name for p in files if p not in chosen]
+    unread += [f"{p.name}/" for p in _folders(folder) if p not in chosen and _files_below(p)]
     return CaseFiles(
         case_id=_name(folder),
         source=NIFTI,
@@ -312,6 +320,7 @@ def _case_in(folder: Path, names: Path | None) -> CaseFiles | None:
         names=names,
         spacing=None,
         organ_files=_organs_in(folders[0]) if folders else (),
+        notes=(f"{_list(unread)} of its folder {'is' if len(unread) == 1 else 'are'} not read",) if unread else (),
         error=f"{folder.name} holds {_list([p.name for p in several])}, and one of them is read: keep one"
         if several
         else "",
@@ -365,7 +374,7 @@ def _role_folders(root: Path) -> tuple[Path | None, Path | None]:
 
 def _not_read(root: Path, *read: Path | None) -> tuple[str, ...]:
     """Return what lies there and is not read: other parts of the dataset, and files of other formats."""
-    others = [(p, len(nifti_files(p))) for p in _folders(root) if p not in read]
+    others = [(p, _files_below(p)) for p in _folders(root) if p not in read]
     foreign = [
         f"{folder.name}/{p.name}"
         for folder in read

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from dataset_toolkits.ct_masks import Label, LabelNames
+from sdf_vqvae.caption_cells import MISSING
 
 _SIDES = ("left", "right")
 _PLURALS = {"vertebrae": "vertebra"}
@@ -18,6 +19,7 @@ _WHOLE_ML = 10
 _STEM_BYTES = 120
 """Most bytes of a name in a file's name, of the 255 that file systems allow."""
 _MOST_LISTED = 20
+_NUMBERED = re.compile(r"((label|class|segment|structure|organ|roi|id) ?)?\d+")
 
 
 def file_stem(name: str) -> str:
@@ -36,6 +38,11 @@ def in_words(name: str) -> str:
             words.remove(side)
             words.insert(0, side)
     return " ".join(words)
+
+
+def says_nothing(name: str) -> bool:
+    """Return whether a name is only a number (`label_7`, `Segment 1`), or stands for a missing one (`n/a`)."""
+    return _key(name) in MISSING or _NUMBERED.fullmatch(_key(name)) is not None
 
 
 def captions(name: str, volume_ml: float) -> list[str]:

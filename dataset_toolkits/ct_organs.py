@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset_toolkits.ct_cases import Case
 from dataset_toolkits.ct_masks import Label, label_text
-from dataset_toolkits.ct_names import captions, file_stem
+from dataset_toolkits.ct_names import captions, file_stem, says_nothing
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.caption_cells import captions_cell
 from sdf_vqvae.field import FieldDescription
@@ -54,7 +54,7 @@ class Organ:
     label: Label
     name: str
     named: bool
-    """False where the name is only the label's id."""
+    """False where the label has no name, or one that says nothing."""
     voxels: int
     volume_ml: float
     sha256: str
@@ -108,7 +108,7 @@ def organ_of(case: Case, case_id: str, label: Label) -> Organ:
     return Organ(
         label=label,
         name=name,
-        named=label in case.names.named,
+        named=label in case.names.named and not says_nothing(name),
         voxels=voxels,
         volume_ml=voxels * cell,
         sha256=content.hexdigest(),

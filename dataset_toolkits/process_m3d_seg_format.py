@@ -174,8 +174,8 @@ def _work_on(cases: CaseSet, whole: CaseSet, settings: Settings, options: argpar
     chosen = {case.case_id for case in cases.cases}
     lacking = whole.unpaired(with_windows=not settings.use_mask)
     # A label given by itself was meant so.
-    unpaired = {case: lacking[case] for case in chosen & lacking.keys()} if options.data_root is not None else {}
-    for case, reason in sorted(unpaired.items()):
+    unpaired = {case: lacking[case] for case in sorted(chosen & lacking.keys()) if options.data_root is not None}
+    for case, reason in unpaired.items():
         logger.warning("%s: %s", case, reason)
     settings.output.mkdir(parents=True, exist_ok=True)
     with only_writer(settings.output):
@@ -189,7 +189,7 @@ def _work_on(cases: CaseSet, whole: CaseSet, settings: Settings, options: argpar
         settings=settings,
         records=[r for r in records if r["row"]["case_id"] in chosen],
         failed=failed,
-        unpaired=dict(sorted(unpaired.items())),
+        unpaired=unpaired,
     )
 
 

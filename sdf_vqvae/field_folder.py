@@ -23,7 +23,16 @@ from sdf_vqvae.object_rows import OneRowAnObject
 from sdf_vqvae.progress import follow
 from sdf_vqvae.shapes import convert_field
 from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.tables import FILE_COLUMNS, ID_COLUMN, METADATA, NAME_COLUMNS, read_table, write_table
+from sdf_vqvae.tables import (
+    FILE_COLUMNS,
+    ID_COLUMN,
+    METADATA,
+    NAME_COLUMNS,
+    find_table,
+    read_table,
+    warn_of_other_tables,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +153,12 @@ def read_field_table(folder: Path) -> OneRowAnObject | None:
     Raises:
         ValueError: the table can't be read, or no column of it names field files.
     """
-    table = folder / METADATA
-    if not table.is_file():
+    table = find_table(folder)
+    if table is None:
         return None
+    warn_of_other_tables(folder)
     rows = list(read_table(table, ()))
-    column = _id_column(rows, folder)
+    column = _id_column(rows, table)
     if column != ID_COLUMN:
         rows = [{ID_COLUMN: _id_in(row[column]), **row} for row in rows]
     return OneRowAnObject.of(rows, table)
@@ -163,12 +173,12 @@ def _grid_sides(folder: Path) -> dict[str, set[int]]:
     return found
 
 
-def _id_column(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
+def _id_column(rows: Sequence[Mapping[str, str]], table: Path) -> str:
     """Return the column that names the objects: `sha256`, or where there is none the one that fits most files."""
     columns = list(rows[0]) if rows else []
     if ID_COLUMN in columns or not rows:
         return ID_COLUMN
-    there = _grid_sides(folder)
+    there = _grid_sides(table.parent)
     fits = {
         column: sum(_id_in(row[column]) in there for row in rows)
         for column in (*NAME_COLUMNS, *FILE_COLUMNS)
@@ -177,9 +187,9 @@ def _id_column(rows: Sequence[Mapping[str, str]], folder: Path) -> str:
     best = max(fits, key=lambda column: fits[column], default="")
     if not best or not fits[best]:
         raise ValueError(
-            f"{folder / METADATA} has no column {ID_COLUMN!r}, and no other that names field files; it has {columns}"
+            f"{table} has no column {ID_COLUMN!r}, and no other that names field files; it has {columns}"
         )
-    logger.info("%s: objects by %s; %d of %d rows have a field", METADATA, best, fits[best], len(rows))
+    logger.info("%s: objects by %s; %d of %d rows have a field", table.name, best, fits[best], len(rows))
     return best
 
 

@@ -139,7 +139,8 @@ def read_packed_json(path: Path, what: str) -> Any:
 
 def nearest_names(columns: Iterable[str], known: Sequence[str]) -> str:
     """Return a hint for columns that are nearly called as known ones, or nothing."""
-    near = {c: close[0] for c in columns if (close := difflib.get_close_matches(plain_name(c), known, 1, 0.7))}
+    unknown = [column for column in columns if plain_name(column) not in known]
+    near = {c: close[0] for c in unknown if (close := difflib.get_close_matches(plain_name(c), known, 1, 0.7))}
     return "; did you mean " + ", ".join(f"{name!r} for {c!r}" for c, name in near.items()) + "?" if near else ""
 
 

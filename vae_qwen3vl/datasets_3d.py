@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from sdf_vqvae.caption_cells import CAPTION_COLUMNS
 from sdf_vqvae.field_folder import FieldFolder, log_left_out
 from sdf_vqvae.sparse_sdf import collate_sparse_sdf
-from sdf_vqvae.tables import ID_COLUMN, nearest_names
+from sdf_vqvae.tables import ID_COLUMN, METADATA, find_table, nearest_names
 from vae_qwen3vl.captions import CAPTION_SHARE, Text, choose, pick, texts_of_table
 from vae_qwen3vl.code_augmentation import CodeAugmentation
 from vae_qwen3vl.code_folder import CodeFolder
@@ -147,18 +147,27 @@ class SDF3DCaptionDataset(_WithTexts):
         chosen = (i for i, row in enumerate(self.fields.rows) if split is None or row.get("split") == split)
         self._rows = [i for i in chosen if texts[self.fields.rows[i][ID_COLUMN]]][: max_samples or None]
         if not self._rows:
-            columns = list(self.fields.rows[0])
-            near = nearest_names(columns, CAPTION_COLUMNS)
-            raise ValueError(
-                f"{sdf_dir}: none of {len(texts)} objects with a field has captions: metadata.csv has the columns "
-                f"{columns}; captions are read from {', '.join(CAPTION_COLUMNS)}, or from records of a JSONL{near}"
-            )
+            raise ValueError(f"{sdf_dir}: none of {len(texts)} objects with a field {self._why_none(texts, split)}")
         log_left_out(mute, len(texts), self.fields.folder)
         column = f"r{resolution}_num_points"
         self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
         """Voxels of each object, 0 where the table does not say."""
         names = [self.fields.rows[i][ID_COLUMN] for i in self._rows]
         super().__init__(texts, names, seed, caption_share, kind_weights)
+
+    def _why_none(self, texts: Mapping[str, list[Text]], split: str | None) -> str:
+        """Return what no object has or is, for a message."""
+        if split is not None and any(texts.values()):
+            there = sorted({row.get("split", "") for row in self.fields.rows} - {""})
+            named = f"these are {', '.join(map(repr, there[:5]))}" if there else "no row names a split"
+            return f"and captions is of the split {split!r}: {named}"
+        columns = list(self.fields.rows[0])
+        table = find_table(self.fields.folder)
+        has = f"there is no {METADATA}" if table is None else f"{table.name} has the columns {columns}"
+        return (
+            f"has captions: {has}; captions are read from {', '.join(CAPTION_COLUMNS)}, or from records of a JSONL"
+            f"{nearest_names(columns, CAPTION_COLUMNS)}"
+        )
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""

@@ -243,7 +243,8 @@ def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
                 places.append(Place(name=item.row[ID_COLUMN], mesh=item.place))
     if not places:
         some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
-        raise ValueError(f"{source} holds nothing to encode" + (f" ({some})" if some else ""))
+        of_split = "" if settings.split is None else f" of the split {settings.split!r}"
+        raise ValueError(f"{source} holds nothing{of_split} to encode" + (f" ({some})" if some else ""))
     if settings.max_samples:
         places = places[: settings.max_samples]
         chosen = {place.name for place in places}

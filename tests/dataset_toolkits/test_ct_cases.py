@@ -294,6 +294,13 @@ def test_an_sform_wins_over_another_qform_and_that_is_said(tmp_path):
     assert case.notes == ("sform and qform differ by up to 7 mm: the sform is used, as in nibabel",)
     same = write_volume(tmp_path / "same.nii.gz", labels_of_a_case(), sform=grid(), qform=grid())
     assert load_case(pair_case(None, same, None)).notes == ()
+    alone = write_volume(tmp_path / "alone.nii", labels_of_a_case(), sform=grid())
+    assert load_case(pair_case(None, alone, None)).notes == ()
+    header = bytearray(alone.read_bytes())
+    header[80:92] = np.array([0.7, 0.7, 5], "<f4").tobytes()  # its pixdim, which some programs go by
+    alone.write_bytes(header)
+    (note,) = load_case(pair_case(None, alone, None)).notes
+    assert note.startswith("the header's spacing and the sform's are 0.7, 0.7, 5 and ")
     turned = write_volume(tmp_path / "turned.nii.gz", labels_of_a_case(), qform=grid(flip=True))
     assert load_case(pair_case(None, turned, None)).affine[:3, 3] == pytest.approx([10 - 2 * 19, 20, 30])
 

@@ -225,6 +225,15 @@ def test_folders_without_a_case_beside_folders_of_cases_are_named(tmp_path, case
     assert only_set(tmp_path).notes == ("no case was found in p3, p4",)
 
 
+def test_what_of_a_case_s_folder_is_not_read_is_said(tmp_path):
+    touch(tmp_path, "p1/ct.nii.gz", "p1/liver.nii.gz", "p1/structures/spleen.nii.gz", "p2/ct.nii.gz", "p2/seg.nii.gz")
+    assert [c.notes for c in only_set(tmp_path).cases] == [
+        ("liver.nii.gz, structures/ of its folder are not read",), (),
+    ]  # fmt: skip
+    root = images_and_labels(tmp_path / "many", ["x"], ["x/liver", "x/spleen"], folders=("images", "labels"))
+    assert only_set(root).notes == ("labels (2 files) is not read",)
+
+
 def test_one_of_the_two_folders_may_have_its_usual_name_and_the_other_not(tmp_path):
     assert pairs(images_and_labels(tmp_path / "a", ["x"], ["x"], folders=("imagesTr", "masks"))) == {"x": ("x", "x")}
     assert pairs(images_and_labels(tmp_path / "b", ["x"], ["x"], folders=("ct", "labelsTr"))) == {"x": ("x", "x")}

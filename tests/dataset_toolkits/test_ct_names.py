@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dataset_toolkits.ct_masks import LabelNames
-from dataset_toolkits.ct_names import captions, check_chosen, chosen_labels, file_stem, in_words
+from dataset_toolkits.ct_names import captions, check_chosen, chosen_labels, file_stem, in_words, says_nothing
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,22 @@ def test_labels_without_a_name_are_chosen_by_their_number():
     check_chosen(["label 255", "label_3"], names)
     with pytest.raises(ValueError, match="no label is called 'label 1'"):
         check_chosen(["label 1"], names)
+
+
+@pytest.mark.parametrize(
+    ("name", "nothing"),
+    [
+        ("label_7", True),
+        ("Segment 1", True),
+        ("12", True),
+        ("n/a", True),
+        ("L1", False),
+        ("rib 7", False),
+        ("肝", False),
+    ],
+)
+def test_a_name_that_is_only_a_number_says_nothing(name, nothing):
+    assert says_nothing(name) == nothing
 
 
 def test_names_read_like_words():

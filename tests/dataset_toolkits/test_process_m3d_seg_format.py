@@ -314,7 +314,7 @@ def test_regions_are_organs_and_labels_without_a_name_have_no_caption(tmp_path, 
     (case,) = table(out / "metadata.csv")
     assert case["organs_absent"] == '["spleen (5)"]'
     assert "no voxel of spleen (5)" in (out / "debug_logs/x.log").read_text()
-    write_nifti(tmp_path / "set", names={"1": "liver"})
+    write_nifti(tmp_path / "set", names={"1": "liver", "2": "label_2"})
     capsys.readouterr()
     assert main(["--data_root", str(root), "--output_dir", str(out), "--use_mask", "--compute_sdf", *SMALL]) == 0
     assert "trainable samples: 1 in" in capsys.readouterr().out

@@ -124,6 +124,23 @@ def test_a_table_without_captions_is_blamed_with_the_columns_that_it_has(dataset
         SDF3DCaptionDataset(dataset, R)
 
 
+def test_a_split_without_objects_is_not_blamed_on_captions(dataset):
+    (dataset / "metadata.csv").write_text("sha256,captions,split\na,A box.,val\n")
+    with pytest.raises(ValueError, match=r"none of 1 objects .* is of the split 'train': these are 'val'$"):
+        SDF3DCaptionDataset(dataset, R, split="train")
+    (dataset / "metadata.csv").write_text("sha256,captions\na,\n")
+    with pytest.raises(ValueError, match=r"has captions: metadata\.csv has the columns .* of a JSONL$"):
+        SDF3DCaptionDataset(dataset, R)
+
+
+def test_a_table_of_fields_may_be_called_as_one_beside_meshes(dataset):
+    (dataset / "metadata.csv").unlink()
+    with pytest.raises(ValueError, match=r"has captions: there is no metadata\.csv"):
+        SDF3DCaptionDataset(dataset, R)
+    (dataset / "captions.jsonl").write_text('{"sha256": "a", "caption": "A box."}\n{"file": "b"}\n')
+    assert [item["caption"] for item in SDF3DCaptionDataset(dataset, R)] == ["A box."]
+
+
 def test_records_of_other_objects_are_said_and_records_of_none_are_refused(dataset, caplog):
     path = dataset / "conversations.jsonl"
     path.write_text(
@@ -145,7 +162,8 @@ def test_captions_are_chosen_by_seed_and_epoch_alone(dataset):
     assert said(0, 0) == said(0, 0)
     assert len({tuple(said(0, epoch)) for epoch in range(8)}) > 1
     assert {text for epoch in range(40) for text in said(0, epoch)} == {
-        f"{name} {number}" for name in SHAPES for number in ("one", "two", "three")
+        "text",  # of the second row of a
+        *(f"{name} {number}" for name in SHAPES for number in ("one", "two", "three")),
     }
 
 
