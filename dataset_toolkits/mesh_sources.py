@@ -260,11 +260,6 @@ class Source:
             yield SourceItem(row={**row, "file": _file_of(row), ID: ""}, place=None, error=reason)
 
 
-def read_source(source_format: str, folder: Path, *, split: str | None = None) -> Iterator[SourceItem]:
-    """Yield the objects of a folder, see `Source`."""
-    return iter(Source(source_format, folder, split=split))
-
-
 def _merged_cells(rows: Sequence[Row]) -> dict[str, str]:
     return merged([row for _, row in rows])[0] if rows else {}
 

@@ -39,6 +39,8 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+|inf)(e[-+]?\d+)?", re.IGNORECASE)
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "/": "/", "\\": "\\", "'": "'", '"': '"', "\n": ""}
+_SPEAKERS = {"system": False, "user": False, "human": False, "assistant": True, "gpt": True}
+"""Who speaks in a chat, and whether that is the one who answers."""
 _DEEPEST = 32
 _OF_SEVERAL = re.compile(r"[_.]?\d+")
 """What numbers a column; pandas calls the second of two `caption.1`."""
@@ -48,8 +50,8 @@ def captions_in(cell: str) -> list[str]:
     """Return the captions of a table's cell, in their order.
 
     A cell is a list or mapping as JSON, Python or NumPy write it, a quoted string, or plain text, which stays whole.
-    Of a mapping the values count, or those of its keys that are called as `CAPTION_COLUMNS` are. Numbers in lists and
-    mappings are no captions, and neither is what `MISSING` names.
+    Of a mapping the values count, or those of its keys that are called as `CAPTION_COLUMNS` are; of a chat the
+    answers. Numbers in lists and mappings are no captions, and neither is what `MISSING` names.
     """
     return list(_captions(cell, quotes=True))
 
@@ -127,7 +129,11 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
             if found:
                 yield from found
                 return
-        value = list(value.values())
+        speaker = value.get("role", value.get("from"))
+        if speaker in _SPEAKERS:  # a turn of a chat, of which answers alone are about the object
+            value = [value.get("content", value.get("value"))] if _SPEAKERS[speaker] else []
+        else:
+            value = list(value.values())
     if isinstance(value, (list, tuple)):
         for part in value:
             yield from _texts(part, depth + 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trimesh
 
-from dataset_toolkits.mesh_sources import SourceItem, load_place, read_source
+from dataset_toolkits.mesh_sources import Source, SourceItem, load_place
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -29,7 +29,7 @@ def write_box(path: Path, side: float = 1.0) -> Path:
 
 
 def read(source_format: str, folder: Path, **choice: Any) -> list[SourceItem]:
-    return list(read_source(source_format, folder, **choice))
+    return list(Source(source_format, folder, **choice))
 
 
 @pytest.mark.parametrize("levels", [1, 2])

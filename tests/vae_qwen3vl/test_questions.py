@@ -315,9 +315,9 @@ def test_the_program_writes_what_datasets_read(small_pack, tmp_path, capsys):
 
 
 def test_no_object_of_another_split_is_in_the_output(small_pack, tmp_path):
-    from dataset_toolkits.mesh_sources import read_source
+    from dataset_toolkits.mesh_sources import Source
 
-    splits = {item.row["sha256"]: item.row["split"] for item in read_source("pack", small_pack)}
+    splits = {item.row["sha256"]: item.row["split"] for item in Source("pack", small_pack)}
     for split in ("train", "test"):
         write_questions(QuestionSettings(pack=small_pack, output=tmp_path / "q.jsonl", split=split))
         ids = set(read_records(tmp_path / "q.jsonl"))
