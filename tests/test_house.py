@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -136,3 +137,19 @@ def test_importing_the_packages_does_no_work():
     code = "import sys, vae_qwen3vl; print(int('transformers' in sys.modules), int('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0"]
+
+
+def test_tests_that_documents_name_are_there(repository):
+    there: dict[str, set[str]] = {}
+    for path in python_files(repository):
+        if path.name.startswith("test_"):
+            names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            there.setdefault(path.name, set()).update(names)
+    named = []
+    for path in tracked_files(repository):
+        if path.suffix == ".md":
+            text = path.read_text(encoding="utf-8")
+            named += re.findall(r"\b(test_\w+\.py)::(test_\w+)", text)
+            named += [(file, "") for file in re.findall(r"\b(test_\w+\.py)\b(?!::)", text)]
+    assert len(named) > 100
+    assert [f"{file}::{name}" for file, name in named if file not in there or name not in there[file] | {""}] == []
