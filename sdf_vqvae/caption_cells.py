@@ -130,7 +130,9 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
                 yield from found
                 return
         speaker = value.get("role", value.get("from"))
-        if speaker in _SPEAKERS:  # a turn of a chat, of which answers alone are about the object
+        if (
+            isinstance(speaker, str) and speaker in _SPEAKERS
+        ):  # a turn of a chat, of which answers alone are about the object
             value = [value.get("content", value.get("value"))] if _SPEAKERS[speaker] else []
         else:
             value = list(value.values())

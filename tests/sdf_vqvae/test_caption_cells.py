@@ -41,6 +41,7 @@ CELLS = [
     ('[{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a chair"}]', ["a chair"]),
     ("[{'from': 'human', 'value': 'What is it?'}, {'from': 'gpt', 'value': 'a chair'}]", ["a chair"]),
     ('{"from": "oak", "seat": "leather"}', ["oak", "leather"]),
+    ('{"from": ["oak"], "seat": {"role": "to sit on"}}', ["oak", "to sit on"]),
     (json.dumps(json.dumps(["a", "b"])), ["a", "b"]),
     (json.dumps([str(["a", "b"])]), ["a", "b"]),
     ('["\\"Hello\\" it says"]', ['"Hello" it says']),
