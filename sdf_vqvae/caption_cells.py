@@ -138,7 +138,8 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
             value = list(value.values())
     if isinstance(value, (list, tuple)):
         for part in value:
-            yield from _texts(part, depth + 1)
+            if not (isinstance(part, str) and "." in part and _is_number(part.strip())):  # NumPy writes scores so
+                yield from _texts(part, depth + 1)
 
 
 def _clean(text: str) -> str:

@@ -32,6 +32,7 @@ CELLS = [
     ('[["a", "b"], ["c"]]', ["a", "b", "c"]),
     ('[1, null, [], ["x"], true]', ["x"]),
     ('[["a chair", 0.93], ["a seat", 0.71]]', ["a chair", "a seat"]),
+    ("[['a chair' '0.93']\n ['a seat' '7e-1.'] ['7' '1.5e-05']]", ["a chair", "a seat", "7e-1.", "7"]),
     ('["a", NaN]', ["a"]),
     ('["\\ud83e\\ude91"]', ["🪑"]),
     ('["half \\ud83e"]', ["half \ufffd"]),
