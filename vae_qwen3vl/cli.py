@@ -19,6 +19,7 @@ from sdf_vqvae.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl import encode_command, run_smoke_test
 from vae_qwen3vl.encode_command import CODES_SUFFIX
 from vae_qwen3vl.programs import (
+    USER_ERROR,
     add_language_options,
     add_run_options,
     add_up_option,
@@ -363,16 +364,17 @@ def _convert(options: argparse.Namespace) -> int:
     done = convert_folder(
         options.fields, options.output, field, resolution=options.resolution, workers=options.workers
     )
+    code = 0 if done.converted or done.kept or not done.failed else USER_ERROR
     if options.json:
         _print_json({"output": str(options.output), "field": field.to_dict(), **dataclasses.asdict(done)})
-        return 0
+        return code
     print(
         f"{options.fields} -> {options.output}: {done.converted} converted, {done.kept} there already, "
         f"{len(done.failed)} failed; {field.in_words()}"
     )
     for name, reason in done.failed.items():
         print(f"failed: {name}: {reason}")
-    return 0
+    return code
 
 
 # -- checkpoint ------------------------------------------------------------------------------------------------

@@ -326,6 +326,15 @@ def test_the_programs_take_old_files(dataset, tmp_path, capsys):
     assert report["converted"] == 2
 
 
+def test_a_conversion_of_which_nothing_came_ends_as_an_error(dataset, tmp_path, capsys):
+    from vae_qwen3vl.cli import main
+
+    for file in dataset.glob("*.npz"):
+        file.write_bytes(b"damaged")
+    assert main(["convert", str(dataset), "-o", str(tmp_path / "none")]) == 2
+    assert "0 converted, 0 there already, " in capsys.readouterr().out
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_old_fields_give_the_same_on_a_gpu(box):
