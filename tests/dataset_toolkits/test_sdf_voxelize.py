@@ -215,8 +215,8 @@ def test_a_row_that_named_no_mesh_is_gone_when_the_table_is_right(meshes, tmp_pa
     assert [row["error"] for row in table_of(tmp_path / "out") if row["error"]] == [
         "its file 'gone.ply' does not exist"
     ]
-    (meshes / "metadata.csv").write_text(table)
-    run(meshes, tmp_path / "out")
+    (meshes / "metadata.csv").write_text(table)  # which also says how 001.ply stands
+    assert run(meshes, tmp_path / "out", "--no_skip") == 0
     assert [(row["file"], row["error"]) for row in table_of(tmp_path / "out")] == [
         ("000.ply", ""), ("001.ply", ""), ("002.ply", ""),
     ]  # fmt: skip
