@@ -34,8 +34,9 @@ WAYS = ("as the scanner has it", "turned", "turned, and by half round +y")
 
 
 def words(text: str) -> frozenset[str]:
-    """Return the words of a name."""
-    return frozenset(re.findall(r"[^\W_]+", re.split(r"[(,;]", text)[0].lower()))
+    """Return the words of a name; a vertebra is one of the vertebrae."""
+    found = re.findall(r"[^\W_]+", re.split(r"[(,;]", text)[0].lower())
+    return frozenset("vertebrae" if word == "vertebra" else word for word in found)
 
 
 def main() -> None:
