@@ -24,9 +24,9 @@ _CLEAR = 2 / 3
 _FLAT = 1e-6
 """Volume over area^1.5 below which a part has no outside."""
 _ASKED = 32
-"""Faces of a part that are asked whether it lies within a solid."""
+"""Faces of a part that are asked how deep it lies within solids."""
 _WITHIN = 0.5
-"""Share of them that has to."""
+"""How deep, in solids, it has to lie by most of them."""
 _BEHIND = 1e-6
 """How far from a face that is asked, in units of the mesh's size."""
 
@@ -42,7 +42,7 @@ def repair_faces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, b
     3. Parts (faces joined by edges of two), closed but for holes as small, whose faces don't all look the same way
        are made to: as most of the area does, or where there is no clear majority, outward.
     4. Closed parts that look the other way than the mesh does are turned round unless they lie within its solid:
-       there they are cavities, elsewhere mirrored parts whose faces were not turned.
+       there they are cavities, elsewhere mirrored parts whose faces were not turned. Their own cavities go with them.
 
     Args:
         vertices: float64 `[V, 3]` of size about 1, equal ones welded.
@@ -125,6 +125,19 @@ class _Edges:
         """Return the two faces of every edge that has two, and whether they run along it in opposite directions."""
         first = self.first[self.count == 2]
         return self.face[first], self.face[first + 1], self.backward[first] != self.backward[first + 1]
+
+    def balanced(self, part: np.ndarray, count: int) -> np.ndarray:
+        """Return which parts are closed at edges of other than two faces: their own run there as often back as forth.
+
+        So are boxes that touch in an edge. `part`: of each face, int64 `[F]`, `count` of them -> bool `[count]`
+        """
+        chosen = self.count != 2
+        side = self.sides(chosen)
+        owner = part[self.face[side]]
+        keys = np.repeat(np.flatnonzero(chosen), self.count[chosen]) * count + owner
+        shared, place = np.unique(keys, return_inverse=True)
+        surplus = np.bincount(place, np.where(self.backward[side], -1, 1), minlength=len(shared))
+        return np.bincount(shared[surplus != 0] % count, minlength=count) == 0
 
     def sides(self, chosen: np.ndarray) -> np.ndarray:
         """Return the sides of the chosen edges. bool `[E]` -> bool `[3 F]`"""
@@ -335,7 +348,7 @@ def _outward(vertices: np.ndarray, faces: np.ndarray, edges: _Edges) -> np.ndarr
     count, part = _components(a, b, len(faces))
     if count == 1:
         return faces
-    closed = np.bincount(part[edges.face[edges.sides(edges.count != 2)]], minlength=count) == 0
+    closed = edges.balanced(part, count)
     closed &= np.bincount(part[a[~opposed]], minlength=count) == 0
     vectors = _area_vectors(vertices, faces)
     middle = vertices[faces].mean(axis=1)
@@ -343,18 +356,32 @@ def _outward(vertices: np.ndarray, faces: np.ndarray, edges: _Edges) -> np.ndarr
     volume = np.bincount(part, signed, minlength=count)
     area = np.bincount(part, np.linalg.norm(vectors, axis=1), minlength=count)
     way = -1 if signed.sum() < 0 else 1
-    wrong = np.flatnonzero(closed & (way * volume < -_FLAT * area**1.5))
-    if len(wrong) == 0:
+    some = closed & (np.abs(volume) > _FLAT * area**1.5)
+    inward = some & (way * volume < 0)
+    if not inward.any():
         return faces
     order = np.argsort(part, kind="stable")
-    first, last = (np.searchsorted(part[order], wrong, side=side) for side in ("left", "right"))
     share = (np.arange(_ASKED) + 0.5) / _ASKED
-    asked = order[(first[:, None] + share * (last - first)[:, None]).astype(np.int64)].reshape(-1)
-    normal = vectors[asked] / np.maximum(np.linalg.norm(vectors[asked], axis=1, keepdims=True), 1e-300)
-    points = middle[asked] - way * _BEHIND * normal  # outside the part itself
-    winding = checked_winding_number(torch.from_numpy(points), torch.from_numpy(vertices[faces]), levels=(0.5, -0.5))
-    within = (way * winding.numpy() > 0.5).reshape(len(wrong), _ASKED).mean(axis=1)
-    turned = np.isin(part, wrong[within < _WITHIN])
-    if turned.any():
-        logger.debug("%d faces of parts that look inward are turned round", turned.sum())
-    return np.where(turned[:, None], faces[:, ::-1], faces)
+
+    def depth(asked: np.ndarray) -> np.ndarray:
+        """Return how many solids the parts lie in, inverted ones counted negative: the median over points in them."""
+        first, last = (np.searchsorted(part[order], asked, side=side) for side in ("left", "right"))
+        rows = order[(first[:, None] + share * (last - first)[:, None]).astype(np.int64)].reshape(-1)
+        own = np.sign(volume[asked]).repeat(_ASKED)
+        normal = vectors[rows] / np.maximum(np.linalg.norm(vectors[rows], axis=1, keepdims=True), 1e-300)
+        # Inside the part: beside its faces there, even those that lie in a face of the solid around it.
+        points = middle[rows] - own[:, None] * _BEHIND * normal
+        winding = checked_winding_number(
+            torch.from_numpy(points), torch.from_numpy(vertices[faces]), levels=(-1.5, -0.5, 0.5, 1.5)
+        )
+        return np.asarray(np.median((way * (winding.numpy() - own)).reshape(-1, _ASKED), axis=1))
+
+    asked = np.flatnonzero(inward)
+    turned = asked[depth(asked) < _WITHIN]
+    if len(turned) == 0:
+        return faces
+    asked = np.flatnonzero(some & ~inward)
+    turned = np.append(turned, asked[depth(asked) < -_WITHIN])  # the cavities of what is turned
+    faces_turned = np.isin(part, turned)
+    logger.debug("%d faces of parts that look inward are turned round", faces_turned.sum())
+    return np.where(faces_turned[:, None], faces[:, ::-1], faces)

@@ -12,7 +12,7 @@ from sdf_vqvae.geometry.polygons import Polygons, polygons_of
 from sdf_vqvae.geometry.text_rows import CORNERS, read_rows, white_end
 from sdf_vqvae.geometry.text_scan import as_text, decoded, line_of, word_at
 
-_KEYWORD = re.compile(rb"((?:ST|C|N|4|n)*)(OFF|off)(?=[\s#])[ \t]*(BINARY\b)?")
+_KEYWORD = re.compile(rb"((?:ST|C|N|4|n)*)(OFF|off)(?=[\s#\d])[ \t]*(BINARY\b)?")
 _COUNT = re.compile(rb"\d{1,18}(?=[\s#]|$)")
 _EDGES = re.compile(rb"\s*\d+[ \t]*(?=[\r\n#]|$)")  # may be left out; nobody needs it
 _POINT = ((False, 0), (False, 1), (False, 2))

@@ -106,6 +106,27 @@ def test_a_body_beside_another_is_solid_though_its_faces_look_inward():
     assert found.volume == pytest.approx(BALL.volume * (1 + 0.9**3), rel=0.03)
 
 
+def test_the_cavity_of_a_mirrored_body_stays_one():
+    away = np.array([4, 0, 0])
+    found, _ = surface(joined((V * 1.5, F), (V + away, BACK), (V * 0.7 + away, F)))
+    assert found.volume == pytest.approx(BALL.volume * (1.5**3 + 1 - 0.7**3), rel=0.03)
+    assert len(found.split(only_watertight=False)) == 3
+
+
+@pytest.mark.parametrize("step", [(1, 1, 0), (1, 1, 1)])
+def test_boxes_that_touch_in_an_edge_or_corner_are_solid_though_one_looks_inward(step):
+    faces = fans(QUADS)
+    for second in (faces, faces[:, ::-1]):
+        found, field = surface(joined((CUBE, faces), (CUBE + np.array(step), second)))
+        assert abs(found.volume) == pytest.approx(2, rel=0.02) and field.sign_method == "winding"
+
+
+def test_a_cavity_that_touches_the_skin_of_its_solid_is_kept():
+    faces = fans(QUADS)
+    found, _ = surface(joined((CUBE, faces), (CUBE * 0.5 + np.array([0.5, 0.5, 0.25]), faces[:, ::-1])))
+    assert found.volume == pytest.approx(1 - 0.5**3, abs=0.02)
+
+
 def test_a_body_of_two_sides_beside_one_of_one_is_solid():
     found, _ = surface(joined((V, np.concatenate([F, BACK])), (V + np.array([3, 0, 0]), F)))
     assert found.volume == pytest.approx(2 * BALL.volume, rel=0.03)

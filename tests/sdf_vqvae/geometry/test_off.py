@@ -20,6 +20,7 @@ TEXT = f"OFF\n8 7 12\n{VERTICES}{FACES}"
 LOOKS = {
     "plain": TEXT,
     "counts beside the keyword": TEXT.replace("OFF\n", "OFF "),
+    "counts right behind the keyword": TEXT.replace("OFF\n", "OFF"),
     "no keyword": TEXT.removeprefix("OFF\n"),
     "small letters": TEXT.lower(),
     "no number of edges": TEXT.replace("8 7 12", "8 7"),
