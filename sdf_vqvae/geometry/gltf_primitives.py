@@ -15,6 +15,7 @@ import numpy as np
 from sdf_vqvae.archives import one_line
 from sdf_vqvae.geometry.gltf_data import GltfData, fractions, listing, mapping, numbers, whole
 from sdf_vqvae.geometry.gltf_extensions import DRACO, PRIMITIVE_RESTART
+from sdf_vqvae.geometry.polygons import fan_triangles, strip_triangles
 
 DRACO_RATIO = 1024
 """Most bytes that a byte of Draco data stands for."""
@@ -357,47 +358,6 @@ def morph_weights(node: dict[str, Any], mesh: dict[str, Any]) -> np.ndarray:
     owner = node if "weights" in node else mesh
     weights = listing(owner, "weights")
     return numbers(weights, len(weights), "weights")
-
-
-def strip_triangles(corners: np.ndarray, restarts: np.ndarray | None = None) -> np.ndarray:
-    """Return the triangles of a strip, each second one turned, those with equal corners dropped. `[F, 3]`
-
-    Args:
-        corners: indices of vertices, `[n]`.
-        restarts: where a new strip begins after the corner. bool `[n]`
-    """
-    count = max(len(corners) - 2, 0)
-    first, second, third = corners[:count], corners[1 : 1 + count], corners[2:]
-    turned = (np.arange(count) - _starts(corners, restarts)[:count]) % 2 == 1
-    faces = np.stack([first, np.where(turned, third, second), np.where(turned, second, third)], axis=1)
-    whole_ones = _different(faces)
-    if restarts is not None:
-        whole_ones &= ~(restarts[:count] | restarts[1 : 1 + count] | restarts[2:])
-    return faces[whole_ones]
-
-
-def fan_triangles(corners: np.ndarray, restarts: np.ndarray | None = None) -> np.ndarray:
-    """Return the triangles of a fan, those with equal corners dropped. `[F, 3]`; arguments as for a strip."""
-    count = max(len(corners) - 2, 0)
-    starts = _starts(corners, restarts)[1 : 1 + count]
-    faces = np.stack([corners[1 : 1 + count], corners[2:], corners[starts]], axis=1)
-    whole_ones = _different(faces)
-    if restarts is not None:
-        whole_ones &= ~(restarts[1 : 1 + count] | restarts[2:]) & (starts < np.arange(1, 1 + count))
-    return faces[whole_ones]
-
-
-def _starts(corners: np.ndarray, restarts: np.ndarray | None) -> np.ndarray:
-    """Return where the strip or fan that each corner belongs to begins. int64 `[n]`"""
-    places = np.arange(len(corners))
-    if restarts is None:
-        return np.zeros_like(places)
-    begins = np.append(0, np.where(restarts, places + 1, 0))[:-1]
-    return np.minimum(np.maximum.accumulate(begins), len(corners) - 1)
-
-
-def _different(faces: np.ndarray) -> np.ndarray:
-    return (faces != np.roll(faces, 1, axis=1)).all(axis=1)
 
 
 def _draco_is_installed() -> bool:

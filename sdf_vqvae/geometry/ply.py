@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sdf_vqvae.geometry.binary_rows import Column, column_of
-from sdf_vqvae.geometry.gltf_primitives import strip_triangles
 from sdf_vqvae.geometry.mesh_file import check_size, short
-from sdf_vqvae.geometry.polygons import Polygons, polygons_of
+from sdf_vqvae.geometry.polygons import Polygons, polygons_of, strip_triangles
 from sdf_vqvae.geometry.text_rows import CORNERS, SKIPPED, read_rows, white_end
 from sdf_vqvae.geometry.text_scan import decoded
 

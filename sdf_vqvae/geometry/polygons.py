@@ -1,7 +1,7 @@
 """Polygons as a mesh file lists them, and their triangles.
 
-What the readers of OBJ, PLY, STL and OFF have in common behind their syntax. Vertices stay as they are: none is
-added, left out or moved, so that neighbors keep sharing edges and a closed mesh of polygons is one of triangles.
+What the readers have in common behind their syntax, strips and fans of PLY and glTF too. Vertices stay as they are:
+none is added, left out or moved, so neighbors keep sharing edges and a closed mesh of polygons is one of triangles.
 """
 
 from __future__ import annotations
@@ -92,6 +92,47 @@ def in_triangles(polygons: Polygons) -> np.ndarray:
         # Each polygon before this one has two triangles less than corners.
         faces[start - 2 * number : start - 2 * number + count - 2] = own[_cut(vertices[own])]
     return faces
+
+
+def strip_triangles(corners: np.ndarray, restarts: np.ndarray | None = None) -> np.ndarray:
+    """Return the triangles of a strip, each second one turned, those with equal corners dropped. `[F, 3]`
+
+    Args:
+        corners: indices of vertices, `[n]`.
+        restarts: where a new strip begins after the corner. bool `[n]`
+    """
+    count = max(len(corners) - 2, 0)
+    first, second, third = corners[:count], corners[1 : 1 + count], corners[2:]
+    turned = (np.arange(count) - _starts(corners, restarts)[:count]) % 2 == 1
+    faces = np.stack([first, np.where(turned, third, second), np.where(turned, second, third)], axis=1)
+    whole_ones = _different(faces)
+    if restarts is not None:
+        whole_ones &= ~(restarts[:count] | restarts[1 : 1 + count] | restarts[2:])
+    return faces[whole_ones]
+
+
+def fan_triangles(corners: np.ndarray, restarts: np.ndarray | None = None) -> np.ndarray:
+    """Return the triangles of a fan, those with equal corners dropped. `[F, 3]`; arguments as for a strip."""
+    count = max(len(corners) - 2, 0)
+    starts = _starts(corners, restarts)[1 : 1 + count]
+    faces = np.stack([corners[1 : 1 + count], corners[2:], corners[starts]], axis=1)
+    whole_ones = _different(faces)
+    if restarts is not None:
+        whole_ones &= ~(restarts[1 : 1 + count] | restarts[2:]) & (starts < np.arange(1, 1 + count))
+    return faces[whole_ones]
+
+
+def _starts(corners: np.ndarray, restarts: np.ndarray | None) -> np.ndarray:
+    """Return where the strip or fan that each corner belongs to begins. int64 `[n]`"""
+    places = np.arange(len(corners))
+    if restarts is None:
+        return np.zeros_like(places)
+    begins = np.append(0, np.where(restarts, places + 1, 0))[:-1]
+    return np.minimum(np.maximum.accumulate(begins), len(corners) - 1)
+
+
+def _different(faces: np.ndarray) -> np.ndarray:
+    return (faces != np.roll(faces, 1, axis=1)).all(axis=1)
 
 
 def _cut(points: np.ndarray) -> np.ndarray:

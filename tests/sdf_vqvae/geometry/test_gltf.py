@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from sdf_vqvae.geometry import gltf_data, gltf_primitives
+from sdf_vqvae.geometry import gltf_data, gltf_primitives, polygons
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 
 
@@ -40,7 +40,7 @@ CORNERS = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)]) - 0.5
 
 def outward(faces: list[int]) -> list[int]:
     """Return a strip that faces outward, whichever way it was written."""
-    mesh = trimesh.Trimesh(CORNERS, gltf_primitives.strip_triangles(np.array(faces)), process=False)
+    mesh = trimesh.Trimesh(CORNERS, polygons.strip_triangles(np.array(faces)), process=False)
     return faces if mesh.volume > 0 else [faces[0], *faces]
 
 
@@ -136,7 +136,7 @@ def fans(restart: str = "") -> Any:
 
 
 def _fan_volume(ring: list[int]) -> float:
-    return float(trimesh.Trimesh(CORNERS, gltf_primitives.fan_triangles(np.array(ring)), process=False).volume)
+    return float(trimesh.Trimesh(CORNERS, polygons.fan_triangles(np.array(ring)), process=False).volume)
 
 
 def strips_with_restart() -> Any:
