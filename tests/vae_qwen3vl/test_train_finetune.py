@@ -158,6 +158,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(
     place: Path, vl: str, capsys, monkeypatch, number: int, code: int
 ) -> None:
     command = (*SMALL, "--vl_model", vl)
+    handler = signal.getsignal(number)  # Ray leaves one of its own in a process that used it
     assert train(*command) == 0
     whole = Path(capsys.readouterr().out.strip())
     with monkeypatch.context() as patched:
@@ -166,7 +167,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(
     folder = Path(capsys.readouterr().out.strip())
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step_0000002"]
     assert not (folder / "projector_final.pt").exists()
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert signal.getsignal(number) == handler
     assert train(*command, "--resume", "--log_every", "1", "--save_every", "7") == 0  # which change no result
     assert Path(capsys.readouterr().out.strip()) == folder
     expected, found = states(whole), states(folder)
