@@ -39,14 +39,14 @@ from typing import Any
 import torch.nn.functional as F
 from record import RESULTS, write_result
 
-from sdf_vqvae.tables import ID_COLUMN
-from sdf_vqvae.training_log import read_log
+from sdf_vqvae.codes.folder import CodeFolder
+from sdf_vqvae.data.tables import ID_COLUMN
+from sdf_vqvae.training.run_log import read_log
 from vae_qwen3vl import eval_3d_vl, train_finetune
-from vae_qwen3vl.blind_controls import OWN
-from vae_qwen3vl.code_folder import CodeFolder
+from vae_qwen3vl.evaluation.controls import OWN
 from vae_qwen3vl.projector import Projector3D
-from vae_qwen3vl.projector_pretraining import PRETRAINING_LOG
-from vae_qwen3vl.run_files import LORA_FINAL, PROJECTOR_FINAL
+from vae_qwen3vl.training.first_lesson import PRETRAINING_LOG
+from vae_qwen3vl.training.run_folder import LORA_FINAL, PROJECTOR_FINAL
 
 BASE: dict[str, Any] = {
     "merge": 4,

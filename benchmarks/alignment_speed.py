@@ -43,18 +43,19 @@ from record import write_result
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.sparse_sdf import SparseSDF
-from vae_qwen3vl.align_training import AlignmentData, AlignmentTrainer, Batch
-from vae_qwen3vl.bucketing import BucketSampler
 from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.data.bucketing import BucketSampler
+from vae_qwen3vl.data.splits import AlignmentData
+from vae_qwen3vl.language.backbone import compile_layers, embedding_table
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords
-from vae_qwen3vl.sharding import is_sharding
 from vae_qwen3vl.train_finetune import make_accelerator
-from vae_qwen3vl.vl_backbone import compile_layers, embedding_table
+from vae_qwen3vl.training.sharding import is_sharding
+from vae_qwen3vl.training.trainer import AlignmentTrainer, Batch
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ def encoded_objects(
     vae: SparseSDFVQVAE, options: argparse.Namespace
 ) -> tuple[list[SparseSDF], list[tuple[Tensor, Tensor]]]:
     """Return fields with their codes `[N]` and cells `[N, 3]`: of the pack, drawn with seed 0, or of the examples."""
-    from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, objects_of
+    from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, objects_of
 
     source = options.pack or ROOT / "examples"
     settings = EncodeSettings(source=source, output=source)
@@ -319,7 +320,7 @@ def bytes_of(batch: Mapping[str, Any]) -> int:
 
 def measure_default(options: argparse.Namespace, accelerator: Any) -> list[dict[str, Any]]:
     """Train the embedded default's projector from cached codes, and from fields that are encoded in the step."""
-    from vae_qwen3vl.default_lm import resolve_vl_model
+    from vae_qwen3vl.language.default_model import resolve_vl_model
 
     def make(vae: SparseSDFVQVAE) -> Qwen3VLWith3DBranch:
         branch = Qwen3VLWith3DBranch(
@@ -405,7 +406,7 @@ def codes_batch(pairs: Sequence[tuple[Tensor, Tensor]], group: Sequence[int], te
 
 def fields_batch(fields: Sequence[SparseSDF], group: Sequence[int], text: Mapping[str, Tensor]) -> Any:
     """Return a batch of the fields of a group of objects, with a text each."""
-    from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+    from sdf_vqvae.fields.sparse_sdf import collate_sparse_sdf
 
     return {"inputs_3d": collate_sparse_sdf([fields[number] for number in group]), **text}
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from record import write_result
 
-from sdf_vqvae.runtime import atomic_path
-from vae_qwen3vl.cli import main as program
+from sdf_vqvae.utils.files import atomic_path
+from vae_qwen3vl.commands.main import main as program
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "bad-input.md"

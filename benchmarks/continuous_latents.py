@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sdf_vqvae.archives import write_safetensors
-from sdf_vqvae.caption_cells import captions_of_row
-from sdf_vqvae.runtime import resolve_device
-from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
-from vae_qwen3vl.code_cache import CodeCache
-from vae_qwen3vl.code_folder import CODEBOOK, CodeFolder
-from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.folder import CODEBOOK, CodeFolder
+from sdf_vqvae.data.captions import captions_of_row
+from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
+from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.utils.archives import write_safetensors
+from sdf_vqvae.utils.runtime import resolve_device
 
 _AT_A_TIME = 16
 

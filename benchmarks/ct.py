@@ -21,16 +21,17 @@ import torch
 import trimesh
 from record import write_result
 
-from dataset_toolkits.ct_cases import load_case
-from dataset_toolkits.ct_layouts import CaseFiles, find_case_sets, pair_case
-from dataset_toolkits.ct_organs import OrganSettings, surface_of
-from dataset_toolkits.ct_processing import Settings, process_case
-from sdf_vqvae.field_folder import FieldFolder
+from sdf_vqvae.data.field_folder import FieldFolder
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.picture import render_mesh
 from sdf_vqvae.geometry.volume import label_surface
-from sdf_vqvae.runtime import atomic_path, peak_host_bytes, setup_logging
-from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.preprocessing.ct.cases import load_case
+from sdf_vqvae.preprocessing.ct.layouts import CaseFiles, find_case_sets, pair_case
+from sdf_vqvae.preprocessing.ct.organs import OrganSettings, surface_of
+from sdf_vqvae.preprocessing.ct.processing import Settings, process_case
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import peak_host_bytes, setup_logging
 
 BALLS = (((1.0, 1.0, 1.0), 20.0), ((3.0, 3.0, 3.0), 30.0), ((0.8, 0.8, 5.0), 30.0))
 LARGE_ML = 10.0
@@ -114,7 +115,7 @@ def run(files: CaseFiles, output: Path, resolution: int, device: str) -> dict[st
 
 def write_organ_table(output: Path, info: dict[str, Any]) -> None:
     """Write the table of the organs' dataset."""
-    from sdf_vqvae.tables import METADATA, write_table
+    from sdf_vqvae.data.tables import METADATA, write_table
 
     write_table(output / "organs" / METADATA, info["organ_rows"])
 

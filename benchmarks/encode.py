@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from record import write_result
 
-from sdf_vqvae.runtime import resolve_device
-from sdf_vqvae.sparse_sdf import SparseSDF
-from vae_qwen3vl.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.utils.runtime import resolve_device
 
 
 def wait(device: torch.device) -> float:

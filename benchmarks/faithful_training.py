@@ -27,15 +27,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sdf_vqvae.config import VAEConfig, read_vae_document
-from sdf_vqvae.data import MeshPack
+from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
+from sdf_vqvae.config.training import TrainerConfig
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import peak_host_bytes, resolve_device, seed_everything, setup_logging
-from sdf_vqvae.shapes import field_in_world
 from sdf_vqvae.sparse.conv import active_backend
-from sdf_vqvae.streams import Augmentation, Field, MeshDraws, PackMeshes, prepare, random_symmetry
-from sdf_vqvae.training import TokenizerTrainer
-from sdf_vqvae.training_config import TrainerConfig
+from sdf_vqvae.training.streams import Augmentation, Field, MeshDraws, PackMeshes, prepare, random_symmetry
+from sdf_vqvae.training.trainer import TokenizerTrainer
+from sdf_vqvae.utils.runtime import peak_host_bytes, resolve_device, seed_everything, setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 _NEVER = 10**9

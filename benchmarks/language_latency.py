@@ -24,15 +24,15 @@ import torch
 from record import write_result
 from torch import Tensor
 
+from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.shapes import voxelize_for
 from vae_qwen3vl.describer import load_describer
+from vae_qwen3vl.language.backbone import inference_dtype
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.vae_latent_extractor import extract_3d_latent
-from vae_qwen3vl.vl_backbone import inference_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 _TOKENS = 512

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.training_log import read_log
+from sdf_vqvae.training.run_log import read_log
+from sdf_vqvae.utils.files import atomic_path
 
 
 def main() -> None:

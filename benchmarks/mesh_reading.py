@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from record import write_result
 
-from sdf_vqvae.runtime import peak_host_bytes
+from sdf_vqvae.utils.runtime import peak_host_bytes
 
 LINES = 2**16  # of text, formatted at a time
 

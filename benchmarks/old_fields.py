@@ -23,14 +23,14 @@ import trimesh
 from record import write_result
 from tqdm import tqdm
 
-from sdf_vqvae.data import MeshPack
-from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.fields.conversion import field_in_world
+from sdf_vqvae.fields.description import FieldDescription
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.mesh import normalize_mesh
-from sdf_vqvae.geometry.metrics import CUBE_DIAGONAL, compare_meshes
+from sdf_vqvae.geometry.metrics.scores import CUBE_DIAGONAL, compare_meshes
 from sdf_vqvae.geometry.unsigned import sign_by_flood
-from sdf_vqvae.shapes import field_in_world
-from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.surface import extract_surface
 
 THRESHOLDS = (4.0, 0.5, 0.1, 0.01)
 

@@ -20,10 +20,10 @@ import numpy.typing as npt
 from record import write_result
 from scipy.ndimage import gaussian_filter
 
-from sdf_vqvae.bootstrap import mean_interval
-from sdf_vqvae.tables import ID_COLUMN
-from vae_qwen3vl.closed_sets import group_of
-from vae_qwen3vl.code_folder import CodeFolder
+from sdf_vqvae.codes.folder import CodeFolder
+from sdf_vqvae.data.tables import ID_COLUMN
+from sdf_vqvae.evaluation.bootstrap import mean_interval
+from vae_qwen3vl.evaluation.closed_sets import group_of
 
 Array = npt.NDArray[np.float64]
 TOPS = (1, 5)

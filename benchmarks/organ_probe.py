@@ -22,8 +22,8 @@ from record import write_result
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vae_qwen3vl.code_augmentation import CodeAugmentation
-from vae_qwen3vl.code_folder import CodeFolder
+from sdf_vqvae.codes.folder import CodeFolder
+from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.sequence_3d import coarse_occupancy, joined_coords
 
 BOXES, WIDTH, BATCH = 8, 512, 64

@@ -20,13 +20,13 @@ import torch
 from record import write_result
 from tqdm import tqdm
 
-from dataset_toolkits.ct_cases import load_case
-from dataset_toolkits.ct_layouts import pair_case
-from dataset_toolkits.ct_organs import surface_of
+from sdf_vqvae.codes.pipeline import encode_field
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import resolve_device
-from sdf_vqvae.shapes import encode_field
-from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.preprocessing.ct.cases import load_case
+from sdf_vqvae.preprocessing.ct.layouts import pair_case
+from sdf_vqvae.preprocessing.ct.organs import surface_of
+from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.describer import describe, load_describer
 
 SIDES = {"left", "right"}

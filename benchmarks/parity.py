@@ -20,9 +20,9 @@ from record import write_result
 from torch import Tensor
 
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import resolve_device
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.sparse.coordinates import linear_keys
+from sdf_vqvae.utils.runtime import resolve_device
 
 
 def fill_by_name(vae: SparseSDFVQVAE) -> None:

@@ -1,6 +1,6 @@
 """What adapters cost the language model's own skills: text without any object, with each adapter and with none.
 
-    python -m vae_qwen3vl.make_plain_text -o held_out.jsonl --count 200 --split held_out
+    python -m vae_qwen3vl.commands.make_plain_text -o held_out.jsonl --count 200 --split held_out
     python benchmarks/plain_text_cost.py --records held_out.jsonl --lora with=A/lora_final --lora without=B/lora_final
 
 Two measures, in float32: the mean negative log-likelihood (nats a token) of the answers of the records, end of turn
@@ -23,13 +23,13 @@ import torch
 from record import write_result
 from tqdm import tqdm
 
-from sdf_vqvae.runtime import resolve_device, setup_logging
-from vae_qwen3vl.captions import Text, read_plain_texts
-from vae_qwen3vl.collate import collate_codes_caption
-from vae_qwen3vl.default_lm import DEFAULT_LM, resolve_vl_model
+from sdf_vqvae.utils.runtime import resolve_device, setup_logging
+from vae_qwen3vl.commands.options import quiet_transformers
+from vae_qwen3vl.data.collate import collate_codes_caption
+from vae_qwen3vl.data.texts import Text, read_plain_texts
+from vae_qwen3vl.language.default_model import DEFAULT_LM, resolve_vl_model
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL, Processor3D
-from vae_qwen3vl.programs import quiet_transformers
 
 MODULES = (
     "argparse", "calendar", "cmd", "configparser", "contextlib", "heapq", "random", "sched", "shelve", "shutil",

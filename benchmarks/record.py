@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.utils.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,10 +18,10 @@ from record import RESULTS, write_result
 from rival_evaluation import OBJECTS, print_table
 from rival_meshes import table_of
 
-from sdf_vqvae.archives import parse_json
-from sdf_vqvae.evaluation import ROWS
-from sdf_vqvae.evaluation_run import read_objects
-from sdf_vqvae.training_log import read_log
+from sdf_vqvae.evaluation.rebuild import ROWS
+from sdf_vqvae.evaluation.run import read_objects
+from sdf_vqvae.training.run_log import read_log
+from sdf_vqvae.utils.archives import parse_json
 
 READING = "middle"
 

@@ -29,8 +29,9 @@ from rival_occupancy import MeshVariants, occupancy_grids, unpacked
 from rival_training import RivalTrainer
 from torch import Tensor
 
-from sdf_vqvae.data import MeshPack, PackEntry, source_weights
-from sdf_vqvae.runtime import atomic_path, resolve_device, seed_everything, setup_logging
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry, source_weights
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -24,9 +24,9 @@ from rival_training import precision
 from torch import Tensor
 from tqdm import tqdm
 
-from sdf_vqvae.archives import read_npz, write_npz
 from sdf_vqvae.model.quantizer import codebook_health
-from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.utils.archives import read_npz, write_npz
+from sdf_vqvae.utils.files import atomic_path
 
 _READ_FOR = {"ceiling": READINGS, "continuous": ("middle",), "discrete": READINGS}
 _MOST_BYTES = 2**31

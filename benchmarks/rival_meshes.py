@@ -30,10 +30,10 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from sdf_vqvae.data import MeshPack
+from sdf_vqvae.data.mesh_pack import MeshPack
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE, normalize_mesh
-from sdf_vqvae.geometry.metrics import GroundTruth
+from sdf_vqvae.geometry.metrics.scores import GroundTruth
 
 READINGS = ("shell", "filled", "middle")
 THRESHOLDS = (0.001, 0.002, 0.005, 0.01, 0.02)

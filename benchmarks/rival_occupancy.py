@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sdf_vqvae.archives import one_line
-from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE, normalize_mesh
-from sdf_vqvae.streams import Augmentation, Prepared, augmented, prepare
+from sdf_vqvae.training.streams import Augmentation, Prepared, augmented, prepare
+from sdf_vqvae.utils.errors import brief
 
 SIDE = 64
 """Voxels along a side of the grid."""
@@ -131,7 +131,7 @@ class MeshVariants(Dataset):
                 mesh = augmented(mesh, AUGMENTATION, np.random.default_rng((self.seed, number)))
             normalized = normalize_mesh(mesh)
         except ValueError as error:
-            return number, entry.id, one_line(error)
+            return number, entry.id, brief(error)
         return number, entry.id, (normalized.vertices, normalized.faces, normalized.watertight)
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from record import write_result
 
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import Stopwatch, setup_logging
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.utils.runtime import Stopwatch, setup_logging
 
 
 @torch.no_grad()

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from record import write_result
 
-from sdf_vqvae.config import VAEConfig, read_vae_document
+from sdf_vqvae.commands.train_tokenizer import mesh_sources, voxelized
+from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
+from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import resolve_device, seed_everything, setup_logging
-from sdf_vqvae.streams import Augmentation, MeshDraws, MeshStream
-from sdf_vqvae.train_command import mesh_sources, voxelized
-from sdf_vqvae.training import TokenizerTrainer
-from sdf_vqvae.training_config import DatasetConfig, TrainerConfig
+from sdf_vqvae.training.streams import Augmentation, MeshDraws, MeshStream
+from sdf_vqvae.training.trainer import TokenizerTrainer
+from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL = {
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
     setup_logging()
-    logging.getLogger("sdf_vqvae.streams").setLevel(logging.ERROR)
+    logging.getLogger("sdf_vqvae.training.streams").setLevel(logging.ERROR)
     device = resolve_device(options.device)
     document = read_vae_document(options.vae_config)
     assert document.dataset is not None and document.trainer is not None

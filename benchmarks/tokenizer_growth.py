@@ -35,16 +35,16 @@ import torch
 from record import write_result
 from tqdm import tqdm
 
-from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
+from sdf_vqvae.fields.conversion import field_in_world
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import resolve_device, setup_logging
-from sdf_vqvae.shapes import field_in_world
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.sparse_sdf import SparseSDF
+from sdf_vqvae.utils.runtime import resolve_device, setup_logging
 
 STAGES = ("voxelize", "encode", "decode", "mesh")
 _PERCENTILES = (5, 95)

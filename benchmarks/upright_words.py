@@ -9,7 +9,7 @@ were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The sec
 greedily, and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
 
 The third prints how often the way of standing that the model is surest of is the right one, beside the network of
-`sdf_vqvae.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes that stand
+`sdf_vqvae.geometry.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes that stand
 along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
 """
 
@@ -27,18 +27,19 @@ import torch
 from record import write_result
 from tqdm import tqdm
 
-from sdf_vqvae.data import MeshPack
+from sdf_vqvae.codes.folder import CodeFolder, CodeFolderWriter
+from sdf_vqvae.codes.pipeline import voxelize_many_for
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
+from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.geometry.upright import UP_AXES, guess_up, turns_to_upright, usual_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import atomic_path, resolve_device
-from sdf_vqvae.shapes import voxelize_many_for
-from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.tables import ID_COLUMN, METADATA, write_table
-from sdf_vqvae.upright import UP_AXES, guess_up, turns_to_upright, usual_up
-from vae_qwen3vl.code_folder import CodeFolder, CodeFolderWriter
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.describer import load_describer
-from vae_qwen3vl.eval_objects import from_codes
+from vae_qwen3vl.evaluation.objects import from_codes
+from vae_qwen3vl.language.sentence_encoder import load_sentence_encoder, sentence_similarities
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
-from vae_qwen3vl.sentence_similarity import load_sentence_encoder, sentence_similarities
 
 STANDS_ALONG = "y"
 

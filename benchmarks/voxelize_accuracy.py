@@ -21,12 +21,12 @@ import torch
 from record import write_result
 from tqdm import tqdm
 
-from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.mesh import normalize_mesh
-from sdf_vqvae.geometry.metrics import sample_surface
-from sdf_vqvae.geometry.voxelize import voxelize
-from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.geometry.metrics.scores import sample_surface
+from sdf_vqvae.geometry.voxelizer.voxelize import voxelize
+from sdf_vqvae.utils.runtime import resolve_device
 
 VOXELS, POINTS, BAND = 2000, 20_000, 3.0
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from record import write_result
 
-from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import voxelize
+from sdf_vqvae.geometry.voxelizer.voxelize import voxelize
 
 CHECKED = 2000
 

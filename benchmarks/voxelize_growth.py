@@ -18,8 +18,8 @@ import torch
 from record import write_result
 
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import voxelize
-from sdf_vqvae.runtime import peak_host_bytes, resolve_device
+from sdf_vqvae.geometry.voxelizer.voxelize import voxelize
+from sdf_vqvae.utils.runtime import peak_host_bytes, resolve_device
 
 
 def run(path: Path, resolution: int, device: str, threads: int) -> dict[str, Any]:

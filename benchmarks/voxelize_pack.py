@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from record import write_result
 
-from sdf_vqvae.data import MeshPack, PackEntry
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
-from sdf_vqvae.geometry.voxelize import VoxelField, voxelize_batch
-from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
+from sdf_vqvae.utils.runtime import resolve_device
 
 BYTES_A_VOXEL = 3 * 4 + 4
 Row = tuple[str, int, str, str]  # id, voxels, sign method, reason of failure

@@ -1,1 +1,1 @@
-"""Datasets in: meshes, CT scans and captions to folders of distance fields."""
+"""The two programs that make datasets, under the names of the documentation; what they do is in `sdf_vqvae`."""

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sdf_vqvae.shapes import voxelize_for
-from sdf_vqvae.sparse_sdf import collate_sparse_sdf
+from sdf_vqvae.codes.pipeline import voxelize_for
+from sdf_vqvae.fields.sparse_sdf import collate_sparse_sdf
+from sdf_vqvae.utils.programs import run_program
 from vae_qwen3vl import (
     Processor3D,
     Qwen3VLWith3DBranch,
@@ -27,8 +28,8 @@ from vae_qwen3vl import (
     extract_3d_latent,
     load_vae_from_config,
 )
-from vae_qwen3vl.default_lm import resolve_vl_model
-from vae_qwen3vl.programs import quiet_transformers, run_program
+from vae_qwen3vl.commands.options import quiet_transformers
+from vae_qwen3vl.language.default_model import resolve_vl_model
 
 HERE = Path(__file__).parent
 PROMPT = "What is this?"

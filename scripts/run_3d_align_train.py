@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from sdf_vqvae.utils.programs import add_version, run_program
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.programs import add_version, run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "configs/3d_align_train.yaml"

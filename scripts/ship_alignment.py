@@ -13,7 +13,7 @@ import torch
 
 from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.projector_file import load_projector, save_projector
-from vae_qwen3vl.run_files import LORA_FINAL, PROJECTOR_FINAL
+from vae_qwen3vl.training.run_folder import LORA_FINAL, PROJECTOR_FINAL
 
 
 def main() -> None:

@@ -1,11 +1,24 @@
-"""Train a tokenizer; `--help` says how.
+"""Train a tokenizer; also `vae-qwen3vl train-tokenizer`."""
 
-python scripts/train_tokenizer.py --vae_config configs/vae/sdf_vqvae_256.json --data_dir meshes --output_dir outputs/t
-"""
-
+import argparse
 import sys
+from collections.abc import Sequence
 
-from sdf_vqvae.train_command import main
+from sdf_vqvae.commands import train_tokenizer
+from sdf_vqvae.utils.programs import main_of, parser_of
+
+PROGRAM = "train_tokenizer"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the program's parser."""
+    return parser_of(train_tokenizer, PROGRAM)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    return main_of(train_tokenizer, PROGRAM, argv)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,10 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from sdf_vqvae.archives import write_safetensors
-from sdf_vqvae.data import MeshPack
-from sdf_vqvae.runtime import atomic_path, resolve_device
-from sdf_vqvae.upright import (
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.geometry.upright import (
     GRID,
     UP_AXES,
     USUAL,
@@ -48,6 +46,9 @@ from sdf_vqvae.upright import (
     turned_grids,
     turns_to_upright,
 )
+from sdf_vqvae.utils.archives import write_safetensors
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import resolve_device
 
 STANDS_ALONG = "y"
 _SHARE_OF_LDRAW = 0.35

@@ -25,11 +25,11 @@ import torch
 import trimesh
 from safetensors.torch import save_file
 
-from sdf_vqvae.codes import ShapeCodes
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.codes.pipeline import encode_field, voxelize_for
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.shapes import encode_field, voxelize_for
 
 SMALL = {
     "resolution": 8,

@@ -22,15 +22,15 @@ import pytest
 import torch
 import trimesh
 
-from sdf_vqvae.codes import ShapeCodes
-from sdf_vqvae.data import MeshPack
-from sdf_vqvae.geometry import mesh_file
+from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.geometry.formats import mesh_file
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.sparse_sdf import SparseSDF, collate_sparse_sdf
-from vae_qwen3vl.cli import main
-from vae_qwen3vl.code_cache import CodeCache
+from sdf_vqvae.utils.files import atomic_path
+from vae_qwen3vl.commands.main import main
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 
 GIGABYTE = 2**20  # of ru_maxrss, in KiB
@@ -410,7 +410,7 @@ def _writers() -> dict[str, Any]:
     box = trimesh.creation.box()
 
     def mesh(path: Path) -> None:
-        from sdf_vqvae.geometry.mesh_writing import write_mesh
+        from sdf_vqvae.geometry.formats.writing import write_mesh
 
         write_mesh(path, box)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdf_vqvae.config import VAEConfig, config_file, read_vae_document
+from sdf_vqvae.config.architecture import VAEConfig, config_file, read_vae_document
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.config import AlignmentConfig
 

@@ -159,7 +159,7 @@ def test_smoke_test_quick(repository, run):
 @pytest.fixture(scope="session")
 def default_lm():
     """The embedded language model, fetched; skips where it can't be."""
-    from vae_qwen3vl.default_lm import LanguageModelUnavailableError, ensure_default_lm
+    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
 
     try:
         return ensure_default_lm()
@@ -179,7 +179,7 @@ def test_smoke_test_full(repository, default_lm, run):
 @needs_language
 def test_smoke_test_full_with_weights(checkout, default_lm, run):
     """A checkpoint as the original's trainer leaves it, in torchsparse's layout."""
-    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.config.architecture import VAEConfig
     from sdf_vqvae.model.state_dict import to_torchsparse
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
@@ -230,7 +230,7 @@ import json, torch
 from sdf_vqvae import SparseSDF, SparseSDFVQVAE
 torch.manual_seed(0)
 vae = SparseSDFVQVAE(resolution=8, model_channels=64, num_head_channels=32, num_blocks=1, num_embeddings=64).eval()
-from sdf_vqvae.shapes import voxelize_for
+from sdf_vqvae.codes.pipeline import voxelize_for
 batch = voxelize_for(vae, {str(repository / "examples" / "chair.glb")!r}, threshold_factor=4.0).to_batch()
 input_ids = torch.tensor([[10, 11, 12, 13]])
 attention_mask = torch.ones_like(input_ids)
@@ -258,9 +258,9 @@ print(json.dumps({"codes": len(encoding_indices.feats), "voxels": len(recon.feat
 
 def small_fields(checkout: Path, configs: dict[str, Path | None]) -> None:
     """Write `train_sdf_dataset`: three balls with captions, as the field of every named tokenizer has them."""
-    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.config.architecture import VAEConfig
+    from sdf_vqvae.fields.sparse_sdf import SparseSDF
     from sdf_vqvae.model.checkpoint import shipped_config
-    from sdf_vqvae.sparse_sdf import SparseSDF
     from vae_qwen3vl.run_smoke_test import sphere_batch
 
     folder = checkout / "train_sdf_dataset"
@@ -290,8 +290,8 @@ def small_fields(checkout: Path, configs: dict[str, Path | None]) -> None:
 @pytest.fixture
 def small_default(hub: Path, tmp_path: Path) -> str:
     """A user cache whose default language model is the small one; sentence models are the machine's own."""
-    from vae_qwen3vl.default_lm import _FOLDER
-    from vae_qwen3vl.pinned_wheel import cache_root
+    from vae_qwen3vl.language.default_model import _FOLDER
+    from vae_qwen3vl.language.pinned_wheel import cache_root
 
     cache = tmp_path / "cache" / "vae_qwen3vl"
     cache.mkdir(parents=True)
@@ -310,7 +310,7 @@ def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch)
     """Every line of training and evaluation, one after the other, on three balls and a small language model."""
     pytest.importorskip("accelerate")
     pytest.importorskip("nltk")
-    from sdf_vqvae.config import VAEConfig
+    from sdf_vqvae.config.architecture import VAEConfig
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
     from vae_qwen3vl.run_smoke_test import sphere_batch
 

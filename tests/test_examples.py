@@ -90,7 +90,7 @@ def test_one_example_has_about_twenty_thousand_faces(repository: Path) -> None:
 @pytest.mark.slow
 def test_a_dataset_of_your_own_trains_both_ways(repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from vae_qwen3vl.default_lm import LanguageModelUnavailableError, ensure_default_lm
+    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
 
     try:
         ensure_default_lm()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.state_dict import read_state_dict
-from sdf_vqvae.sparse_sdf import SparseSDF
 from vae_qwen3vl.projector_file import load_projector
 
 

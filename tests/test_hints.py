@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from dataset_toolkits import process_m3d_seg_format, sdf_voxelize
-from sdf_vqvae import train_command
-from sdf_vqvae.programs import add_run_options, run_program
-from vae_qwen3vl import cli, eval_3d_vl, make_plain_text, make_questions, run_smoke_test, train_finetune
+from sdf_vqvae.commands import train_tokenizer as train_command
+from sdf_vqvae.commands.options import add_vae_options
+from sdf_vqvae.utils.programs import add_run_options, run_program
+from vae_qwen3vl import eval_3d_vl, run_smoke_test, train_finetune
+from vae_qwen3vl.commands import main as cli
+from vae_qwen3vl.commands import make_plain_text, make_questions
+from vae_qwen3vl.commands.options import add_language_options
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, read_alignment_config
-from vae_qwen3vl.programs import add_language_options, add_vae_options
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sdf_vqvae.extras import EXTRAS, extra_of, said_of
+from sdf_vqvae.utils.extras import EXTRAS, extra_of, said_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,17 +53,28 @@ def commands(repository: Path) -> list[tuple[list[str], str]]:
     vae = str(repository / "configs" / "vae" / "sdf_vqvae_256.json")
     examples, scripts = str(repository / "examples"), repository / "scripts"
     return [
-        (["vae_qwen3vl.cli", "describe", chair], "language"),
-        (["vae_qwen3vl.cli", "demo", chair, "-o", "out"], "language"),
-        (["vae_qwen3vl.cli", "smoke-test", "--quick"], "language"),
+        (["vae_qwen3vl.commands.main", "describe", chair], "language"),
+        (["vae_qwen3vl.commands.main", "demo", chair, "-o", "out"], "language"),
+        (["vae_qwen3vl.commands.main", "smoke-test", "--quick"], "language"),
         (["vae_qwen3vl.run_smoke_test"], "language"),
         (["vae_qwen3vl.train_finetune", "--dummy_data"], "language"),
         (["vae_qwen3vl.train_finetune", "--config", config], "language"),
         (["vae_qwen3vl.eval_3d_vl"], "language"),
-        (["vae_qwen3vl.make_plain_text", "-o", "texts.jsonl"], "language"),
+        (["vae_qwen3vl.commands.make_plain_text", "-o", "texts.jsonl"], "language"),
         ([str(scripts / "run_3d_align_train.py"), "--config", config], "language"),
         ([str(repository / "examples" / "custom_dataset.py")], "language"),
-        (["sdf_vqvae.train_command", "--vae_config", vae, "--data_dir", examples, "--output_dir", "tok"], "language"),
+        (
+            [
+                "sdf_vqvae.commands.train_tokenizer",
+                "--vae_config",
+                vae,
+                "--data_dir",
+                examples,
+                "--output_dir",
+                "tok",
+            ],
+            "language",
+        ),
         (
             [
                 "dataset_toolkits.process_m3d_seg_format",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_qwen3vl.cli import make_parser
+from vae_qwen3vl.commands.main import make_parser
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -53,7 +53,7 @@ def test_linked_files_exist(repository):
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs vae-qwen3vl[language]")
 @pytest.mark.parametrize("code", blocks("python"), ids=["short", "classes"])
 def test_python_snippets_run(code, repository, tmp_path, monkeypatch):
-    from vae_qwen3vl.default_lm import LanguageModelUnavailableError, ensure_default_lm
+    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
 
     try:
         ensure_default_lm()

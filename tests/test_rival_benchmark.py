@@ -10,7 +10,7 @@ import torch
 import trimesh
 
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE
-from sdf_vqvae.geometry.surface_voxels import surface_voxels
+from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
 
 
 @pytest.fixture

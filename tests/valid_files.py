@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import trimesh
 
-from sdf_vqvae.codes import ShapeCodes
-from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.fields.description import FieldDescription
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.model.state_dict import read_state_dict, to_canonical
-from sdf_vqvae.sparse_sdf import SparseSDF
-from vae_qwen3vl.code_cache import CodeCache
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 
 MEMBER_FILES = (".npz-members", ".pt-members")

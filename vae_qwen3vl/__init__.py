@@ -4,16 +4,15 @@ Builds on `sdf_vqvae` (shapes <-> codes), which knows nothing of this package. N
 used, so that `import vae_qwen3vl` stays light.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from sdf_vqvae.utils.lazy import names_from
 
 if TYPE_CHECKING:
+    from sdf_vqvae.codes.folder import CodeFolder
     from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from vae_qwen3vl.code_folder import CodeFolder
-    from vae_qwen3vl.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
-    from vae_qwen3vl.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+    from vae_qwen3vl.data.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
+    from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
     from vae_qwen3vl.layout import PLACEHOLDER_3D
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
@@ -29,19 +28,19 @@ if TYPE_CHECKING:
 _HOMES = {
     "DEFAULT_PROMPT": "vae_qwen3vl.processor",
     "PLACEHOLDER_3D": "vae_qwen3vl.layout",
-    "CachedCodesDataset": "vae_qwen3vl.datasets_3d",
-    "CodeFolder": "vae_qwen3vl.code_folder",
-    "Dummy3DTextDataset": "vae_qwen3vl.datasets_3d",
+    "CachedCodesDataset": "vae_qwen3vl.data.datasets_3d",
+    "CodeFolder": "sdf_vqvae.codes.folder",
+    "Dummy3DTextDataset": "vae_qwen3vl.data.datasets_3d",
     "PositionEncoder3D": "vae_qwen3vl.projector",
     "Processor3D": "vae_qwen3vl.processor",
     "Projector3D": "vae_qwen3vl.projector",
     "ProjectorDescription": "vae_qwen3vl.projector_file",
     "Qwen3VLWith3DBranch": "vae_qwen3vl.model",
-    "SDF3DCaptionDataset": "vae_qwen3vl.datasets_3d",
+    "SDF3DCaptionDataset": "vae_qwen3vl.data.datasets_3d",
     "codebook_vectors": "vae_qwen3vl.vae_latent_extractor",
-    "collate_3d_text": "vae_qwen3vl.collate",
-    "collate_codes_caption": "vae_qwen3vl.collate",
-    "collate_sdf_caption": "vae_qwen3vl.collate",
+    "collate_3d_text": "vae_qwen3vl.data.collate",
+    "collate_codes_caption": "vae_qwen3vl.data.collate",
+    "collate_sdf_caption": "vae_qwen3vl.data.collate",
     "extract_3d_latent": "vae_qwen3vl.vae_latent_extractor",
     "extract_3d_latent_and_indices": "vae_qwen3vl.vae_latent_extractor",
     "load_projector": "vae_qwen3vl.projector_file",
@@ -77,14 +76,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_from(__name__, _HOMES)

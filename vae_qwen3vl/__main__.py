@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    from vae_qwen3vl.commands.main import main as run
+
     try:
-        from vae_qwen3vl import cli
+        return run(argv)
     except (ImportError, OSError) as error:  # a shared library that can't be loaded is an OSError
         why = " ".join(str(error).split())
         print(f"vae-qwen3vl: error: a library can't be loaded ({why}): pip install vae-qwen3vl", file=sys.stderr)  # noqa: T201
         return 2
-    return cli.main(argv)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.config import config_file
-from sdf_vqvae.runtime import atomic_path
-from sdf_vqvae.training_config import check_keys
-from vae_qwen3vl.accelerate_section import checked_accelerate
-from vae_qwen3vl.captions import CAPTION_SHARE
+from sdf_vqvae.config.architecture import config_file
+from sdf_vqvae.config.training import check_keys
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.strict_files import named_number, read_mapping
+from vae_qwen3vl.data.texts import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
-from vae_qwen3vl.strict_files import named_number, read_mapping
+from vae_qwen3vl.training.accelerate_section import checked_accelerate
 
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import trimesh
 
+from sdf_vqvae.codes.pipeline import decode_codes, encode_field, field_for, surface_of, up_for
+from sdf_vqvae.geometry.formats.writing import write_mesh
 from sdf_vqvae.geometry.mesh import load_mesh
-from sdf_vqvae.geometry.mesh_writing import write_mesh
-from sdf_vqvae.geometry.metrics import compare_meshes
+from sdf_vqvae.geometry.metrics.scores import compare_meshes
 from sdf_vqvae.geometry.picture import save_comparison
 from sdf_vqvae.geometry.up import stand_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.runtime import StageCost, Stopwatch, atomic_path, resolve_device
-from sdf_vqvae.shapes import decode_codes, encode_field, field_for, surface_of, up_for
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl.describer import describe, load_describer
 
 

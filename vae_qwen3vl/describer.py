@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdf_vqvae.codes import ShapeCodes
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import resolve_device
+from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.default_lm import DEFAULT_LM, default_lm_folder, resolve_vl_model
-from vae_qwen3vl.run_files import ARGUMENTS, LORA_FINAL, PROJECTOR_FINAL
+from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
+from vae_qwen3vl.training.run_folder import ARGUMENTS, LORA_FINAL, PROJECTOR_FINAL
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -104,9 +104,9 @@ def load_describer(
             projector was trained with an adapter that is neither given nor beside it.
         LanguageModelUnavailableError: the language model can't be had.
     """
-    from vae_qwen3vl.adapters import merge_lora
+    from vae_qwen3vl.language.adapters import merge_lora
+    from vae_qwen3vl.language.backbone import inference_dtype
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
-    from vae_qwen3vl.vl_backbone import inference_dtype
 
     target = resolve_device(device)
     source = resolve_vl_model(vl_model)
@@ -149,7 +149,7 @@ def describe(
         prompt: None takes the one the projector was trained with.
         max_new_tokens: length of the answer.
     """
-    from sdf_vqvae.shapes import check_codes
+    from sdf_vqvae.codes.pipeline import check_codes
     from vae_qwen3vl.processor import DEFAULT_PROMPT
     from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 

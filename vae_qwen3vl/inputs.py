@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vae_qwen3vl.language.backbone import embedding_table, image_text_positions
 from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions, SequenceLayout, lay_out, with_placeholders
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.vl_backbone import embedding_table, image_text_positions
 
 
 @dataclass(frozen=True, kw_only=True)

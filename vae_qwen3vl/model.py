@@ -15,21 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vae_qwen3vl import adapters
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
+from vae_qwen3vl.language import adapters
+from vae_qwen3vl.language.backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
 from vae_qwen3vl.layout import Positions, without_object
-from vae_qwen3vl.losses import answer_loss, title_contrast
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
+from vae_qwen3vl.training.objective import answer_loss, title_contrast
 from vae_qwen3vl.vae_latent_extractor import (
     ShapeVAE,
     codebook,
     extract_3d_latent_and_indices,
     vae_fingerprint,
 )
-from vae_qwen3vl.vl_backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import one_line, parse_json, read_safetensors, read_torch_file, write_safetensors
-from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.utils.archives import parse_json, read_safetensors, read_torch_file, write_safetensors
+from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import atomic_path
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.projector import OverBudget, Projector3D
 
@@ -77,7 +78,7 @@ def save_projector(path: str | os.PathLike[str], projector: Projector3D, descrip
         try:
             torch.save(ordered, temporary)
         except RuntimeError as error:  # which is no OSError, not even where the disk is full
-            raise OSError(one_line(error)) from error
+            raise OSError(brief(error)) from error
 
 
 def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, ProjectorDescription]:
@@ -97,7 +98,7 @@ def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, Projector
             built = description.build()
         expected = {name: tuple(value.shape) for name, value in built.state_dict().items()}
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: the description of the projector is not usable ({one_line(error)})") from error
+        raise ValueError(f"{path}: the description of the projector is not usable ({brief(error)})") from error
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -119,7 +120,7 @@ def _parse(path: str | os.PathLike[str], text: str) -> ProjectorDescription:
         _check_values(values)
         return ProjectorDescription(**values)
     except (TypeError, ValueError) as error:
-        reason = one_line(error)
+        reason = brief(error)
         raise ValueError(f"{path}: the description of the projector is not readable ({reason})") from error
 
 

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sdf_vqvae.geometry.winding import checked_winding_number
+from sdf_vqvae.geometry.voxelizer.winding import checked_winding_number
 
 logger = logging.getLogger(__name__)
 

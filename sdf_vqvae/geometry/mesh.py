@@ -16,16 +16,17 @@ import torch
 import trimesh
 from torch import Tensor
 
-from sdf_vqvae.archives import one_line, regular_file
 from sdf_vqvae.geometry.face_repair import repair_faces
-from sdf_vqvae.geometry.gltf import read_gltf
-from sdf_vqvae.geometry.mesh_file import OwnFolder, check_file_size
-from sdf_vqvae.geometry.obj import read_obj
-from sdf_vqvae.geometry.off import read_off
-from sdf_vqvae.geometry.ply import read_ply
-from sdf_vqvae.geometry.polygons import Polygons, in_triangles
-from sdf_vqvae.geometry.stl import read_stl
+from sdf_vqvae.geometry.formats.gltf import read_gltf
+from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_file_size
+from sdf_vqvae.geometry.formats.obj import read_obj
+from sdf_vqvae.geometry.formats.off import read_off
+from sdf_vqvae.geometry.formats.ply import read_ply
+from sdf_vqvae.geometry.formats.polygons import Polygons, in_triangles
+from sdf_vqvae.geometry.formats.stl import read_stl
 from sdf_vqvae.geometry.up import lay_back, stand_up
+from sdf_vqvae.utils.archives import regular_file
+from sdf_vqvae.utils.errors import brief
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
         mesh = _READERS[f".{kind}"](file, OwnFolder(file.parent))
         faces = len(mesh.faces)
     except ImportError as error:
-        raise ValueError(f"{file} needs a library that is not installed: {one_line(error)}") from error
+        raise ValueError(f"{file} needs a library that is not installed: {brief(error)}") from error
     except _DAMAGE as error:
-        raise ValueError(f"{file} is not a readable {kind.upper()} file: {one_line(error)}") from error
+        raise ValueError(f"{file} is not a readable {kind.upper()} file: {brief(error)}") from error
     if faces == 0:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     mesh.metadata[_FILE] = str(file)

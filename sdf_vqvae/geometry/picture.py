@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdf_vqvae.runtime import atomic_path
+from sdf_vqvae.utils.files import atomic_path
 
 if TYPE_CHECKING:
     import trimesh

@@ -1,7 +1,7 @@
 """Which way is up: the rotation that makes an object stand along +y, and where that is known from.
 
 Inside, +y is up: fields, codes, and what language reads. `up` names the axis of the source that points up. Knows
-points and the names of files; how to guess it from a shape is in `sdf_vqvae.upright`.
+points and the names of files; how to guess it from a shape is in `sdf_vqvae.geometry.upright`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from scipy import ndimage
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE
 from sdf_vqvae.geometry.up import lay_back, stand_up
-from sdf_vqvae.geometry.voxelize import VoxelField, voxelize
+from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

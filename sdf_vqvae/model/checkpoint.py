@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import regular_file, write_safetensors
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.runtime import atomic_path, resolve_device
+from sdf_vqvae.utils.archives import regular_file, write_safetensors
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import resolve_device
 
 logger = logging.getLogger(__name__)
 

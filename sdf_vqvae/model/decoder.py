@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.trunk import Trunk
 from sdf_vqvae.sparse.conv import SparseConv3d
 from sdf_vqvae.sparse.layers import SparseActivation, SparseSubdivide

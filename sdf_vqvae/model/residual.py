@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.trunk import Trunk
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.layers import VoxelNorm

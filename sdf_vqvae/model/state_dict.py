@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdf_vqvae.archives import read_safetensors, read_torch_file
+from sdf_vqvae.utils.archives import read_safetensors, read_torch_file
 
 _WRAPPERS = ("state_dict", "vae")
 _PREFIXES = ("module.", "_orig_mod.", "vqvae.", "vae.", "model.")

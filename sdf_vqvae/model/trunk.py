@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.sparse.attention import AbsolutePositionEmbedder, SparseTransformerBlock
 from sdf_vqvae.sparse.tensor import SparseTensor
 

@@ -16,15 +16,15 @@ import torch
 import trimesh
 from torch import Tensor, nn
 
-from sdf_vqvae.config import VAEConfig
-from sdf_vqvae.field import CONVERSION_HINT
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.fields.description import CONVERSION_HINT
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.quantizer import Quantized, SparseVectorQuantizer
 from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.surface import extract_surface
 
 
 class SparseSDFVQVAE(nn.Module):

@@ -18,11 +18,11 @@ import pytest
 import scipy.sparse
 
 from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main, make_parser
-from sdf_vqvae.field_folder import FieldFolder
+from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh
-from vae_qwen3vl.cli import main as command_line
-from vae_qwen3vl.datasets_3d import SDF3DCaptionDataset
+from vae_qwen3vl.commands.main import main as command_line
+from vae_qwen3vl.data.datasets_3d import SDF3DCaptionDataset
 
 SMALL = ["--default_resolution", "32", "--sdf_resolution", "32", "--num_workers", "1"]
 NAMES = {"1": "liver", "2": "kidney left", "3": "../../x"}

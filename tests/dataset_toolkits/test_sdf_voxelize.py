@@ -18,9 +18,9 @@ import pytest
 import trimesh
 
 from dataset_toolkits.sdf_voxelize import main
-from sdf_vqvae.field_folder import FieldFolder
-from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.tables import read_table
+from sdf_vqvae.data.field_folder import FieldFolder
+from sdf_vqvae.data.tables import read_table
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 
 RESOLUTION = 32
 
@@ -292,7 +292,7 @@ def test_nothing_usable_is_exit_code_2(tmp_path, capsys):
 
 
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(meshes, tmp_path, capsys, monkeypatch):
-    from sdf_vqvae import sparse_sdf
+    from sdf_vqvae.fields import sparse_sdf
 
     writes = []
 
@@ -317,7 +317,7 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(meshes, tmp_path
 
 
 def test_two_programs_do_not_write_to_one_folder(meshes, tmp_path, capsys):
-    from sdf_vqvae.runtime import only_writer
+    from sdf_vqvae.utils.files import only_writer
 
     (tmp_path / "out").mkdir()
     with only_writer(tmp_path / "out"):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.codes.folder import CodeFolderWriter
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from vae_qwen3vl.code_folder import CodeFolderWriter
 
 KINDS = ["qwen2_vl", "qwen3_vl"]
 SMALL = {
@@ -161,7 +161,7 @@ def codes(tmp_path: Path, small_vae) -> Path:
 @pytest.fixture(scope="session")
 def minilm():
     """The default sentence model, fetched; skips where it can't be."""
-    from vae_qwen3vl.sentence_similarity import SentenceModelUnavailableError, load_sentence_encoder
+    from vae_qwen3vl.language.sentence_encoder import SentenceModelUnavailableError, load_sentence_encoder
 
     try:
         return load_sentence_encoder()

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdf_vqvae.utils.programs import run_program
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
-from vae_qwen3vl.programs import run_program
 
 yaml = pytest.importorskip("yaml")
 
@@ -320,7 +320,7 @@ def test_values_are_checked_wherever_they_come_from(values, message):
 PROGRAM = """
 import argparse, sys
 from vae_qwen3vl.config import add_alignment_options, read_alignment_config
-from vae_qwen3vl.programs import run_program
+from vae_qwen3vl.commands.options import run_program
 parser = argparse.ArgumentParser(prog="train_finetune", allow_abbrev=False)
 add_alignment_options(parser)
 def work(options):

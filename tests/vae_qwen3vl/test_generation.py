@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vae_qwen3vl.language.backbone import kept_cache
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
-from vae_qwen3vl.vl_backbone import kept_cache
 
 PROMPTS = ["hi", "a longer prompt here", "and one more?"]
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -199,7 +199,7 @@ def test_generate_without_ids_passes_through(build):
 
 @pytest.mark.slow
 def test_the_default_language_model_generates_what_full_forwards_say(make_codes):
-    from vae_qwen3vl.default_lm import default_lm_folder
+    from vae_qwen3vl.language.default_model import default_lm_folder
 
     folder = default_lm_folder()
     if folder is None:

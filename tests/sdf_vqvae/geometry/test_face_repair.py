@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import trimesh
 
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.face_repair import is_watertight, repair_faces
 from sdf_vqvae.geometry.mesh import normalize_mesh, to_source_units
-from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.surface import extract_surface
 
 BALL = trimesh.creation.icosphere(subdivisions=3)
 V, F = np.asarray(BALL.vertices), np.asarray(BALL.faces)

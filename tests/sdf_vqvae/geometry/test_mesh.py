@@ -9,6 +9,7 @@ import pytest
 import trimesh
 from trimesh.transformations import rotation_matrix, translation_matrix
 
+from sdf_vqvae.geometry.formats.writing import WRITABLE, write_mesh
 from sdf_vqvae.geometry.mesh import (
     LONGEST_SIDE,
     READABLE,
@@ -16,7 +17,6 @@ from sdf_vqvae.geometry.mesh import (
     normalize_mesh,
     to_source_units,
 )
-from sdf_vqvae.geometry.mesh_writing import WRITABLE, write_mesh
 
 
 def mesh_of(vertices, faces):

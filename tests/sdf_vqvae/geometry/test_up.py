@@ -8,13 +8,13 @@ import torch
 import trimesh
 from trimesh.transformations import translation_matrix
 
-from sdf_vqvae.field import FieldDescription
+from sdf_vqvae.fields.conversion import convert_field, field_in_world
+from sdf_vqvae.fields.description import FieldDescription
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.mesh import normalize_mesh, to_source_units
 from sdf_vqvae.geometry.up import UP_AXES, Up, lay_back, rotation, stand_up, up_of
 from sdf_vqvae.geometry.volume import label_surface
-from sdf_vqvae.shapes import convert_field, field_in_world
-from sdf_vqvae.sparse_sdf import SparseSDF
-from sdf_vqvae.surface import extract_surface
 
 UNIT = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "-x": (-1, 0, 0), "-y": (0, -1, 0), "-z": (0, 0, -1)}
 

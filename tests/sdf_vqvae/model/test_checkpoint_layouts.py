@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import load_vae_from_config, load_weights, save_vae
 from sdf_vqvae.model.state_dict import to_canonical, to_torchsparse
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE

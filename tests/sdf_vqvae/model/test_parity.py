@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.coordinates import linear_keys
 

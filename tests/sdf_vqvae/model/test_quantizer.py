@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdf_vqvae.config import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.quantizer import SparseVectorQuantizer, rotated
 
 KINDS = {

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdf_vqvae.codes import ShapeCodes
+from sdf_vqvae.codes.pipeline import decode_codes
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.checkpoint import load_vae_from_config, load_weights, save_vae
 from sdf_vqvae.model.quantizer import SparseVectorQuantizer, codebook_health
 from sdf_vqvae.model.state_dict import read_state_dict
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.shapes import decode_codes
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 FIELD = {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64}

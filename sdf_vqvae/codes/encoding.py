@@ -1,0 +1,395 @@
+"""Encode a dataset once: fields, a pack, or a folder of meshes, to a folder of codes that training reads.
+
+Goes on where an earlier run stopped. Workers hold a tokenizer each and get a few objects at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdf_vqvae.codes.folder import CodeFolderWriter
+from sdf_vqvae.codes.pipeline import field_for, voxelize_many_for
+from sdf_vqvae.data.field_folder import FieldFolder, fields_in
+from sdf_vqvae.data.folder_table import TableUse
+from sdf_vqvae.data.mesh_sources import UP, MeshPlace, Source, load_place
+from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
+from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.geometry.up import Up, up_of
+from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import only_writer, remove_temporaries
+from sdf_vqvae.utils.jobs import DIED_TWICE, disk_is_full, run_jobs
+from sdf_vqvae.utils.progress import Progress, follow
+
+logger = logging.getLogger(__name__)
+
+_OBJECTS_A_SHARD = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """What to encode, with what, and how."""
+
+    source: Path
+    """A dataset of fields, a pack, or a folder of meshes."""
+    output: Path
+    """The folder of codes."""
+    vae_config: str | os.PathLike[str] | None = None
+    vae_ckpt: str | os.PathLike[str] | None = None
+    threshold_factor: float | None = None
+    """See `voxelize_for`; for meshes and tokenizers of the original system."""
+    up: str | None = None
+    """The axis of all sources that points up, or `auto`; None takes each object's own (`up_of`)."""
+    split: str | None = None
+    """Only objects whose row says so in its column `split`."""
+    max_samples: int | None = None
+    """The first so many."""
+    mirror: bool = False
+    """Encode the objects' mirror images, left and right exchanged."""
+    batch_voxels: int = 2_000_000
+    """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
+    shard_seconds: float = 10.0
+    """A shard is written so often; what a killed run loses is no older."""
+    objects_at_a_time: int = 16
+    """Objects that a worker is handed at a time."""
+    workers: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    engine: str = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a run came to."""
+
+    encoded: int
+    kept: int
+    """Objects that an earlier run had encoded."""
+    failed: dict[str, str]
+    """Id -> reason."""
+    codes: int
+    """Of all objects that are there now."""
+    seconds: float
+    table: TableUse | None = None
+    """What was understood of the table beside mesh files."""
+    repeated: Sequence[str] = ()
+    """Meshes that are there more than once, and rows of one object that differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An object to encode: a field file, or a mesh."""
+
+    name: str
+    field: Path | None = None
+    mesh: MeshPlace | None = None
+    up: Up | None = None
+    """How the source of the field stands; None takes it as it was made. (`mesh` says it of itself.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """What a source holds."""
+
+    rows: Sequence[dict[str, str]]
+    """Of its table, one an object."""
+    places: Sequence[Place]
+    """The objects that can be tried."""
+    failed: dict[str, str]
+    """Id, or file where there is none -> why an object can't be."""
+    table: TableUse | None = None
+    repeated: Sequence[str] = ()
+    """See `Encoded`."""
+
+
+def encode_dataset(settings: EncodeSettings) -> Encoded:
+    """Encode what is missing and write the table.
+
+    A run that is killed loses what came after the last shard, which are written every ten seconds or 2,048 objects.
+
+    Raises:
+        ValueError: there is nothing to encode, or the output holds codes of another tokenizer.
+        OSError: the disk is full, or workers can't be started; what was written is kept.
+    """
+    vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, settings.devices[0])
+    objects = objects_of(settings, vae)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with only_writer(settings.output):
+        remove_temporaries(settings.output)
+        try:
+            return _encode_missing(settings, vae, objects)
+        except OSError as error:
+            if disk_is_full(error):
+                raise OSError(
+                    f"the disk is full: the shards in {settings.output} are kept, and the same command goes on from "
+                    "there once there is room"
+                ) from error
+            raise
+
+
+def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Objects) -> Encoded:
+    """Encode the objects that the output lacks, and write the table of all."""
+    writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
+    wanted = [place for place in objects.places if place.name not in writer.done]
+    _check_kept(objects.places, writer)
+    kept = len(objects.places) - len(wanted)
+    failed = dict(objects.failed)
+    make = functools.partial(EncodeWorker, settings=settings)
+    if settings.engine == "local" and settings.workers == 1 and len(settings.devices) == 1:
+        make = functools.partial(_here, worker=EncodeWorker(settings.devices[0], settings=settings, vae=vae))
+    else:
+        del vae  # every worker has its own
+    start = time.perf_counter()
+    written = start
+    encoded = 0
+    with Progress(len(wanted), "encode") as progress:
+        for name, codes, coords, up, error in _through_workers(make, wanted, settings):
+            progress.update()
+            if error:
+                failed[name] = error
+                logger.warning("%s not encoded: %s", name, error)
+                continue
+            assert codes is not None and coords is not None and up is not None
+            writer.add(name, codes, coords, up)
+            encoded += 1
+            if len(writer) >= _OBJECTS_A_SHARD or time.perf_counter() - written > settings.shard_seconds:
+                writer.flush()
+                written = time.perf_counter()
+    writer.flush()
+    table = [
+        {
+            **row,
+            **({} if up is None else {UP: up.axis, "up_from": up.known_from}),
+            "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")),
+            "codes_error": error,
+        }
+        for row in objects.rows
+        for error in [failed.get(_key(row), "")]
+        for up in [writer.ups.get(row[ID_COLUMN])]
+    ]
+    write_table(settings.output / METADATA, table)
+    return Encoded(
+        encoded=encoded,
+        kept=kept,
+        failed=failed,
+        codes=sum(writer.done.values()),
+        seconds=round(time.perf_counter() - start, 2),
+        table=objects.table,
+        repeated=objects.repeated,
+    )
+
+
+def _check_kept(places: Sequence[Place], writer: CodeFolderWriter) -> None:
+    """Raise a ValueError if an object that is there already was encoded standing otherwise than is wanted now."""
+    for place in places:
+        up = place.up if place.mesh is None else place.mesh.up
+        if place.name not in writer.done or up is None:
+            continue
+        there = writer.ups.get(place.name, Up(axis="y", known_from=""))
+        if not there.is_made_by(up):
+            raise ValueError(
+                f"{writer.folder} holds codes of {place.name} that were made {there.apart_from(up)}: give "
+                "another --output, or delete the folder"
+            )
+
+
+def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
+    """Return the table of a source, the objects that can be tried, and why the others can't.
+
+    Raises:
+        ValueError: the source does not exist, or has no object.
+    """
+    source = settings.source
+    if not source.is_dir():
+        raise ValueError(f"the folder {source} does not exist")
+    rows: list[dict[str, str]] = []
+    places: list[Place] = []
+    failed: dict[str, str] = {}
+    found: Source | None = None
+    if fields_in(source):
+        fields = FieldFolder(source, vae.config.data_resolution)
+        failed |= fields.left_out
+        usable = {row[ID_COLUMN] for row in fields.rows}
+        for row in fields.table():
+            if settings.split is not None and row.get("split") != settings.split:
+                continue
+            rows.append(row)
+            if row[ID_COLUMN] in usable:
+                path = fields.path(row[ID_COLUMN])
+                try:
+                    up = up_of(path, settings.up, row.get(UP, ""))
+                except ValueError as error:
+                    failed[row[ID_COLUMN]] = str(error)
+                    continue
+                places.append(Place(name=row[ID_COLUMN], field=path, up=up if up.is_said else None))
+    else:
+        found = Source(_format_of(source), source, split=settings.split, up=settings.up)
+        for item in follow(found, "reading the input", leave=False):
+            rows.append(item.row)
+            if item.place is None:
+                failed[_key(item.row)] = item.error
+            else:
+                places.append(Place(name=item.row[ID_COLUMN], mesh=item.place))
+    if not places:
+        some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
+        of_split = "" if settings.split is None else f" of the split {settings.split!r}"
+        raise ValueError(f"{source} holds nothing{of_split} to encode" + (f" ({some})" if some else ""))
+    if settings.max_samples:
+        places = places[: settings.max_samples]
+        chosen = {place.name for place in places}
+        rows = [row for row in rows if row[ID_COLUMN] in chosen]
+        failed = {name: why for name, why in failed.items() if name in chosen}
+    return Objects(
+        rows=rows,
+        places=places,
+        failed=failed,
+        table=None if found is None else found.table,
+        repeated=() if found is None else found.repeated,
+    )
+
+
+def _key(row: Mapping[str, str]) -> str:
+    """Return what an object is called: its id, or its file where that can't be read."""
+    return row[ID_COLUMN] or row.get("file", "")
+
+
+def _format_of(source: Path) -> str:
+    return "pack" if (source / "meshes.jsonl").is_file() else "folder"
+
+
+_Result = tuple[str, Tensor | None, Tensor | None, Up | None, str]
+"""Id, codes, coordinates, how its source stands, and why there are none."""
+
+
+def _through_workers(
+    make: Callable[[str], Callable[[list[Place]], list[_Result]]], places: Sequence[Place], settings: EncodeSettings
+) -> Iterator[_Result]:
+    """Hand groups of objects to workers; where one dies of a group, its objects are tried one by one."""
+    groups = [list(group) for group in _batched(places, settings.objects_at_a_time)]
+    while groups:
+        again: list[list[Place]] = []
+        jobs = run_jobs(make, groups, workers=settings.workers, devices=settings.devices, engine=settings.engine)
+        for done in jobs:
+            group = groups[done.number]
+            if done.result is not None:
+                yield from done.result
+            elif len(group) > 1 and done.error == DIED_TWICE:
+                again += [[place] for place in group]
+            else:
+                yield from ((place.name, None, None, None, done.error) for place in group)
+        groups = again
+
+
+def _batched(places: Sequence[Place], size: int) -> Iterator[tuple[Place, ...]]:
+    rest = iter(places)
+    while group := tuple(itertools.islice(rest, size)):
+        yield group
+
+
+def _here(_device: str, *, worker: EncodeWorker) -> EncodeWorker:
+    return worker
+
+
+class EncodeWorker:
+    """A tokenizer on one device that encodes a few objects at a time."""
+
+    def __init__(self, device: str, *, settings: EncodeSettings, vae: SparseSDFVQVAE | None = None) -> None:
+        self.settings = settings
+        self.vae = vae or load_vae_from_config(settings.vae_config, settings.vae_ckpt, device)
+
+    def __call__(self, places: list[Place]) -> list[_Result]:
+        """Return the codes of each object, or why there are none."""
+        fields: list[tuple[str, SparseSDF]] = []
+        results: list[_Result] = []
+        for place, found in zip(places, self.fields_of(places), strict=True):
+            if isinstance(found, SparseSDF):
+                fields.append((place.name, found))
+            else:
+                results.append((place.name, None, None, None, found))
+        return results + self.encode_fields(fields)
+
+    def encode_fields(self, fields: list[tuple[str, SparseSDF]]) -> list[_Result]:
+        """Return the codes of fields with their names."""
+        parts = _by_size(fields, self.settings.batch_voxels)
+        return [result for part in parts for result in self._encode(part)]
+
+    def fields_of(self, places: list[Place]) -> list[SparseSDF | str]:
+        """Return each object's field (or its mirror image's), or the reason why it has none."""
+        found: list[Any] = []
+        for place in places:
+            try:
+                if place.field is not None:
+                    field = SparseSDF.load(place.field)
+                    as_made = place.up is None or place.up.axis == field.up
+                    field = field_for(self.vae, field, up=None if as_made else place.up)
+                    found.append(field.to(self.vae.device))
+                else:
+                    assert place.mesh is not None
+                    found.append(load_place(place.mesh))
+            except (ValueError, OSError) as error:
+                found.append(brief(error))
+        meshes = [i for i, one in enumerate(found) if not isinstance(one, (SparseSDF, str))]
+        ups = [mesh.up for i in meshes if (mesh := places[i].mesh) is not None]
+        made = voxelize_many_for(
+            self.vae,
+            [found[i] for i in meshes],
+            threshold_factor=self.settings.threshold_factor,
+            ups=ups,
+        )
+        for i, field_or_reason in zip(meshes, made, strict=True):
+            found[i] = field_or_reason
+        return [_mirror_image(one) for one in found] if self.settings.mirror else found
+
+    def _encode(self, part: list[tuple[str, SparseSDF]]) -> list[_Result]:
+        """Encode fields together; where that fails, one by one."""
+        try:
+            with torch.no_grad():
+                codes = self.vae.Encode(collate_sparse_sdf([field for _, field in part]))
+        except ValueError as error:
+            if len(part) == 1:
+                return [(part[0][0], None, None, None, brief(error))]
+            return [result for one in part for result in self._encode([one])]
+        sizes = torch.bincount(codes.coords[:, 0], minlength=len(part)).tolist()
+        values = codes.feats[:, 0].to("cpu", torch.int32).split(sizes)
+        coords = codes.coords[:, 1:].to("cpu", torch.int16).split(sizes)
+        rows = zip(part, values, coords, strict=True)
+        # Copies: a part of a tensor would be sent between processes whole.
+        return [
+            (name, own.clone(), where.clone(), Up(axis=field.up, known_from=field.up_from), "")
+            for (name, field), own, where in rows
+        ]
+
+
+def _mirror_image(field: SparseSDF | str) -> SparseSDF | str:
+    """Return a field's mirror image, or why there is none."""
+    if isinstance(field, str):
+        return field
+    try:
+        return field.mirrored()
+    except ValueError as error:
+        return brief(error)
+
+
+def _by_size(fields: list[tuple[str, SparseSDF]], most: int) -> Iterator[list[tuple[str, SparseSDF]]]:
+    """Yield fields in parts of at most so many voxels, or of one field."""
+    part: list[tuple[str, SparseSDF]] = []
+    total = 0
+    for name, field in fields:
+        if part and total + len(field.sdf) > most:
+            yield part
+            part, total = [], 0
+        part.append((name, field))
+        total += len(field.sdf)
+    if part:
+        yield part

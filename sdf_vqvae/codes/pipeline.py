@@ -1,0 +1,293 @@
+"""One object through the tokenizer, with its place in source units kept: mesh -> field -> codes -> mesh.
+
+What a program does with one file, as functions. Batches, datasets and scores are elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import trimesh
+
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.fields.conversion import field_in_world
+from sdf_vqvae.fields.description import CONVERSION_HINT
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
+from sdf_vqvae.geometry.mesh import NormalizedMesh, load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.up import AUTO, UP_AXES, Up, up_of
+from sdf_vqvae.geometry.upright import guess_up, usual_up
+from sdf_vqvae.geometry.voxelizer.voxelize import voxelize_batch
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.utils.errors import brief
+
+
+def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
+    """Read a mesh file, or a field file (`.npz`).
+
+    Raises:
+        ValueError: see `load_mesh` and `SparseSDF.load`.
+    """
+    return SparseSDF.load(path) if Path(path).suffix.lower() == ".npz" else load_mesh(path)
+
+
+def field_for(
+    vae: SparseSDFVQVAE,
+    shape: trimesh.Trimesh | SparseSDF,
+    *,
+    threshold_factor: float | None = None,
+    up: Up | None = None,
+) -> SparseSDF:
+    """Return the field that a tokenizer reads: a mesh voxelized, or a field as it is.
+
+    Args:
+        vae: the tokenizer.
+        shape: the object.
+        threshold_factor: see `voxelize_for`.
+        up: the axis of the source that points up; None leaves a mesh as it is (y), and a field as it was made.
+
+    Raises:
+        ValueError: see `voxelize_for`, `check_field` and `settle_up`.
+    """
+    if not isinstance(shape, trimesh.Trimesh):
+        check_field(vae, shape)
+    known = None if up is None else settle_up(up, shape)
+    if isinstance(shape, trimesh.Trimesh):
+        field = voxelize_for(vae, shape, threshold_factor=threshold_factor, up="y" if known is None else known.axis)
+    else:
+        field = shape if known is None else shape.turned(known.axis)
+    return field if known is None else replace(field, up_from=known.known_from)
+
+
+def up_for(path: str | os.PathLike[str], shape: trimesh.Trimesh | SparseSDF, asked: str | None = None) -> Up:
+    """Return which axis of a shape's source points up, as programs take it.
+
+    Args:
+        path: the shape's file.
+        shape: what is in it.
+        asked: what `--up` says, None where it isn't given: then a field is taken as it was made.
+
+    Raises:
+        ValueError: see `up_of` and `settle_up`.
+    """
+    if asked is None and not isinstance(shape, trimesh.Trimesh):
+        return Up(axis=shape.up, known_from=shape.up_from or "fields stand along y where they don't say otherwise")
+    return settle_up(up_of(path, asked), shape)
+
+
+def settle_up(up: Up, shape: trimesh.Trimesh | SparseSDF) -> Up:
+    """Return `up` as one of `UP_AXES`: where it is `AUTO` or `USUAL`, by looking at the shape.
+
+    Raises:
+        ValueError: see `guess_up` and, for fields, `extract_surface`.
+    """
+    if up.axis in UP_AXES:
+        return up
+    if not isinstance(shape, trimesh.Trimesh):
+        surface = extract_surface(shape.sdf, shape.index, shape.field)
+        shape = to_source_units(surface, shape.center, shape.scale, shape.up)
+    look = guess_up if up.axis == AUTO else usual_up
+    try:
+        guess = look(shape)
+    except (ValueError, IndexError):
+        # Either something is wrong with the mesh, which this says, or its numbers are too large or too small.
+        normalized = normalize_mesh(shape)
+        guess = look(trimesh.Trimesh(normalized.vertices.numpy(), normalized.faces.numpy(), process=False))
+    return up.guessed(guess.up, guess.probability)
+
+
+def voxelize_for(
+    vae: SparseSDFVQVAE,
+    mesh: str | os.PathLike[str] | trimesh.Trimesh,
+    *,
+    threshold_factor: float | None = None,
+    up: str = "y",
+) -> SparseSDF:
+    """Voxelize a mesh (or file) into the field that a tokenizer reads.
+
+    Only the part of the band that the encoder sees is computed; its values are those of the whole field.
+
+    Args:
+        vae: the tokenizer.
+        mesh: path or mesh, in any units.
+        threshold_factor: half width in voxels of the stored shell, for tokenizers of the original system, whose
+            files don't record it: the value that their training data was made with.
+        up: the axis of the mesh that points up. By default nothing is turned, whatever the file's format.
+
+    Raises:
+        ValueError: the mesh cannot be used; or the tokenizer's field has no recorded band and `threshold_factor`
+            is not given, or it has one and another is asked for.
+    """
+    band = _band_for(vae, threshold_factor)
+    source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
+    normalized = normalize_mesh(source, up)
+    return field_in_world(
+        normalized.vertices.to(vae.device),
+        normalized.faces.to(vae.device),
+        vae.config.field,
+        band=band,
+        watertight=normalized.watertight,
+        center=normalized.center,
+        scale=normalized.scale,
+        up=up,
+    )
+
+
+def voxelize_many_for(
+    vae: SparseSDFVQVAE,
+    meshes: Sequence[trimesh.Trimesh],
+    *,
+    threshold_factor: float | None = None,
+    ups: Sequence[Up] = (),
+) -> list[SparseSDF | str]:
+    """Voxelize several meshes into the fields that a tokenizer reads, on a GPU in one go.
+
+    Arguments are those of `field_for`; without `ups`, nothing is turned.
+
+    Returns:
+        For each mesh its field, or in one line why it can't be used.
+
+    Raises:
+        ValueError: `threshold_factor` does not fit the tokenizer.
+    """
+    field, band = vae.config.field, _band_for(vae, threshold_factor)
+    made: list[SparseSDF | str] = []
+    ready: list[tuple[int, NormalizedMesh]] = []
+    together = vae.device.type == "cuda" and field.sampling == "center" and field.unit == "band"
+    known: list[Up | None] = [*ups] or [None] * len(meshes)
+    for number, (mesh, up) in enumerate(zip(meshes, known, strict=True)):
+        made.append("")
+        try:
+            if not together:
+                made[number] = field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
+                continue
+            settled = known[number] = None if up is None else settle_up(up, mesh)
+            ready.append((number, normalize_mesh(mesh, "y" if settled is None else settled.axis)))
+        except ValueError as error:
+            made[number] = brief(error)
+    if not ready:
+        return made
+    parts = [(m.vertices, m.faces, m.watertight) for _, m in ready]
+    signed = field.kind == "sdf"
+    try:
+        found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=signed, device=vae.device)
+    except ValueError:  # one of them has no voxel: find out which
+        return [_or_reason(vae, mesh, threshold_factor, up) for mesh, up in zip(meshes, known, strict=True)]
+    share = band / field.voxels_per_unit
+    for (number, mesh), own in zip(ready, found, strict=True):
+        up = known[number]
+        made[number] = SparseSDF(
+            sdf=(own.distance.double() * share).float(),
+            index=own.index,
+            field=field,
+            center=mesh.center,
+            scale=mesh.scale,
+            watertight=mesh.watertight,
+            sign_method=own.sign_method,
+            up=mesh.up,
+            up_from="" if up is None else up.known_from,
+        )
+    return made
+
+
+def _or_reason(
+    vae: SparseSDFVQVAE, mesh: trimesh.Trimesh, threshold_factor: float | None, up: Up | None
+) -> SparseSDF | str:
+    try:
+        return field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
+    except ValueError as error:
+        return brief(error)
+
+
+def _band_for(vae: SparseSDFVQVAE, threshold_factor: float | None) -> float:
+    """Return how much of the band to compute, in voxels. Raises a ValueError where that is unknown."""
+    field = vae.config.field
+    if threshold_factor is not None and field.band not in (None, threshold_factor):
+        raise ValueError(
+            f"threshold_factor={threshold_factor:g}, but this VAE reads fields of band {field.band:g}: leave it out"
+        )
+    band = vae.config.input_band or field.band or threshold_factor
+    if band is None:
+        raise ValueError(
+            "this VAE reads fields of the original system, whose band is not recorded: give --threshold_factor, the "
+            "value its training data was made with (0.01 by default in the original's first version, 4.0 later)"
+        )
+    return band
+
+
+def check_field(vae: SparseSDFVQVAE, field: SparseSDF) -> None:
+    """Raise a ValueError, naming both sides, unless a field is of the kind that the tokenizer reads."""
+    if field.field == vae.config.field:
+        return
+    raise ValueError(
+        f"the field is {field.field.in_words()}, but the VAE reads {vae.config.field.in_words()}: {CONVERSION_HINT}"
+    )
+
+
+def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
+    """Encode one object's field to codes (on the CPU).
+
+    Raises:
+        ValueError: the field is of another kind than the tokenizer's.
+    """
+    check_field(vae, field)
+    encoded = vae.Encode(field.to_batch())
+    return ShapeCodes(
+        codes=encoded.feats[:, 0].to("cpu", torch.int32),
+        coords=encoded.coords[:, 1:].to("cpu", torch.int32),
+        latent_resolution=vae.config.latent_resolution,
+        data_resolution=vae.config.data_resolution,
+        center=field.center,
+        scale=field.scale,
+        vae_hash=vae.fingerprint(),
+        up=field.up,
+        up_from=field.up_from,
+    )
+
+
+def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
+    """Raise a ValueError unless the codes were made by this tokenizer."""
+    here = vae.fingerprint()
+    if codes.vae_hash != here:
+        raise ValueError(
+            f"the codes were made by the VAE {codes.vae_hash[:12]}, but this one is {here[:12]}: "
+            "give the --vae_config and --vae_ckpt they were made with"
+        )
+    grids = (vae.config.latent_resolution, vae.config.data_resolution)
+    if (codes.latent_resolution, codes.data_resolution) != grids:
+        raise ValueError(
+            f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
+            f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
+        )
+
+
+def decode_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> SparseTensor:
+    """Decode codes to the field on the data grid."""
+    check_codes(vae, codes)
+    return vae.Decode(codes.to_sparse_tensor(vae.device))
+
+
+def surface_of(
+    vae: SparseSDFVQVAE,
+    field: SparseTensor,
+    codes: ShapeCodes,
+    *,
+    voxel_resolution: int | None = None,
+    mc_threshold: float | None = None,
+) -> trimesh.Trimesh:
+    """Extract the surface of a decoded field, in the units, place and axes of the source mesh.
+
+    Args:
+        vae: the tokenizer that decoded it.
+        field: output of `decode_codes`.
+        codes: where it came from; they know center, scale and up.
+        voxel_resolution: see `SparseSDFVQVAE.sparse2mesh`.
+        mc_threshold: see `SparseSDFVQVAE.sparse2mesh`.
+    """
+    (mesh,) = vae.sparse2mesh(field, voxel_resolution, mc_threshold)
+    return to_source_units(mesh, codes.center, codes.scale, codes.up)

@@ -1,0 +1,130 @@
+"""The codes of one object and their file: what an object is after encoding, with its way back to source units."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sdf_vqvae.geometry.up import check_up
+from sdf_vqvae.geometry.voxelizer.voxelize import MAX_RESOLUTION
+from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.utils.archives import parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.utils.errors import brief
+
+CODES_SUFFIX = ".safetensors"
+"""How the name of a codes file ends."""
+_FORMAT = "sdf-vqvae-codes/1"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeCodes:
+    """Discrete codes of one object, standing along +y, on the latent grid.
+
+    The file is safetensors: `codes [M]` int32, `coords [M, 3]` int16, everything else as JSON under the
+    metadata key `shape_codes`.
+    """
+
+    codes: Tensor
+    """int32 `[M]`."""
+    coords: Tensor
+    """int32 `[M, 3]` = (x, y, z), rows sorted."""
+    latent_resolution: int
+    data_resolution: int
+    center: tuple[float, float, float]
+    """world = R(up) @ (source - center) * scale."""
+    scale: float
+    vae_hash: str
+    """`SparseSDFVQVAE.fingerprint()` of the tokenizer that made the codes."""
+    up: str = "y"
+    """The axis of the source that points up; R(up) is its `rotation`."""
+    up_from: str = ""
+    """Where that is known from (see `Up`); empty where nobody said."""
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges."""
+        if self.codes.ndim != 1 or self.coords.shape != (len(self.codes), 3) or len(self.codes) == 0:
+            raise ValueError(
+                f"codes must have shape [M] and coords [M, 3], M > 0; got {list(self.codes.shape)} "
+                f"and {list(self.coords.shape)}"
+            )
+        if int(self.coords.min()) < 0 or int(self.coords.max()) >= self.latent_resolution:
+            raise ValueError(f"code coordinates leave the latent grid of {self.latent_resolution}^3")
+        if int(self.codes.min()) < 0:
+            raise ValueError(f"codes are numbers from 0, got {int(self.codes.min())}")
+        if not 1 <= self.latent_resolution <= self.data_resolution <= MAX_RESOLUTION:
+            raise ValueError(
+                f"a latent grid of {self.latent_resolution}^3 and a data grid of {self.data_resolution}^3 don't fit: "
+                f"1 <= latent <= data <= {MAX_RESOLUTION}"
+            )
+        if not all(math.isfinite(v) for v in self.center):
+            raise ValueError(f"center must be three finite numbers, got {self.center}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
+        check_up(self.up)
+
+    def to_sparse_tensor(self, device: torch.device | str = "cpu") -> SparseTensor:
+        """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` int64 on the latent grid."""
+        coords = torch.cat([torch.zeros_like(self.coords[:, :1]), self.coords], dim=1)
+        return SparseTensor(self.codes.long()[:, None].to(device), coords.to(device), side=self.latent_resolution)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, replacing an earlier one only when complete."""
+        about = {
+            "format": _FORMAT,
+            "latent_resolution": self.latent_resolution,
+            "data_resolution": self.data_resolution,
+            "center": list(self.center),
+            "scale": self.scale,
+            "vae_hash": self.vae_hash,
+            "up": self.up,
+            "up_from": self.up_from,
+        }
+        tensors = {
+            "codes": self.codes.to(torch.int32).cpu().contiguous(),
+            "coords": self.coords.to(torch.int16).cpu().contiguous(),
+        }
+        write_safetensors(path, tensors, {"shape_codes": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ShapeCodes:
+        """Read a codes file.
+
+        Raises:
+            ValueError: the file is not a codes file or is damaged.
+        """
+        tensors, metadata = read_safetensors(path, "codes file", ("codes", "coords"))
+        try:
+            about = parse_json(metadata["shape_codes"])
+            if about["format"] != _FORMAT:
+                raise ValueError(f"codes of format {about['format']!r}, this version reads {_FORMAT!r}")
+            for name, tensor in tensors.items():
+                if tensor.dtype not in _INTEGERS:
+                    raise ValueError(f"{name} must be integers, got {tensor.dtype}")
+            x, y, z = about["center"]
+            found = cls(
+                codes=tensors["codes"],
+                coords=tensors["coords"],
+                latent_resolution=int(about["latent_resolution"]),
+                data_resolution=int(about["data_resolution"]),
+                center=(float(x), float(y), float(z)),
+                scale=float(about["scale"]),
+                vae_hash=str(about["vae_hash"]),
+                # Files of earlier versions don't have these: theirs stand along y.
+                up=str(about.get("up", "y")),
+                up_from=str(about.get("up_from", "")),
+            )
+            if int(found.codes.max()) >= 2**31:
+                raise ValueError(f"codes are 32-bit numbers, got {int(found.codes.max())}")
+            if len(torch.unique(found.coords.long(), dim=0)) < len(found.codes):
+                raise ValueError("coords holds a cell more than once")
+            return replace(found, codes=found.codes.to(torch.int32), coords=found.coords.to(torch.int32))
+        except KeyError as error:
+            raise ValueError(f"{path} is not a codes file: it lacks {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{path} is not a codes file: {brief(error)}") from error

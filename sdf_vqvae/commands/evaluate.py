@@ -1,0 +1,198 @@
+"""The program `evaluate`: how well a tokenizer rebuilds shapes, as tables, JSON and a page of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, positive_int, print_json
+
+ABOUT = "Measure how well a tokenizer rebuilds shapes, beside the ceiling of its representation."
+EXAMPLES = (
+    "  vae-qwen3vl evaluate examples -o evaluation --samples 20000         a folder of meshes\n"
+    "  vae-qwen3vl evaluate shapes -o evaluation --split test              a pack (meshes.bin, meshes.jsonl)\n"
+    "  vae-qwen3vl evaluate train_sdf_dataset -o evaluation                voxelized fields (.npz)\n"
+    "  vae-qwen3vl evaluate shapes -o quick --split test --max_samples 50  50 objects drawn with --seed\n"
+    "  vae-qwen3vl evaluate shapes -o mine --vae_ckpt outputs/tok/model.safetensors\n"
+    "  vae-qwen3vl evaluate --protocol                                     every measure and its formula\n"
+    "\n"
+    "Three rows for every object: `ceiling` is mesh -> field -> mesh without the network, the best that the\n"
+    "tokenizer's grid can do; `continuous` goes through the network with the quantizer bypassed; `discrete` is\n"
+    "rebuilt from codes alone. What fails scores the worst case in every measure and is listed with its reason.\n"
+    "FOLDER gets summary.json, objects.jsonl (a line an object) and report.html (tables and pictures). The same\n"
+    "command goes on where it stopped; another tokenizer, split or protocol needs another folder."
+)
+
+
+_MOST_WORKERS = 32
+"""More would wait for the GPU."""
+
+
+class _Protocol(argparse.Action):
+    """Print every measure with its formula and leave, as `--help` does."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from sdf_vqvae.evaluation.run import formulas
+
+        print(protocol_text(formulas()))
+        parser.exit()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "shapes", metavar="SHAPES", type=Path, help="folder of meshes, mesh pack, dataset of fields, or a mesh file"
+    )
+    parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True, help="folder for the results")
+    add_vae_options(parser)
+    add_threshold_factor(parser)
+    add_up_option(parser)
+    parser.add_argument("--split", help="only objects of this split of a pack or dataset")
+    parser.add_argument(
+        "--max_samples", type=positive_int, metavar="N", help="N objects, drawn with --seed (default: all)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=positive_int,
+        default=100_000,
+        metavar="N",
+        help="points on each surface (default %(default)s; 1000000 as some papers do)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the points, and of --max_samples (default 0)")
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes that compute scores (default: 1 on a CPU, which the network needs; with a GPU one a core)",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="N best, N median and N worst objects on the page (default %(default)s; 0: none)",
+    )
+    parser.add_argument("--protocol", action=_Protocol, help="print every measure with its formula, and leave")
+    add_run_options(parser)
+
+
+def work(options: argparse.Namespace) -> int:
+    """Evaluate, print the table and write the page."""
+    from sdf_vqvae.evaluation.report import REPORT, chosen_for_pictures, draw_objects, write_report
+    from sdf_vqvae.evaluation.run import EvaluationSettings, evaluate_shapes, read_objects
+    from sdf_vqvae.evaluation.shapes import list_shapes
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output {options.output}: it is a file; give a folder")
+    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
+    shapes = list_shapes(
+        options.shapes,
+        split=options.split,
+        max_samples=options.max_samples,
+        seed=options.seed,
+        resolution=vae.config.data_resolution,
+        up=options.up,
+    )
+    workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
+    settings = EvaluationSettings(
+        samples=options.samples,
+        seed=options.seed,
+        threshold_factor=options.threshold_factor,
+        shapes=str(options.shapes),
+        split=options.split,
+        up=options.up,
+    )
+    summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
+    records = read_objects(options.output)
+    chosen = chosen_for_pictures([records[shape.id] for shape in shapes], options.pictures)
+    wanted = {name for _, name in chosen}
+    pictures = draw_objects(
+        vae,
+        [shape for shape in shapes if shape.id in wanted],
+        threshold_factor=options.threshold_factor,
+        workers=min(workers, max(1, len(chosen))),
+    )
+    write_report(options.output / REPORT, summary, records, chosen, pictures)
+    if options.json:
+        print_json(summary, indent=None)
+    else:
+        print(protocol_text(summary["formulas"]))
+        print()
+        print(summary_text(summary))
+        print(f"{options.output}: summary.json, objects.jsonl, {REPORT}")
+    everything = len(summary["failures"]) == summary["objects"] and summary["codebook"]["tokens"] == 0
+    return USER_ERROR if everything else 0
+
+
+def protocol_text(formulas: dict[str, str]) -> str:
+    """Return measures and formulas, wrapped."""
+    width = max(len(name) for name in formulas)
+    return "\n".join(
+        textwrap.fill(words, 116, initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2))
+        for name, words in formulas.items()
+    )
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """Return the tables that the program prints."""
+    from sdf_vqvae.evaluation.page import as_text
+    from sdf_vqvae.evaluation.rebuild import ROWS
+    from sdf_vqvae.evaluation.report import table
+
+    parts = []
+    for name in ("all", "watertight"):
+        found = summary["subsets"].get(name)
+        if found is not None:
+            parts += [
+                f"{name}: {found['objects']:,} objects, means",
+                as_text(table([(r, found[r]) for r in ROWS])),
+                "",
+            ]
+    rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
+    parts += ["discrete row by subset, means", as_text(table(rows)), ""]
+    main = summary["subsets"]["all"]
+    for gap, values in main["gaps"].items():
+        shown = (values[key] for key in ("fscore@0.005", "fscore@0.01"))
+        words = (f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in shown)
+        parts.append(f"{gap}: F@.005 {next(words)}, F@.01 {next(words)}")
+    codes, book = summary["codes"], summary["codebook"]
+    if codes:
+        parts.append(
+            f"codes an object: median {codes['median']:,.0f}, mean {codes['mean']:,.0f}, largest "
+            f"{codes['largest']:,.0f}; bits: median {codes['bits_total_median']:,.0f}"
+        )
+    parts.append(
+        f"codebook of {book['size']:,}: {100 * book['used']:.1f} % used, perplexity {book['perplexity']:,.0f} "
+        f"({100 * book['perplexity_share']:.1f} %), {book['dead']:,} dead, top 1 % take "
+        f"{100 * book['top_percent_mass']:.1f} % of {book['tokens']:,} tokens"
+    )
+    times = (f"{stage} {values['median']:.3f}" for stage, values in summary["seconds"].items())
+    parts.append(f"seconds an object, median ({summary['device']}): {', '.join(times)}")
+    for failure in summary["failures"][:10]:
+        reasons = textwrap.shorten("; ".join(failure["errors"].values()), 160)
+        parts.append(f"failed: {failure['id']} ({', '.join(failure['rows'])}): {reasons}")
+    if len(summary["failures"]) > 10:
+        parts.append(f"and {len(summary['failures']) - 10:,} more failures, in summary.json")
+    return "\n".join(parts)
+
+
+def _cores() -> int:
+    """Return how many processes score beside a GPU: one a core that this process may use, but for its own."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(_MOST_WORKERS, max(2, usable - 1))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value

@@ -1,0 +1,1 @@
+"""Settings of tokenizers and of their training, as the files of `configs/vae` have them."""

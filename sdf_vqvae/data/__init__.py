@@ -1,0 +1,1 @@
+"""Where objects come from: files, packs, tables with captions, folders of fields."""

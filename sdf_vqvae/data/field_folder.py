@@ -1,0 +1,365 @@
+"""A dataset of field files: a folder with `metadata.csv` and `{sha256}_r{R}.npz`, read, and converted as a whole.
+
+Knows the columns of the table that concern fields (`sha256`, `sdf_computed`, `r{R}_num_points`, `r{R}_error`) and
+keeps all others. Captions are for the language branch.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdf_vqvae.data.object_rows import OneRowAnObject
+from sdf_vqvae.data.tables import (
+    FILE_COLUMNS,
+    ID_COLUMN,
+    METADATA,
+    NAME_COLUMNS,
+    find_table,
+    read_table,
+    warn_of_other_tables,
+    write_table,
+)
+from sdf_vqvae.fields.conversion import convert_field
+from sdf_vqvae.fields.description import FieldDescription
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.geometry.up import Up
+from sdf_vqvae.utils.archives import npz_shapes, read_npz
+from sdf_vqvae.utils.jobs import run_jobs
+from sdf_vqvae.utils.progress import follow
+
+logger = logging.getLogger(__name__)
+
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+"""Names from tables and folders that may become part of a path."""
+_FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
+
+
+class FieldFolder:
+    """The objects of a dataset folder that have a field file at a resolution.
+
+    With a `metadata.csv`, its rows in their order; without, all files `{id}_r{R}.npz` in the order of their names.
+
+    Args:
+        folder: the dataset.
+        resolution: grid side R in the file names.
+        min_points: least number of voxels (the table's `r{R}_num_points`), as in the original's configs.
+        max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
+
+    Raises:
+        ValueError: no such folder, a table without the column `sha256`, or no object is left.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        resolution: int = 512,
+        *,
+        min_points: int = 0,
+        max_points: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.resolution = resolution
+        if not self.folder.is_dir():
+            raise ValueError(f"the dataset folder {self.folder} does not exist")
+        self.rows: list[dict[str, str]] = []
+        gathered = read_field_table(self.folder)
+        if gathered is None:
+            gathered = OneRowAnObject(
+                rows=[{ID_COLUMN: n} for n, own in self._resolutions.items() if resolution in own]
+            )
+        self._table, self._contradicting = gathered.rows, tuple(gathered.contradicting)
+        self.left_out = dict(gathered.contradicting)
+        """Id -> why its row is not among `rows`."""
+        for row in self._table:
+            reason = self._reason_against(row, min_points, max_points)
+            if reason is None:
+                self.rows.append(row)
+            else:
+                self.left_out[row[ID_COLUMN]] = reason
+        if not self.rows:
+            some = "; ".join(f"{name}: {why}" for name, why in list(self.left_out.items())[:2])
+            raise ValueError(
+                f"{self.folder} holds no usable field of {resolution}^3"
+                + (self._other_grids() or (f" ({some})" if some else ""))
+            )
+        log_left_out(self.left_out, len(self.left_out) + len(self.rows), self.folder)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> SparseSDF:
+        """Read one field. Raises a ValueError if its file is damaged."""
+        return SparseSDF.load(self.path(self.rows[number][ID_COLUMN]))
+
+    def path(self, name: str) -> Path:
+        """Return the file of an object by its id."""
+        return self.folder / field_file_name(name, self.resolution)
+
+    def table(self) -> Iterator[dict[str, str]]:
+        """Yield a row of each object, usable or not; an id that stands for several has a row without words."""
+        yield from self._table
+        yield from ({ID_COLUMN: name} for name in self._contradicting)
+
+    def _reason_against(self, row: dict[str, str], min_points: int, max_points: int | None) -> str | None:
+        """Return why a row can't be used, or None."""
+        name = row[ID_COLUMN]
+        if not SAFE_ID.fullmatch(name):
+            return "its id is not a plain name"
+        if row.get("sdf_computed", "True").strip().lower() not in ("true", "1", "1.0"):
+            return "sdf_computed is not True"
+        points = row.get(f"r{self.resolution}_num_points")
+        if points is not None:
+            try:
+                count = float(points or "nan")
+            except ValueError:
+                return f"r{self.resolution}_num_points is {points!r}"
+            if not count >= min_points:
+                return f"it has {points or 'no'} voxels, fewer than {min_points}"
+            if max_points is not None and count > max_points:
+                return f"it has {points} voxels, more than {max_points}"
+        if not self.path(name).is_file():
+            others = " and ".join(f"{r}^3" for r in sorted(self._resolutions.get(name, ())))
+            return f"its field is of {others}, not of {self.resolution}^3" if others else "its file does not exist"
+        return None
+
+    @functools.cached_property
+    def _resolutions(self) -> dict[str, set[int]]:
+        """Id -> grid sides of the files that are there."""
+        return _grid_sides(self.folder)
+
+    def _other_grids(self) -> str:
+        """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
+        sides = {side for own in self._resolutions.values() for side in own}
+        if not sides or self.resolution in sides:
+            return ""
+        others = " and ".join(f"{side}^3" for side in sorted(sides))
+        return (
+            f": its fields are of {others}. Make them with --sdf_resolution {self.resolution} (CT scans) or "
+            f"--resolutions {self.resolution} (meshes), or convert them with "
+            f"`vae-qwen3vl convert {self.folder} -o OUT` (--vae_config for a VAE that is not the shipped one)"
+        )
+
+
+def read_field_table(folder: Path) -> OneRowAnObject | None:
+    """Read the table of a dataset of fields, a row an object; None where it has none.
+
+    Raises:
+        ValueError: the table can't be read, or no column of it names field files.
+    """
+    table = find_table(folder)
+    if table is None:
+        return None
+    warn_of_other_tables(folder)
+    rows = list(read_table(table, ()))
+    column = _id_column(rows, table)
+    if column != ID_COLUMN:
+        rows = [{ID_COLUMN: _id_in(row[column]), **row} for row in rows]
+    return OneRowAnObject.of(rows, table)
+
+
+def _grid_sides(folder: Path) -> dict[str, set[int]]:
+    """Return the grid sides of the field files that are there, by the objects' ids, in the order of these."""
+    found: dict[str, set[int]] = {}
+    for name in sorted(os.listdir(folder)):
+        if match := _FILE.fullmatch(name):
+            found.setdefault(match["id"], set()).add(int(match["resolution"]))
+    return found
+
+
+def _id_column(rows: Sequence[Mapping[str, str]], table: Path) -> str:
+    """Return the column that names the objects: `sha256`, or where there is none the one that fits most files."""
+    columns = list(rows[0]) if rows else []
+    if ID_COLUMN in columns or not rows:
+        return ID_COLUMN
+    there = _grid_sides(table.parent)
+    fits = {
+        column: sum(_id_in(row[column]) in there for row in rows)
+        for column in (*NAME_COLUMNS, *FILE_COLUMNS)
+        if column in columns
+    }
+    best = max(fits, key=lambda column: fits[column], default="")
+    if not best or not fits[best]:
+        raise ValueError(
+            f"{table} has no column {ID_COLUMN!r}, and no other that names field files; it has {columns}"
+        )
+    logger.info("%s: objects by %s; %d of %d rows have a field", table.name, best, fits[best], len(rows))
+    return best
+
+
+def _id_in(cell: str) -> str:
+    """Return the id that a cell names, alone or as a field file."""
+    name = cell.strip().replace("\\", "/").rpartition("/")[2]
+    match = _FILE.fullmatch(name)
+    return match["id"] if match else name
+
+
+def log_left_out(left_out: Mapping[str, str], among: int, where: object) -> None:
+    """Say how many objects are left out, and why: a line for each reason, with one of them."""
+    counted: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        counted.setdefault(plain_reason(reason), []).append(name)
+    for names in sorted(counted.values(), key=len, reverse=True):
+        first = f"{'e.g. ' if len(names) > 1 else ''}{names[0]}: {left_out[names[0]]}"
+        logger.warning("%s: %d of %d objects left out, %s", where, len(names), among, first)
+
+
+def plain_reason(reason: str) -> str:
+    """Return a reason without names and numbers, which is the same for all objects that have it."""
+    return re.sub(r"\d[\d,.]*", "#", re.sub(r"'[^']*'", "…", reason))
+
+
+def fields_in(folder: Path) -> bool:
+    """Return whether a folder holds field files."""
+    return any(_FILE.fullmatch(name) for name in os.listdir(folder))
+
+
+def field_file_name(name: str, resolution: int) -> str:
+    """Return `{name}_r{resolution}.npz`."""
+    return f"{name}_r{resolution}.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What converting a folder came to."""
+
+    converted: int
+    kept: int
+    """Files that an earlier run had made."""
+    failed: dict[str, str]
+    """Id -> reason."""
+
+
+def convert_file(source: Path, target: Path, field: FieldDescription) -> int:
+    """Convert one field file and return the number of its voxels. Raises a ValueError with the reason."""
+    converted = convert_field(SparseSDF.load(source), field)
+    converted.save(target)
+    return len(converted.sdf)
+
+
+def convert_folder(
+    source: Path, target: Path, field: FieldDescription, *, resolution: int | None = None, workers: int = 1
+) -> Conversion:
+    """Convert the fields of a dataset folder into another; a second run goes on where the first stopped.
+
+    Writes `{id}_r{R}.npz` and a `metadata.csv` with the source's columns and `r{R}_num_points`, `r{R}_error`.
+    An object that can't be converted is recorded with its reason, and the rest goes on.
+
+    Args:
+        source: dataset folder.
+        target: where to; another folder, created where missing.
+        field: description of the results.
+        resolution: R in the names of the source's files; by default the one that all of them have.
+        workers: processes.
+
+    Raises:
+        ValueError: the folders are the same, or the source has no field or fields of several resolutions.
+    """
+    if target.resolve() == source.resolve():
+        raise ValueError(f"--output {target} is the source itself: give another folder")
+    if not source.is_dir():
+        raise ValueError(f"the dataset folder {source} does not exist")
+    fields = FieldFolder(source, resolution or _only_resolution(source))
+    target.mkdir(parents=True, exist_ok=True)
+    points: dict[str, str] = {}
+    failed = dict(fields.left_out)
+    kept = 0
+    jobs = []
+    for row in fields.rows:
+        output = target / field_file_name(row[ID_COLUMN], field.resolution)
+        stored = stored_field(output, field)
+        if stored is None:
+            jobs.append((row[ID_COLUMN], (fields.path(row[ID_COLUMN]), output)))
+        else:
+            kept += 1
+            points[row[ID_COLUMN]] = str(stored.voxels)
+    done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
+    for one in follow(done, "convert", "field", total=len(jobs)):
+        name = jobs[one.number][0]
+        if one.error:
+            failed[name] = one.error
+        else:
+            points[name] = str(one.result)
+    rows = []
+    for row in fields.table():
+        name = row[ID_COLUMN]
+        found = {f"r{field.resolution}_num_points": points.get(name, "")}
+        rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
+    write_table(target / METADATA, rows)
+    return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredField:
+    """What the headers of a field file say."""
+
+    voxels: int
+    sign_method: str
+    watertight: bool
+    up: Up
+    """How the source stands; known from nothing in files of earlier versions."""
+    size: int
+    """Bytes of the file."""
+
+
+def stored_field(path: Path, field: FieldDescription, up: Up | None = None) -> StoredField | None:
+    """Return what is in a field file, by its headers; None where there is no whole file.
+
+    Args:
+        path: the file.
+        field: what is wanted.
+        up: how its source is wanted to stand; None takes it as it does.
+
+    Raises:
+        ValueError: the file is whole, and a field of another description, or its source stands otherwise.
+    """
+    if not path.is_file():
+        return None
+    try:
+        voxels = npz_shapes(path, ("sparse_index",))["sparse_index"][0]
+        keys = tuple(field.to_dict())
+        values = {
+            key: value.item()
+            for key, value in read_npz(path, (*keys, "sign_method", "watertight", "up", "up_from"), {}).items()
+        }
+        band = None if math.isnan(values["band"]) else values["band"]
+        found = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
+        stored = StoredField(
+            voxels=voxels,
+            sign_method=str(values["sign_method"]),
+            watertight=bool(values["watertight"]),
+            up=Up(axis=str(values.get("up", "y")), known_from=str(values.get("up_from", ""))),
+            size=path.stat().st_size,
+        )
+    except (ValueError, LookupError, TypeError):
+        return None
+    if found != field:
+        raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
+    if up is not None and not stored.up.is_made_by(up):
+        raise ValueError(f"{path} is there already, but it was made {stored.up.apart_from(up)}")
+    return stored
+
+
+def _only_resolution(folder: Path) -> int:
+    found = {int(m["resolution"]) for f in folder.iterdir() if (m := _FILE.fullmatch(f.name))}
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds field files of the resolutions {sorted(found)}: choose one with --resolution"
+            if found
+            else f"{folder} holds no field file (ID_rR.npz)"
+        )
+    return found.pop()
+
+
+def _make_converter(device: str, *, field: FieldDescription) -> Callable[[tuple[Path, Path]], int]:
+    return functools.partial(_convert, field=field)
+
+
+def _convert(files: tuple[Path, Path], field: FieldDescription) -> int:
+    return convert_file(*files, field)

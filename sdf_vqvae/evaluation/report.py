@@ -1,0 +1,247 @@
+"""An evaluation as one page for the eye: tables, and pictures of the best, median and worst objects.
+
+The page is a single file without scripts: pictures are in it, and every text from outside is escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag, picture_bytes
+from sdf_vqvae.evaluation.rebuild import ROWS, Rebuilt, mesh_of, rebuild
+from sdf_vqvae.evaluation.shapes import Shape
+from sdf_vqvae.evaluation.summary import Record
+from sdf_vqvae.geometry.picture import fit_camera, render_mesh
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.jobs import run_jobs
+from sdf_vqvae.utils.progress import Progress
+
+REPORT = "report.html"
+RANKED_BY = "fscore@0.005"
+PANELS = ("truth", *ROWS)
+COLUMNS = (
+    ("chamfer_l1", "CD-L1", "{:.5f}"),
+    ("chamfer_l2", "CD-L2", "{:.2e}"),
+    ("fscore@0.001", "F@.001", "{:.3f}"),
+    ("fscore@0.002", "F@.002", "{:.3f}"),
+    ("fscore@0.005", "F@.005", "{:.3f}"),
+    ("fscore@0.01", "F@.01", "{:.3f}"),
+    ("normal_consistency", "NC", "{:.3f}"),
+    ("volume_iou", "V-IoU", "{:.3f}"),
+    ("surface_iou", "S-IoU", "{:.3f}"),
+    ("voxel_iou", "64³ IoU", "{:.3f}"),
+    ("hausdorff_95", "HD-95", "{:.4f}"),
+)
+"""Measure, its heading, and how it is printed."""
+_MOST_BYTES = 1_000_000
+"""Of all pictures; base64 adds a third."""
+_SIDE = 360
+
+
+def table(
+    rows: Sequence[tuple[str, dict[str, Any]]], columns: Sequence[tuple[str, str, str]] = COLUMNS, value: str = "mean"
+) -> list[list[str]]:
+    """Return a table of texts: headings, then a line a row with the chosen statistic of its measures."""
+    lines = [["", *(heading for _, heading, _ in columns), "failed"]]
+    for name, statistics in rows:
+        cells = [form.format(statistics[key][value]) if key in statistics else "-" for key, _, form in columns]
+        lines.append([name, *cells, str(statistics.get("failed", ""))])
+    return lines
+
+
+def chosen_for_pictures(records: Sequence[Record], count: int) -> list[tuple[str, str]]:
+    """Return (rank, id) of the `count` best, median and worst objects by the discrete row; none twice."""
+    ranked = sorted(records, key=lambda r: (-r["discrete"][RANKED_BY], r["discrete"]["chamfer_l1"], r["id"]))
+    middle = max(0, (len(ranked) - count) // 2)
+    groups = (("best", ranked[:count]), ("worst", ranked[-count:]), ("median", ranked[middle : middle + count]))
+    found: dict[str, str] = {}
+    for rank, members in groups if count else ():
+        for record in members:
+            found.setdefault(record["id"], rank)
+    order = {r["id"]: number for number, r in enumerate(ranked)}
+    places = {"best": 0, "median": 1, "worst": 2}
+    return sorted(((rank, name) for name, rank in found.items()), key=lambda f: (places[f[0]], order[f[1]]))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of one object, encoded, one for each of `PANELS`; None where there is no mesh."""
+
+    id: str
+    images: tuple[bytes | None, ...]
+
+
+def draw_objects(
+    vae: SparseSDFVQVAE,
+    shapes: Sequence[Shape],
+    *,
+    threshold_factor: float | None = None,
+    workers: int = 1,
+) -> dict[str, Pictures]:
+    """Rebuild objects and draw truth, ceiling, continuous and discrete of each. Returns pictures by id."""
+    if not shapes:
+        return {}
+
+    def rebuilt() -> Iterator[Rebuilt]:
+        for shape in shapes:
+            yield rebuild(vae, shape, threshold_factor=threshold_factor)
+
+    maker = functools.partial(make_painter, side=_SIDE, most_bytes=_MOST_BYTES // (len(PANELS) * len(shapes)))
+    progress = Progress(len(shapes), "pictures")
+    drawn: dict[str, Pictures] = {}
+    with progress, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
+        for result in results:
+            if result.result is not None:
+                drawn[result.result.id] = result.result
+            progress.update()
+    return drawn
+
+
+def make_painter(device: str, *, side: int, most_bytes: int) -> Callable[[Rebuilt], Pictures]:
+    """Return what draws an object, for `run_jobs`."""
+    return functools.partial(_draw, side=side, most_bytes=most_bytes)
+
+
+def _draw(made: Rebuilt, *, side: int, most_bytes: int) -> Pictures:
+    if made.truth is None:
+        return Pictures(id=made.record["id"], images=(None,) * len(PANELS))
+    camera = fit_camera(mesh_of(made.truth))
+    images = []
+    for triangles in (made.truth, *(made.meshes.get(row) for row in ROWS)):
+        picture = None if triangles is None else render_mesh(mesh_of(triangles), side, camera=camera)
+        images.append(None if picture is None else picture_bytes(picture, most_bytes))
+    return Pictures(id=made.record["id"], images=tuple(images))
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    summary: dict[str, Any],
+    records: dict[str, Record],
+    chosen: Sequence[tuple[str, str]],
+    pictures: dict[str, Pictures],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the file.
+        summary: of `evaluate_shapes`.
+        records: of all objects, by id.
+        chosen: of `chosen_for_pictures`.
+        pictures: of `draw_objects`.
+    """
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Reconstruction</title>",
+        f"<style>{STYLE}</style><h1>Reconstruction</h1>",
+        *_about(summary),
+        *_tables(summary),
+        *_failures(summary),
+        *_objects(records, chosen, pictures),
+        "<h2>Formulas</h2><table>",
+        *(
+            f"<tr><td>{escape(name)}</td><td style='text-align:left;white-space:normal'>{escape(words)}</td></tr>"
+            for name, words in summary["formulas"].items()
+        ),
+        "</table></html>\n",
+    ]
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text("\n".join(parts), encoding="utf-8")
+
+
+def _about(summary: dict[str, Any]) -> list[str]:
+    settings = summary["settings"]
+    split = f", split {settings['split']}" if settings["split"] else ""
+    lines = [
+        f"<p>{summary['objects']:,} objects of <code>{escape(settings['shapes'])}</code>{escape(split)}; tokenizer "
+        f"<code>{escape(settings['tokenizer'][:12])}</code>; {settings['samples']:,} samples a surface, seed "
+        f"{settings['seed']}; {escape(summary['device'])}.</p>"
+    ]
+    if summary["truth_is_field"]:
+        lines.append(
+            "<p><b>The objects are fields, not meshes:</b> the ground truth is the surface of the field itself, so "
+            "the ceiling row is the reference compared with itself.</p>"
+        )
+    return lines
+
+
+def _tables(summary: dict[str, Any]) -> list[str]:
+    parts = []
+    for name in ("all", "watertight"):
+        if name in summary["subsets"]:
+            found = summary["subsets"][name]
+            rows = [(row, found[row]) for row in ROWS]
+            parts += [f"<h2>{escape(name)}, {found['objects']:,} objects</h2>", "<p class='note'>Means.</p>"]
+            parts += [as_html(table(rows))]
+            parts += ["<p class='note'>Medians.</p>", as_html(table(rows, value="median"))]
+            gaps = [(gap, values) for gap, values in found["gaps"].items()]
+            parts += ["<p class='note'>Means of paired differences.</p>", as_html(table(gaps))]
+    rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
+    parts += ["<h2>Subsets, discrete row</h2>", "<p class='note'>Means.</p>", as_html(table(rows))]
+    for title, values in (("Codes an object", summary["codes"]), ("Codebook", summary["codebook"])):
+        lines = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in values.items()]
+        parts += [f"<h2>{title}</h2>", as_html([["", ""], *lines])]
+    lines = [[stage, *(f"{times[key]:.3f}" for key in ("median", "95 %"))] for stage, times in _times(summary)]
+    parts += ["<h2>Seconds an object</h2>", as_html([["", "median", "95 %"], *lines])]
+    return parts
+
+
+def _times(summary: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    return list(summary["seconds"].items())
+
+
+def _failures(summary: dict[str, Any]) -> list[str]:
+    failures = summary["failures"]
+    if not failures:
+        return ["<h2>Failures</h2><p>None.</p>"]
+    lines = [["object", "rows", "reason"]]
+    lines += [[f["id"], ", ".join(f["rows"]), "; ".join(f["errors"].values())[:160]] for f in failures[:50]]
+    more = f"<p class='note'>and {len(failures) - 50:,} more, in summary.json</p>" if len(failures) > 50 else ""
+    return [f"<h2>Failures: {len(failures):,}, scored as the worst case</h2>", as_html(lines), more]
+
+
+def _objects(
+    records: dict[str, Record], chosen: Sequence[tuple[str, str]], pictures: dict[str, Pictures]
+) -> list[str]:
+    parts: list[str] = []
+    last = ""
+    for rank, name in chosen:
+        record = records[name]
+        if rank != last:
+            parts.append(
+                f"<h2>{rank.capitalize()} objects</h2><p class='note'>By {RANKED_BY} of the discrete row.</p>"
+            )
+            last = rank
+        closed = "watertight" if record["watertight"] else "open"
+        parts.append(
+            f"<p><b>{escape(name)}</b> <span class='note'>{escape(str(record['source']))}, {record['faces']:,} "
+            f"faces, {closed}, {record['codes']:,} codes</span></p><div class='object'>"
+        )
+        images = pictures[name].images if name in pictures else (None,) * len(PANELS)
+        for panel, image in zip(PANELS, images, strict=True):
+            parts.append(f"<div>{image_tag(image, panel)}<p>{_words(panel, record)}</p></div>")
+        parts.append("</div>")
+    return parts
+
+
+def _words(panel: str, record: Record) -> str:
+    if panel == "truth":
+        return "truth"
+    score = record[panel]
+    words = f"{panel}: F@.005 {score['fscore@0.005']:.3f}, F@.01 {score['fscore@0.01']:.3f}, "
+    words += f"CD-L1 {score['chamfer_l1']:.4f}"
+    if score["volume_iou"] is not None:
+        words += f", V-IoU {score['volume_iou']:.3f}"
+    return escape(words)

@@ -1,0 +1,224 @@
+"""An evaluation of many objects: the networks in this process, scores in others, and a folder that can go on.
+
+The folder holds `settings.json` (what is measured), `objects.jsonl` (a line an object, written as it is done),
+`summary.json` and `report.html`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.evaluation.rebuild import ROWS, WARM_UP, Rebuilt, failed_record, rebuild, score_rebuilt
+from sdf_vqvae.evaluation.shapes import Shape
+from sdf_vqvae.evaluation.summary import FORMULAS, summarize
+from sdf_vqvae.geometry.metrics import scores as metrics
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.utils.archives import parse_json
+from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries
+from sdf_vqvae.utils.jobs import run_jobs
+from sdf_vqvae.utils.progress import Progress
+
+PROTOCOL = 1
+"""Version of the measures: scores of different versions don't go into one folder."""
+SETTINGS, OBJECTS, SUMMARY = "settings.json", "objects.jsonl", "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured; the same for all objects of a folder."""
+
+    samples: int = 100_000
+    """Points sampled on each surface."""
+    seed: int = 0
+    """Of the samples."""
+    threshold_factor: float | None = None
+    """See `voxelize_for`."""
+    shapes: str = ""
+    """Where the objects come from."""
+    split: str | None = None
+    """Split of a pack or dataset."""
+    up: str | None = None
+    """The axis that points up, as asked for; None takes each object's own."""
+
+    def to_dict(self, vae: SparseSDFVQVAE) -> dict[str, Any]:
+        """Return all that scores depend on, for `settings.json`."""
+        return {
+            "protocol": PROTOCOL,
+            "shapes": self.shapes,
+            "split": self.split,
+            "up": self.up,
+            "samples": self.samples,
+            "seed": self.seed,
+            "threshold_factor": self.threshold_factor,
+            "thresholds": list(metrics.THRESHOLDS),
+            "tokenizer": vae.fingerprint(),
+            "config": vae.config.to_args(),
+            "codebook": vae.vq.embeddings.num_embeddings,
+        }
+
+
+def formulas() -> dict[str, str]:
+    """Return every measure and how it is computed, in words."""
+    return metrics.FORMULAS | FORMULAS
+
+
+def evaluate_shapes(
+    vae: SparseSDFVQVAE,
+    shapes: Sequence[Shape],
+    folder: str | os.PathLike[str],
+    settings: EvaluationSettings,
+    *,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Evaluate objects and write the folder; objects that it holds already are kept.
+
+    Args:
+        vae: the tokenizer.
+        shapes: the objects.
+        folder: for the results; made if needed.
+        settings: what is measured.
+        workers: processes that compute scores; one does so in this process.
+
+    Returns:
+        What `summary.json` holds: `settings`, `formulas` and the keys of `summarize`.
+
+    Raises:
+        ValueError: the folder holds results of another tokenizer, protocol or set of objects, or there is no object.
+        OSError: another program writes to the folder, or the disk is full.
+    """
+    if not shapes:
+        raise ValueError("there is no object to evaluate")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with only_writer(target):
+        remove_temporaries(target)
+        described = json.loads(json.dumps(settings.to_dict(vae)))  # as the file gives them back
+        _check_settings(target, described)
+        done = read_objects(target)
+        left = [shape for shape in shapes if shape.id not in done]
+        here = _device_name(vae)
+        with (target / OBJECTS).open("a", encoding="utf-8") as lines:
+            for record in _records(vae, left, settings, workers, total=len(shapes)):
+                record["device"] = here
+                done[record["id"]] = record
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                lines.flush()
+        summary = {
+            "settings": described,
+            "device": "; ".join(dict.fromkeys(done[shape.id].get("device", here) for shape in shapes)),
+            "formulas": formulas(),
+            **summarize([done[shape.id] for shape in shapes], codebook=described["codebook"]),
+        }
+        _write_json(target / SUMMARY, summary)
+    return summary
+
+
+def read_objects(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read `objects.jsonl` by the objects' ids; a last line that was cut off is removed from the file.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    file = Path(folder) / OBJECTS
+    if not file.is_file():
+        return {}
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(whole)
+    found = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = parse_json(line)
+            found[record["id"]] = {**record, **{row: record[row] for row in ROWS}}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}, line {number} is damaged; remove it to measure its object again") from error
+    return found
+
+
+def _check_settings(folder: Path, described: dict[str, Any]) -> None:
+    """Write `settings.json`, or compare with it."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        if (folder / OBJECTS).exists():
+            raise ValueError(f"{folder} holds {OBJECTS} but no {SETTINGS}: choose another folder")
+        _write_json(file, described)
+        return
+    try:
+        before = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: choose another folder") from error
+    for key, value in described.items():
+        old = before.get(key) if isinstance(before, dict) else None
+        if old != value:
+            raise ValueError(
+                f"{folder} holds an evaluation with another {key} ({_short(old)}, now {_short(value)}): "
+                "choose another folder, or remove this one"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _records(
+    vae: SparseSDFVQVAE, shapes: Sequence[Shape], settings: EvaluationSettings, workers: int, total: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the record of each object as it is done."""
+    if not shapes:
+        return
+    about: dict[int, dict[str, Any]] = {}
+
+    def rebuilt() -> Iterator[Rebuilt]:
+        for number, shape in enumerate(shapes):
+            made = rebuild(vae, shape, threshold_factor=settings.threshold_factor, warm_up=number < WARM_UP)
+            about[number] = made.record
+            yield made
+
+    maker = functools.partial(
+        make_scorer,
+        samples=settings.samples,
+        seed=settings.seed,
+        side=vae.config.latent_resolution,
+        threads=None if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
+    )
+    progress = Progress(total, "evaluate", initial=total - len(shapes))
+    with progress, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
+        for result in results:
+            record = about.pop(result.number)
+            if result.result is None:
+                yield failed_record(record, result.error, samples=settings.samples)
+            else:
+                yield result.result
+            progress.update()
+
+
+def make_scorer(
+    device: str, *, samples: int, seed: int, side: int, threads: int | None
+) -> Callable[[Rebuilt], dict[str, Any]]:
+    """Return what scores an object, for `run_jobs`; libigl is held to so many threads."""
+    if threads is not None:
+        os.environ["IGL_NUM_THREADS"] = str(threads)
+    return functools.partial(score_rebuilt, samples=samples, seed=seed, side=side)
+
+
+def _device_name(vae: SparseSDFVQVAE) -> str:
+    import torch
+
+    if vae.device.type == "cuda":
+        return torch.cuda.get_device_name(vae.device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

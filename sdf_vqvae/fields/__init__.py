@@ -1,0 +1,1 @@
+"""Sparse distance fields: what their numbers mean, their file, their surface."""

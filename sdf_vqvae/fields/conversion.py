@@ -1,0 +1,106 @@
+"""A mesh in the world cube becomes a field of a given description, and a field one of another.
+
+Knows nothing of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdf_vqvae.fields.description import FieldDescription
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
+from sdf_vqvae.geometry.face_repair import is_watertight
+from sdf_vqvae.geometry.voxelizer.dense_surface import voxelize_dense
+from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize
+
+_NEAR = 2.0
+"""Steps from the surface within which all corners of the cells that it cuts lie (sqrt(3)), with some to spare."""
+
+
+def field_in_world(
+    vertices: Tensor,
+    faces: Tensor,
+    field: FieldDescription,
+    *,
+    band: float,
+    watertight: bool = False,
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    scale: float = 1.0,
+    up: str = "y",
+    voxelizer: Callable[..., VoxelField] = voxelize,
+) -> SparseSDF:
+    """Voxelize a mesh that stands in the world cube, as a field of the given description.
+
+    Args:
+        vertices: float64 `[V, 3]` in [-0.5, 0.5]^3, standing along +y.
+        faces: int64 `[F, 3]`.
+        field: kind, unit, band and sampling of the result.
+        band: half width in voxels (of 1 / R) of the shell to compute, at most the field's.
+        watertight: the mesh is known to be closed.
+        center: recorded with the field; world = R(up) @ (source - center) * scale.
+        scale: see `center`.
+        up: see `center`.
+        voxelizer: `voxelize`, or `voxelize_dense` for a great many small triangles.
+
+    Raises:
+        ValueError: see `voxelize`.
+    """
+    reach = band
+    if field.sampling == "corner":
+        # Voxelization samples (i + 0.5) / R - 0.5; moved like this, its sample i stands where i / (R - 1) - 0.5 was.
+        steps = field.resolution - 1
+        vertices = ((vertices + 0.5) * steps + 0.5) / field.resolution - 0.5
+        reach = band * steps / field.resolution
+    found = voxelizer(
+        vertices,
+        faces,
+        resolution=field.resolution,
+        band=reach,
+        signed=field.kind == "sdf",
+        watertight=watertight,
+    )
+    return SparseSDF(
+        sdf=(found.distance.double() * (reach / field.voxels_per_unit)).float(),
+        index=found.index,
+        field=field,
+        center=center,
+        scale=scale,
+        watertight=watertight,
+        sign_method=found.sign_method,
+        up=up,
+    )
+
+
+def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
+    """Turn a field into one of another description, by way of its surface.
+
+    Unsigned fields get signs (see `extract_surface`, which logs how); center, scale and up are kept.
+
+    Raises:
+        ValueError: the source has no surface, or the wanted field records no band.
+    """
+    if field.band is None:
+        raise ValueError("a field can only be made with a known band")
+    # Marching cubes needs no more; a wide band is mostly far from the surface.
+    near = source.sdf.abs() * source.field.voxels_per_unit <= _NEAR
+    mesh = extract_surface(source.sdf[near], source.index[near], source.field)
+    faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
+    vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
+    made = field_in_world(
+        vertices.to(source.sdf.device),
+        faces.to(source.sdf.device),
+        field,
+        band=field.band,
+        watertight=is_watertight(faces.numpy()),
+        center=source.center,
+        scale=source.scale,
+        up=source.up,
+        voxelizer=voxelize_dense,
+    )
+    return replace(made, up_from=source.up_from)

@@ -1,0 +1,1 @@
+"""Triangles to distances at voxels: the door is `voxelize.voxelize`; each fast kernel stands beside its plain twin."""

@@ -1,0 +1,1 @@
+"""CT scans with labels to organs as a dataset of fields."""

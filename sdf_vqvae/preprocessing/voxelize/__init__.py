@@ -1,0 +1,1 @@
+"""Meshes with captions to a dataset of fields."""

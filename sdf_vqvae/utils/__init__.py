@@ -1,0 +1,1 @@
+"""What every room leans on: files, jobs, settings, programs. Knows nothing of shapes."""

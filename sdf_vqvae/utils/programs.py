@@ -1,0 +1,194 @@
+"""What programs share: one pattern, exit codes, and how they fail.
+
+A program is a module of a `commands` folder with `ABOUT`, `EXAMPLES`, `add_arguments(parser)` and `work(options)`; the
+subcommand of `vae-qwen3vl` and the documented script are doors to it. What its options mean is the module's business,
+and what it does that of the modules it calls, which it imports in `work`: parsers and `--help` stay quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sdf_vqvae.utils.errors import one_line
+from sdf_vqvae.utils.extras import DISTRIBUTION, said_of
+
+if TYPE_CHECKING:
+    from sdf_vqvae.utils.runtime import StageCost
+
+USER_ERROR = 2
+"""Exit code of everything that the user can mend, as argparse's own."""
+_AXIS = re.compile(r"-[xyz]")
+
+
+class Command(Protocol):
+    """What a module of `commands` has."""
+
+    ABOUT: str
+    """What `--help` says first."""
+    EXAMPLES: str
+    """Command lines, a line each, indented by two spaces."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options."""
+
+    def work(self, options: argparse.Namespace) -> int:
+        """Do it, and return the exit code."""
+
+
+def parser_of(command: Command, program: str) -> argparse.ArgumentParser:
+    """Return the parser of a program that is called `program`."""
+    parser = argparse.ArgumentParser(prog=program, **help_texts(command))
+    add_version(parser)
+    command.add_arguments(parser)
+    parser.set_defaults(program=program)
+    return parser
+
+
+def help_texts(command: Command) -> dict[str, Any]:
+    """Return what a parser of a command is made with."""
+    return {
+        "description": command.ABOUT,
+        "epilog": f"examples:\n{command.EXAMPLES}" if command.EXAMPLES else None,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def main_of(command: Command, program: str, argv: Sequence[str] | None = None) -> int:
+    """Run a program on a command line (`sys.argv` by default), and return its exit code."""
+    return run_program(program, command.work, parse_options(parser_of(command, program), argv))
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return a command line's options; `--up -z` is read, which argparse takes for two options."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "--up" and _AXIS.fullmatch(words[place + 1]):
+            words[place : place + 2] = [f"--up={words[place + 1]}"]
+            break
+    return parser.parse_args(words)
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, device: bool = True, json_output: bool = True) -> None:
+    """Add `--verbose` and, where they apply, `--device` and `--json`."""
+    if device:
+        parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is any)")
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
+    if json_output:
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+class _Version(argparse.Action):
+    """Print which versions run, and on what, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the line."""
+        import torch
+
+        try:
+            version = metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            version = "(not installed as a package)"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"{DISTRIBUTION} {version}, torch {torch.__version__}, Python {python}, {device}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which versions run, and on what")
+
+
+def devices_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the devices that `--device` or `--gpu_nums` name, for work on many items.
+
+    Raises:
+        ValueError: both are given, or one of them can't be had.
+    """
+    if options.device and options.gpu_nums is not None:
+        raise ValueError("give --device or --gpu_nums, not both")
+    from sdf_vqvae.utils.jobs import devices_for
+    from sdf_vqvae.utils.runtime import resolve_device
+
+    return (str(resolve_device(options.device)),) if options.device else devices_for(options.gpu_nums)
+
+
+def print_json(values: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Print a result as one JSON object; a line of its own without `indent`."""
+    print(json.dumps(values, indent=indent, ensure_ascii=indent is not None))
+
+
+def print_stages(stages: Sequence[StageCost]) -> None:
+    """Print time and peak memory of each stage as a table."""
+    on_gpu = any(stage.peak_device_bytes for stage in stages)
+    print(f"{'stage':<12}  {'seconds':>8}  {'host peak':>10}" + (f"  {'GPU peak':>10}" if on_gpu else ""))
+    for stage in stages:
+        line = f"{stage.name:<12}  {stage.seconds:>8.2f}  {stage.peak_host_bytes / 2**20:>6.0f} MiB"
+        print(line + (f"  {stage.peak_device_bytes / 2**20:>6.0f} MiB" if on_gpu else ""))
+    print("host peak: the whole process, up to the end of the stage")
+
+
+def positive_int(text: str) -> int:
+    """Read an option that counts something (argparse's `type`)."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put a file's name before the message of a ValueError that does not say which file it is about."""
+    try:
+        yield
+    except ValueError as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def run_program(program: str, work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a program's work and return its exit code.
+
+    What the user can mend (a wrong file, an unreachable model, a missing package) becomes one line on standard
+    error and exit code 2; anything else is a defect and keeps its traceback.
+    """
+    prepare(verbose=getattr(options, "verbose", False))
+    try:
+        return work(options)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if getattr(options, "verbose", False):
+            logging.getLogger(__name__).debug("what went wrong", exc_info=True)
+        words = said_of(error) if isinstance(error, ImportError) else one_line(error)
+        print(f"{program}: error: {words}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+
+def prepare(verbose: bool = False) -> None:
+    """Set up logging; libraries that draw bars and log every request are quiet unless `verbose`."""
+    from sdf_vqvae.utils.runtime import setup_logging
+
+    setup_logging(verbose)
+    if verbose:
+        return
+    if not sys.warnoptions:  # nobody asked for them; ours are log records, and what libraries deprecate is theirs
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.filterwarnings("ignore", category=category)
+    for name in ("huggingface_hub", "httpx", "httpx2", "trimesh"):
+        logging.getLogger(name).setLevel(logging.ERROR)

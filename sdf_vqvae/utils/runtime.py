@@ -1,0 +1,171 @@
+"""Where a program runs and how it leaves files behind: device, seeds, logs, atomic writes.
+
+Knows nothing of shapes, codes or language, so that every other module can lean on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device to run on: the one given, else CUDA where present, else the CPU.
+
+    Raises:
+        ValueError: `device` is no device, or names a CUDA device on a machine without one.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r} is unknown; use cpu, cuda or cuda:1") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'cpu'")
+    return chosen
+
+
+def worker_seeds(seed: int) -> torch.Generator:
+    """Return the generator of a loader's own (its `generator`).
+
+    Every pass over a loader draws a seed for its workers. From the generator that dropout and codes draw from, a run
+    that goes on in the middle of a pass would take one number more than a run in one part.
+    """
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(kw_only=True)
+class StopRequest:
+    """Whether this process was asked to end."""
+
+    received: int = 0
+    """Number of the signal that this process got, or 0."""
+    signal: int = 0
+    """Number of the signal that all processes go by since they last agreed, or 0."""
+
+    def agree(self, progress: float, device: torch.device) -> float:
+        """Return the first process's progress, and take over a signal that any process got.
+
+        Clocks differ, and a signal may reach one process alone, but all must stop at the same step. All processes of
+        a distributed run call this together.
+        """
+        if not torch.distributed.is_initialized():
+            self.signal = self.received
+            return progress
+        told = [progress if torch.distributed.get_rank() == 0 else 0.0, float(self.received)]
+        common = torch.tensor(told, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MAX)
+        self.signal = int(common[1])
+        return float(common[0])
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Yield what SIGTERM and SIGINT (Ctrl-C) set inside the block, so that a loop can end in order.
+
+    They end the process no more, but the second one does, as it would have outside. In another thread than the main
+    one, where signals can't be caught, nothing changes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def remember(number: int, _frame: object) -> None:
+        request.received = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+def rank() -> int:
+    """Return this process's rank as torchrun and accelerate set it (0 outside a distributed run)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send log records of rank 0 to standard error; other ranks report errors only."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(
+        level=level if rank() == 0 else logging.ERROR, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch (CPU and CUDA)."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries that use the global generator must be reproducible too)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """Wall time and peak memory of one stage of a program."""
+
+    name: str
+    seconds: float
+    peak_host_bytes: int
+    """Largest resident set of the process so far (it never falls)."""
+    peak_device_bytes: int
+    """Largest CUDA allocation during the stage; 0 on a CPU."""
+
+
+class Stopwatch:
+    """Records the cost of named stages: `with watch("encode"): ...`, then `watch.costs`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.costs: list[StageCost] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one stage; CUDA work started inside is waited for."""
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        yield
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
+        seconds = round(time.perf_counter() - start, 4)
+        device_peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else 0
+        self.costs.append(
+            StageCost(
+                name=name,
+                seconds=seconds,
+                peak_host_bytes=peak_host_bytes(),
+                peak_device_bytes=device_peak,
+            )
+        )
+
+
+def peak_host_bytes() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,112 @@
+"""The command `evaluate` as a user runs it: folders in, tables and a page out, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trimesh
+
+from sdf_vqvae.evaluation.rebuild import ROWS
+
+SMALL = {
+    "resolution": 8,
+    "model_channels": 64,
+    "level_channels": [16, 16, 16],
+    "latent_channels": 8,
+    "num_blocks": 1,
+    "num_embeddings": 128,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64},
+    "input_band": 1.75,
+}
+
+
+def run(repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vae_qwen3vl", "evaluate", *options]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def small_config(tmp_path_factory) -> str:
+    """A small tokenizer of random weights."""
+    path = tmp_path_factory.mktemp("vae") / "config.json"
+    path.write_text(json.dumps({"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": SMALL}}}))
+    return str(path)
+
+
+def test_a_folder_of_meshes_is_measured_and_goes_on(repository, tmp_path, small_config):
+    folder, out = tmp_path / "meshes", tmp_path / "out"
+    folder.mkdir()
+    trimesh.creation.icosphere().export(folder / "ball.ply")
+    (folder / "broken.ply").write_bytes(b"ply\nno mesh")
+    options = (str(folder), "-o", str(out), "--vae_config", small_config, "--samples", "2000", "--device", "cpu")
+    done = run(repository, *options, "--json", "--pictures", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["objects"] == 2
+    assert [f["id"] for f in found["failures"]][-1] == "broken.ply"
+    ceiling = found["subsets"]["watertight"]["ceiling"]
+    assert ceiling["fscore@0.01"]["mean"] > 0.99 and ceiling["volume_iou"]["mean"] > 0.95
+    assert found["subsets"]["all"]["ceiling"]["fscore@0.01"]["mean"] == pytest.approx(
+        ceiling["fscore@0.01"]["mean"] / 2, abs=1e-4
+    )
+    assert found["codes"]["median"] > 50
+    assert {"settings.json", "objects.jsonl", "summary.json", "report.html"} <= {p.name for p in out.iterdir()}
+    before = (out / "objects.jsonl").read_bytes()
+    again = run(repository, *options)
+    assert again.returncode == 0, again.stderr
+    assert (out / "objects.jsonl").read_bytes() == before
+    for words in (
+        "ceiling",
+        "continuous",
+        "discrete",
+        "S-IoU",
+        "failed: broken.ply",
+        "codebook of 128",
+        "chamfer_l1",
+    ):
+        assert words in again.stdout
+    other = run(repository, *options[:-4], "--samples", "77", "--device", "cpu")
+    assert other.returncode == 2
+    assert "another samples (2000, now 77)" in other.stderr
+    assert len(other.stderr.strip().splitlines()) <= 2  # a warning of random weights, and the error
+
+
+def test_the_protocol_and_the_help_teach(repository):
+    protocol = run(repository, "--protocol")
+    assert protocol.returncode == 0
+    for measure in ("chamfer_l1", "fscore@t", "normal_consistency", "volume_iou", "surface_iou", "voxel_iou"):
+        assert measure in protocol.stdout
+    helped = run(repository, "--help")
+    assert "--split test" in helped.stdout and "worst case" in helped.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("nowhere",), "nowhere does not exist"),
+        (("examples", "--split", "test"), "have no split"),
+        (("tests",), "holds no mesh"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(repository, tmp_path, small_config, options, words):
+    done = run(repository, *options, "-o", str(tmp_path), "--vae_config", small_config, "--device", "cpu")
+    assert done.returncode == 2
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_examples_with_the_shipped_tokenizer(repository, tmp_path):
+    done = run(repository, "examples", "-o", str(tmp_path), "--samples", "5000", "--pictures", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["objects"] == 5 and not found["failures"]
+    means = [found["subsets"]["all"][row]["fscore@0.01"]["mean"] for row in ROWS]
+    assert means[0] > 0.95 and means[0] + 0.02 > means[1] and means[1] + 0.02 > means[2] > 0.5
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/") == 12
+    assert len(page) < 1_500_000

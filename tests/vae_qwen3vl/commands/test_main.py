@@ -1,0 +1,214 @@
+"""The program: each command on a small real tokenizer and a tiny real language model, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import trimesh
+
+from sdf_vqvae.codes.pipeline import encode_field, voxelize_for
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.model.checkpoint import save_vae
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.commands.main import main, make_parser
+
+pytest.importorskip("transformers")
+
+SMALL = {
+    "resolution": 8,
+    "model_channels": 32,
+    "level_channels": [32, 32],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 16,
+    "num_embeddings": 32,
+    "pool_counts_zero": False,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def mesh_file(tmp_path_factory) -> Path:
+    """A box of 2 x 1 x 1 that stands away from the origin."""
+    box = trimesh.creation.box((2.0, 1.0, 1.0))
+    box.apply_translation((10.0, 0.0, -5.0))
+    path = tmp_path_factory.mktemp("mesh") / "box.glb"
+    box.export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory, mesh_file) -> Path:
+    """A tokenizer with random weights, its output moved so that it crosses zero on the box."""
+    torch.manual_seed(0)
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    decoded = vae.Decode(vae.Encode(voxelize_for(vae, mesh_file).to_batch()))
+    last = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias -= torch.atanh(decoded.feats.median())
+    folder = tmp_path_factory.mktemp("vae")
+    save_vae(vae, folder)
+    return folder / "model.safetensors"
+
+
+@pytest.fixture
+def language_files(tmp_path, tokenizer, make_vl) -> list[str]:
+    """Flags of a tiny language model and of a projector for it."""
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+    folder, projector = tmp_path / "vl", tmp_path / "projector.safetensors"
+    vl = make_vl("qwen2_vl")
+    vl.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen3VLWith3DBranch(str(folder), latent_dim=4, use_vl_model=vl).save_projector(projector, prompt="What is it?")
+    return ["--vl_model", str(folder), "--projector_ckpt", str(projector)]
+
+
+def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def codes_file(tmp_path, mesh_file, tokenizer_file, capsys) -> Path:
+    path = tmp_path / "box.safetensors"
+    assert run(capsys, "encode", mesh_file, "-o", path, "--vae_ckpt", tokenizer_file)[0] == 0
+    return path
+
+
+def test_encode_writes_the_codes_that_the_library_gives(codes_file, mesh_file, tokenizer_file):
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+
+    vae = load_vae_from_config(None, tokenizer_file, "cpu")
+    expected, found = encode_field(vae, voxelize_for(vae, mesh_file)), ShapeCodes.load(codes_file)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.coords, expected.coords)
+    assert found.vae_hash == vae.fingerprint()
+
+
+def test_encode_reports_json(tmp_path, mesh_file, tokenizer_file, capsys):
+    path = tmp_path / "c.safetensors"
+    code, out, _ = run(capsys, "encode", mesh_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["codes"] == len(ShapeCodes.load(path).codes)
+    assert report["faces"] == 12
+    assert [stage["name"] for stage in report["stages"]] == ["voxelize", "encode"]
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl"])
+def test_decode_writes_a_mesh_in_source_units(tmp_path, codes_file, tokenizer_file, suffix, capsys):
+    path = tmp_path / f"rebuilt.{suffix}"
+    code, out, _ = run(capsys, "decode", codes_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
+    mesh = trimesh.load_mesh(path)
+    assert code == 0
+    assert len(mesh.faces) == json.loads(out)["faces"] > 0
+    assert mesh.bounds[0] == pytest.approx([9.0, -0.5, -5.5], abs=0.7)
+    assert mesh.bounds[1] == pytest.approx([11.0, 0.5, -4.5], abs=0.7)
+
+
+def test_describe_says_the_same_about_a_mesh_and_its_codes(
+    mesh_file, codes_file, tokenizer_file, language_files, capsys
+):
+    flags = ["--vae_ckpt", tokenizer_file, *language_files, "--max_new_tokens", "5", "--json"]
+    answers = [json.loads(run(capsys, "describe", shape, *flags)[1]) for shape in (mesh_file, codes_file)]
+    assert answers[0]["text"] == answers[1]["text"]
+    assert answers[0]["prompt"] == "What is it?"
+    assert 0 < answers[0]["tokens_3d"] <= answers[0]["codes"]
+
+
+def test_describe_asks_the_prompt(codes_file, tokenizer_file, language_files, capsys):
+    flags = ["--vae_ckpt", tokenizer_file, *language_files, "--max_new_tokens", "2", "--json"]
+    _, out, _ = run(capsys, "describe", codes_file, *flags, "--prompt", "How many legs?")
+    assert json.loads(out)["prompt"] == "How many legs?"
+
+
+def test_demo_leaves_codes_mesh_picture_and_result(tmp_path, mesh_file, tokenizer_file, language_files, capsys):
+    out_dir = tmp_path / "out" / "box"
+    code, out, err = run(capsys, "demo", mesh_file, "-o", out_dir, "--vae_ckpt", tokenizer_file, *language_files)
+    assert code == 0, err
+    assert {p.name for p in out_dir.iterdir()} == {
+        "codes.safetensors",
+        "reconstruction.glb",
+        "comparison.png",
+        "result.json",
+    }
+    result = json.loads((out_dir / "result.json").read_text())
+    stages = [stage["name"] for stage in result["stages"]]
+    assert stages == ["load models", "voxelize", "encode", "describe", "decode", "surface", "picture"]
+    assert all(stage["seconds"] >= 0 and stage["peak_host_bytes"] > 0 for stage in result["stages"])
+    for word in ("voxels", "codes", "3D tokens", "description", "rebuilt mesh", "picture", *stages):
+        assert word in out
+
+
+def test_doctor_names_versions_backends_and_remedies(capsys, monkeypatch):
+    from vae_qwen3vl.doctor import report as doctor
+
+    monkeypatch.setitem(doctor.EXTRAS, "web", ("no_such_library_anywhere",))
+    code, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert code == (1 if report["problems"] else 0)
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["backends"]["cpu"] == "torch"
+    assert report["remedies"]["web"] == "pip install 'vae-qwen3vl[web]'"
+
+
+def test_doctor_prints_a_line_a_finding(capsys):
+    _, out, _ = run(capsys, "doctor")
+    assert "tokenizer " in out
+    assert "smollm2-135m" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["encode", "nowhere.glb", "-o", "c.safetensors"], "nowhere.glb does not exist"),
+        (["encode", "nowhere.glb", "-o", "c.npz"], "a codes file ends in .safetensors"),
+        (["decode", "nowhere.safetensors", "-o", "m.glb"], "nowhere.safetensors"),
+        (["decode", "nowhere.safetensors", "-o", "m.fbx"], "--output m.fbx"),
+        (["describe", "nowhere.ply"], "nowhere.ply does not exist"),
+        (["demo", "nowhere.ply", "-o", "out"], "nowhere.ply does not exist"),
+        (["doctor", "--lm_wheel", "nowhere.whl"], "nowhere.whl"),
+        (["smoke-test", "--quick", "--vae_config", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert err.startswith(f"vae-qwen3vl {arguments[0]}: error: ")
+
+
+def test_codes_of_another_tokenizer_are_refused(tmp_path, codes_file, capsys):
+    torch.manual_seed(1)
+    save_vae(SparseSDFVQVAE(VAEConfig.from_args(SMALL)), tmp_path)
+    other = tmp_path / "model.safetensors"
+    code, _, err = run(capsys, "decode", codes_file, "-o", tmp_path / "m.glb", "--vae_ckpt", other)
+    assert code == 2
+    assert "the codes were made by the VAE" in err
+    assert not (tmp_path / "m.glb").exists()
+
+
+def test_the_shipped_projector_is_not_put_on_another_language_model(
+    codes_file, tokenizer_file, language_files, capsys
+):
+    code, _, err = run(capsys, "describe", codes_file, "--vae_ckpt", tokenizer_file, *language_files[:2])
+    assert code == 2
+    assert "give --projector_ckpt" in err
+
+
+def test_every_command_shows_help_with_its_own_flags(capsys):
+    for command in ("encode", "decode", "describe", "demo", "doctor", "smoke-test"):
+        with pytest.raises(SystemExit) as stopped:
+            make_parser().parse_args([command, "--help"])
+        assert stopped.value.code == 0
+        assert "--verbose" in capsys.readouterr().out

@@ -1,0 +1,102 @@
+"""How the language model is run: compiled, under autocast, with adapters merged, in which dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vae_qwen3vl.language import adapters
+from vae_qwen3vl.language.backbone import compile_layers, inference_dtype
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_compiled_layers_do_the_same_at_every_length_and_share_one_graph(make_vl, make_codes, kind):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8, merge=2)
+    model.add_lora(4, dropout=0.0)
+
+    def step(rows: int, length: int) -> list[torch.Tensor]:
+        feats, coords = make_codes([9] * rows)
+        ids = torch.arange(10, 10 + rows * length).view(rows, length)
+        model.zero_grad()
+        loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    sizes = [(2, 12), (3, 17), (4, 9)]
+    plain = [step(*size) for size in sizes]
+    names = list(model.state_dict())
+    compile_layers(model.vl_model, backend="aot_eager")
+    for expected, size in zip(plain, sizes, strict=True):
+        for found, wanted in zip(step(*size), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+    assert list(model.state_dict()) == names
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_adapters_that_leave_casts_to_autocast_compute_the_same(make_vl, make_codes):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
+    model.add_lora(2, dropout=0.0)
+    model.vl_model.get_base_model().to(torch.bfloat16)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value, dtype=torch.float32) * 0.1
+    seen: list[torch.dtype] = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    ids = torch.arange(10, 34).view(2, 12)
+    feats, coords = make_codes([5, 40])
+    found = []
+    for active in (False, True):
+        model.zero_grad()
+        seen.clear()
+        with adapters.casts_left_to_autocast(model.vl_model, active), torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids, feats_3d=feats, coords_3d=coords, loss_only=True)["loss"]
+        loss.backward()
+        grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+        found.append((loss.detach(), grads))
+        assert set(seen) == {torch.bfloat16 if active else torch.float32}
+    torch.testing.assert_close(found[1], found[0], rtol=0.02, atol=2e-3)
+
+
+def test_adapters_merged_into_the_weights_answer_alike(make_vl, make_codes):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2).eval()
+    ids = torch.arange(10, 34).view(2, 12)
+    feats, coords = make_codes([5, 40])
+    given = {"input_ids": ids, "feats_3d": feats, "coords_3d": coords}
+    untouched = model(**given).logits
+    model.add_lora(2)
+    model.eval()
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value) * 0.1
+    beside = model(**given).logits
+    model.vl_model = adapters.merge_lora(model.vl_model)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+    torch.testing.assert_close(model(**given).logits, beside, rtol=1e-4, atol=1e-4)
+    assert (beside - untouched).abs().max() > 0.01
+    assert adapters.merge_lora(model.vl_model) is model.vl_model
+
+
+@pytest.mark.parametrize(
+    ("device", "known", "expected"),
+    [
+        ("cuda", {}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ("cpu", {"avx2": True}, torch.float32),
+        ("mps", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_answers_are_computed_in_bfloat16_where_the_device_has_it(monkeypatch, device, known, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert inference_dtype(torch.device(device)) == expected

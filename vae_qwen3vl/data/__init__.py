@@ -1,0 +1,1 @@
+"""Objects with words: texts, datasets, batches, and what training changes about them."""

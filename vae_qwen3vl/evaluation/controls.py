@@ -1,0 +1,166 @@
+"""Controls that don't see the object they are asked about: what a score must exceed to say that shapes are read.
+
+Knows objects as codes and numbers of rows; knows nothing of language models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vae_qwen3vl.evaluation.objects import EvalObject
+from vae_qwen3vl.sequence_3d import coords_of_cells
+
+OWN = "own shape"
+NO_SHAPE = "no 3D"
+OTHER_SHAPE = "another object's 3D"
+SCATTERED = "shuffled coordinates"
+MOST_FREQUENT = "most frequent answer"
+MOST_FREQUENT_OF_OTHERS = "most frequent answer of the others"
+TYPICAL = "most typical caption"
+TYPICAL_OF_OTHERS = "most typical caption of the others"
+NEIGHBOR = "nearest neighbor by codes"
+CONSTANT = (MOST_FREQUENT, MOST_FREQUENT_OF_OTHERS, TYPICAL, TYPICAL_OF_OTHERS)
+"""One answer for all; an evaluation has one of these."""
+BLIND = (NO_SHAPE, OTHER_SHAPE, SCATTERED, *CONSTANT)
+"""Rows that a gap is measured to. `SCATTERED` keeps the object's codes at random places: it knows which codes there
+are, but not how they lie; it is the hardest of them."""
+_MOST_CAPTIONS = 2000
+"""Captions that are compared for the most typical one; of more, so many at random, always the same."""
+Embed = Callable[[Sequence[str]], npt.NDArray[np.floating]]
+"""Texts to vectors of length 1, whose products say how alike the texts are. [n, E]"""
+NOT_BLIND = (NEIGHBOR,)
+"""Rows that see the object, for comparison only."""
+
+
+def other_objects(count: int, seed: int = 0) -> list[int]:
+    """Return for each object the number of another one, every object once: a random cycle.
+
+    Raises:
+        ValueError: there is only one object.
+    """
+    if count < 2:
+        raise ValueError("another object's shape needs at least two objects")
+    order = np.random.default_rng(seed).permutation(count)
+    found = np.empty(count, dtype=np.int64)
+    found[order] = np.roll(order, 1)
+    return [int(number) for number in found]
+
+
+def scattered(objects: Sequence[EvalObject], side: int, seed: int = 0) -> list[EvalObject]:
+    """Return the objects with their codes at random cells of the latent grid, none twice."""
+    made = []
+    for number, one in enumerate(objects):
+        random = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        cells = torch.randperm(side**3, generator=random)[: len(one.codes)]
+        made.append(replace(one, coords=coords_of_cells(cells, side).int()))
+    return made
+
+
+def most_frequent(answers: Sequence[str]) -> str:
+    """Return the answer that occurs most often; of several, the one that comes first in the alphabet."""
+    counts = Counter(answers)
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def constant_answers(known: Sequence[str], own: Sequence[str], embed: Embed) -> tuple[str, list[str]] | None:
+    """Return the name of the constant row and what it says to each object, or None where there is nothing to say.
+
+    That is the most frequent caption of training. Where training's captions are not known, it is that of the other
+    evaluated objects: an object's own caption is not among those that speak for it. Where captions are all
+    unique, none is the most frequent, and the most typical one is taken: that with the highest mean likeness to the
+    others.
+
+    Args:
+        known: captions of training, one an object; none where they are not known.
+        own: captions of the evaluated objects, one an object.
+        embed: of the captions.
+    """
+    if known:
+        if max(Counter(known).values()) > 1:
+            return MOST_FREQUENT, [most_frequent(known)] * len(own)
+        return TYPICAL, [_typical(known, embed)] * len(own)
+    if len(own) < 2:
+        return None
+    if _repeat_without_one(Counter(own)):
+        return MOST_FREQUENT_OF_OTHERS, _frequent_of_others(own)
+    return TYPICAL_OF_OTHERS, _typical_of_others(own, embed)
+
+
+def bag_of_words(texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return counts of words as vectors of length 1, where no sentence model is at hand. [n, words]"""
+    words = [Counter(re.findall(r"\w+", text.casefold())) or Counter([text]) for text in texts]
+    names = {word: number for number, word in enumerate(sorted({word for own in words for word in own}))}
+    table = np.zeros((len(texts), len(names)))
+    for row, own in zip(table, words, strict=True):
+        row[[names[word] for word in own]] = list(own.values())
+    return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+
+def _repeat_without_one(counts: Counter[str]) -> bool:
+    """Return whether some answer occurs twice whichever object is left out."""
+    most = [count for _, count in counts.most_common(2)]
+    return most[0] > 2 or most[1:] == [2]
+
+
+def _frequent_of_others(own: Sequence[str]) -> list[str]:
+    """Return for each object the answer that occurs most often among the others."""
+    counts = Counter(own)
+    first, *rest = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    if not rest:
+        return [first] * len(own)
+    without = min((-(counts[first] - 1), first), (-counts[rest[0]], rest[0]))[1]
+    return [without if answer == first else first for answer in own]
+
+
+def _drawn(count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of the texts that are compared, ascending."""
+    if count <= _MOST_CAPTIONS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, _MOST_CAPTIONS, replace=False))
+
+
+def _typical(texts: Sequence[str], embed: Embed) -> str:
+    chosen = [texts[number] for number in _drawn(len(texts))]
+    vectors = np.asarray(embed(chosen), dtype=np.float64)
+    return chosen[int((vectors @ vectors.sum(axis=0)).argmax())]
+
+
+def _typical_of_others(own: Sequence[str], embed: Embed) -> list[str]:
+    places = _drawn(len(own))
+    chosen = [own[number] for number in places]
+    vectors = np.asarray(embed(chosen), dtype=np.float64)
+    alike = vectors @ vectors.T
+    np.fill_diagonal(alike, 0.0)
+    totals = alike.sum(axis=0)
+    found = [chosen[int(totals.argmax())]] * len(own)
+    for row, place in enumerate(places):  # whoever is among the captions does not count, as answer or as judge
+        left = totals - alike[row]
+        left[row] = -np.inf
+        found[place] = chosen[int(left.argmax())]
+    return found
+
+
+def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject], codebook: int) -> list[int]:
+    """Return for each object the number of the known one whose histogram of codes is most like its own.
+
+    Likeness is the cosine of the square roots of the code frequencies (the Bhattacharyya coefficient).
+    """
+    from scipy.sparse import csr_matrix
+
+    def rows(items: Sequence[EvalObject]) -> csr_matrix:
+        counts = [torch.bincount(one.codes, minlength=codebook).float() for one in items]
+        return csr_matrix(np.stack([(c / c.sum()).sqrt().numpy() for c in counts]))
+
+    table = rows(known)
+    found: list[int] = []
+    for start in range(0, len(objects), 64):
+        likeness = (rows(objects[start : start + 64]) @ table.T).toarray()
+        found += [int(number) for number in likeness.argmax(axis=1)]
+    return found

@@ -1,0 +1,1 @@
+"""The language model itself and its helpers: nothing here knows of shapes."""

@@ -1,0 +1,1 @@
+"""Texts made by rule or by the language model itself, for training."""

@@ -1,0 +1,167 @@
+"""A file of questions about the objects of a pack.
+
+Knows packs and files; how questions are made is in `claims`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.utils.archives import parse_json, regular_file
+from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.progress import follow
+from vae_qwen3vl.data.texts import pick
+from vae_qwen3vl.synthetic.claims import KINDS, balance, make_questions
+from vae_qwen3vl.synthetic.mesh_facts import measure_mesh
+from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question
+
+FAILED = ".failed.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSettings:
+    """What to make questions of, and which."""
+
+    pack: Path
+    output: Path
+    split: str = "train"
+    seed: int = 0
+    languages: tuple[str, ...] = LANGUAGES
+    kinds: tuple[str, ...] = KINDS
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Source -> at most so many of its objects, drawn by the seed."""
+    max_samples: int | None = None
+    anatomy_terms: Path | None = None
+    """JSON: anatomical term -> sentences. Without it the kind `anatomy` is not asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionReport:
+    """What was made."""
+
+    objects: int
+    questions: int
+    sources: dict[str, int]
+    """Source -> objects."""
+    kinds: dict[str, dict[str, int]]
+    """Kind -> language -> questions."""
+    yes_no: int
+    yes: int
+    failed: dict[str, str]
+    """Object -> why nothing is asked about it."""
+
+
+def write_questions(settings: QuestionSettings) -> QuestionReport:
+    """Make the questions of a pack's split and write them, one record a line.
+
+    Raises:
+        ValueError: the pack, the split, a source or a setting is wrong; or no object can be read.
+    """
+    terms = None if settings.anatomy_terms is None else read_terms(settings.anatomy_terms)
+    failed: dict[str, str] = {}
+    objects = list(_known(settings, failed))
+    if not objects:
+        some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
+        raise ValueError(f"{settings.pack} has no object to ask about" + (f" ({some})" if some else ""))
+    made = make_questions(
+        objects, seed=settings.seed, languages=settings.languages, kinds=settings.kinds, terms=terms
+    )
+    _write_lines(settings.output, [question.record() for question in made])
+    beside = settings.output.with_name(settings.output.stem + FAILED)
+    if failed:
+        _write_lines(beside, [{"sample_id": name, "reason": why} for name, why in failed.items()])
+    else:
+        beside.unlink(missing_ok=True)  # of an earlier run
+    asked, yes = balance(made)
+    return QuestionReport(
+        objects=len(objects),
+        questions=len(made),
+        sources=dict(sorted(Counter(known.source for known in objects).items())),
+        kinds=_counts(made),
+        yes_no=asked,
+        yes=yes,
+        failed=failed,
+    )
+
+
+def read_terms(path: Path) -> dict[str, list[str]]:
+    """Read a table of anatomical terms: a JSON object of term -> list of sentences.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    file = regular_file(path, "table of anatomical terms")
+    try:
+        terms = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {brief(error)}") from error
+    if not isinstance(terms, dict) or not all(
+        isinstance(found, list) and all(isinstance(text, str) for text in found) for found in terms.values()
+    ):
+        raise ValueError(f"{file} must be a JSON object of term: list of sentences")
+    return terms
+
+
+def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[KnownObject]:
+    """Yield what is known of the chosen objects, in the pack's order, and note those that fail."""
+    from sdf_vqvae.data.mesh_sources import ID, pack_items
+
+    pack = MeshPack(settings.pack)
+    records = {entry.id: entry for entry in pack.entries}
+    items = list(pack_items(settings.pack))
+    first: dict[str, str] = {}
+    splits: dict[str, set[str]] = {}
+    for item in items:
+        splits.setdefault(item.row[ID], set()).add(item.row["split"])
+    names = {split for found in splits.values() for split in found}
+    if settings.split not in names:
+        raise ValueError(
+            f"--split {settings.split}: {settings.pack} has no such split; it has {', '.join(sorted(names))}"
+        )
+    chosen = _chosen([item.row["id"] for item in items if item.row["split"] == settings.split], settings)
+    wanted = [item for item in items if item.row["id"] in chosen and item.row["split"] == settings.split]
+    for item in follow(wanted, "measure"):
+        name, entry = item.row[ID], records[item.row["id"]]
+        try:
+            if len(splits[name]) > 1:
+                raise ValueError(f"its mesh is also in the splits {', '.join(sorted(splits[name]))}")
+            if first.setdefault(name, entry.id) != entry.id:
+                raise ValueError(f"it has the mesh of {first[name]}")
+            yield KnownObject.from_record(entry.record, measure_mesh(pack.mesh(entry)), sample_id=name)
+        except ValueError as error:
+            failed[entry.id] = brief(error)
+
+
+def _chosen(ids: Sequence[str], settings: QuestionSettings) -> set[str]:
+    """Return the objects that the limits leave, the same ones for the same seed; a larger limit keeps them."""
+    by_source: dict[str, list[str]] = {}
+    for name in ids:
+        by_source.setdefault(name.partition("/")[0], []).append(name)
+    for source in settings.limits:
+        if source not in by_source:
+            raise ValueError(f"--limit {source}: the split has no such source; it has {', '.join(sorted(by_source))}")
+    kept: list[str] = []
+    for source, names in by_source.items():
+        names.sort(key=lambda name: (pick(settings.seed, "object", name), name))
+        kept += names[: settings.limits.get(source, len(names))]
+    kept.sort(key=lambda name: (pick(settings.seed, "sample", name), name))
+    return set(kept[: settings.max_samples])
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _counts(made: Sequence[Question]) -> dict[str, dict[str, int]]:
+    counts = Counter((question.kind, question.language) for question in made)
+    found = {kind: {language: counts[kind, language] for language in LANGUAGES} for kind in KINDS}
+    return {kind: each for kind, each in found.items() if any(each.values())}

@@ -1,0 +1,1 @@
+"""Alignment training: what is minimised, the loop, and what a run leaves behind."""

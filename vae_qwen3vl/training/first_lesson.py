@@ -1,0 +1,216 @@
+"""The projector's first lesson, before the language model comes in: which caption belongs to which object.
+
+A linear map of the mean of an object's 3D tokens, and of its tokens of the whole shape, should lie nearer to the
+Sentence-BERT embedding of its own caption than to those of the batch's other captions (the symmetric loss of CLIP,
+Radford et al. 2021). The map is thrown away; what stays is a projector whose tokens say what they are part of.
+Without the language model an object costs a hundredth of a training step, so dozens of passes are cheap. Knows
+datasets with captions, projector and sentence model; of the trainer its schedule alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.progress import Progress
+from vae_qwen3vl.data.workers import worker_options
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.projector import Tokens3D
+from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
+from vae_qwen3vl.training.objective import symmetric_contrast
+from vae_qwen3vl.training.trainer import rate
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.language.sentence_encoder import SentenceEncoder
+
+logger = logging.getLogger(__name__)
+
+PRETRAINING_LOG = "pretraining.jsonl"
+BATCH_SIZE = 128
+"""Objects a batch, and so captions to be told apart."""
+_RATE, _DECAY, _BETAS = 1e-3, 0.05, (0.9, 0.98)
+_WARM_UP = 0.05
+"""Share of the steps in which the rate rises; then it falls by a cosine."""
+_TEMPERATURE, _LEAST_TEMPERATURE = 0.07, 0.01
+
+
+class CaptionContrast(nn.Module):
+    """The symmetric contrastive loss between objects and captions, with its linear map and temperature.
+
+    Args:
+        hidden_size: width H of the 3D tokens.
+        caption_size: width E of the captions' embeddings.
+        shape_tokens: how many of an object's tokens, the first ones, tell of it as a whole. Each has its own part of
+            the map: in one mean with a hundred others they would hardly learn.
+    """
+
+    def __init__(self, hidden_size: int, caption_size: int, shape_tokens: int = 0) -> None:
+        super().__init__()
+        self.shape_tokens = shape_tokens
+        self.head = nn.Linear((1 + shape_tokens) * hidden_size, caption_size)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / _TEMPERATURE)))
+
+    def similarities(self, tokens: Tokens3D, scale: Tensor, captions: Tensor) -> Tensor:  # [O, C]
+        """Return cosines of O objects and C captions.
+
+        Args:
+            tokens: of the objects.
+            scale: the tokens' usual RMS, a number.
+            captions: embeddings of length 1, `[C, E]`.
+        """
+        objects, embeds = tokens.coords[:, 0], tokens.embeds.float() / scale
+        counts = object_counts(tokens.coords)  # [O]
+        whole = rank_in_object(objects, counts) < self.shape_tokens
+        sums = torch.zeros(len(counts), embeds.shape[1], device=embeds.device)
+        means = sums.index_add(0, objects[~whole], embeds[~whole]) / (counts[:, None] - self.shape_tokens)
+        told = torch.cat([means, embeds[whole].reshape(len(counts), -1)], dim=1)  # [O, (1 + n) H]
+        return F.normalize(self.head(told).float(), dim=1) @ captions.T
+
+    def loss(self, similarities: Tensor, captions: Tensor) -> Tensor:  # []
+        """Return the loss of O objects and their captions `[O, E]` from their `similarities`."""
+        factor = self.log_scale.exp().clamp(max=1 / _LEAST_TEMPERATURE)
+        return symmetric_contrast(factor * similarities, captions)
+
+    def forward(self, tokens: Tokens3D, scale: Tensor, captions: Tensor) -> Tensor:  # []
+        """Return the loss of O objects and their captions `[O, E]`."""
+        return self.loss(self.similarities(tokens, scale, captions), captions)
+
+
+class _Captions:
+    """Embeddings of captions, each computed once."""
+
+    def __init__(self, encoder: SentenceEncoder, device: torch.device) -> None:
+        self.encoder, self.device = encoder, device
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:  # [n, E]
+        from vae_qwen3vl.language.sentence_encoder import embed
+
+        new = [text for text in dict.fromkeys(captions) if text not in self.known]
+        if new:
+            self.known |= dict(zip(new, embed(self.encoder, new), strict=True))
+        return torch.stack([self.known[text] for text in captions]).to(self.device)
+
+
+def pretrain_projector(
+    branch: Qwen3VLWith3DBranch,
+    train: Dataset[Any],
+    val: Dataset[Any] | None,
+    encoder: SentenceEncoder,
+    epochs: int,
+    *,
+    codebook: Tensor,
+    folder: Path,
+    device: torch.device,
+    num_workers: int = 0,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> list[dict[str, float]]:
+    """Teach a branch's projector; it keeps the weights with the lowest validation loss.
+
+    Args:
+        branch: the projector and what its tokens look like; its language model is not touched.
+        train: items with `codes`, `coords` and `caption` (`CachedCodesDataset`); `set_epoch`, if there is one, is
+            called.
+        val: the same, or None, which keeps the last weights.
+        encoder: the sentence model.
+        epochs: passes over the data.
+        codebook: `[K, D]`, of the codes.
+        folder: gets `pretraining.jsonl`, a record an epoch.
+        device: where to compute.
+        num_workers: processes that read data.
+        seed: of order and linear map.
+        batch_size: objects a batch.
+
+    Returns:
+        The records: `loss`, and of validation `val_loss` and `val_recall_at_5`, of objects' own captions among all.
+    """
+    torch.manual_seed(seed)
+    projector = branch.projector.to(device).train()
+    caption_size = encoder.network.config.hidden_size
+    contrast = CaptionContrast(projector.hidden_size, caption_size, projector.shape_tokens).to(device)
+    captions = _Captions(encoder, device)
+    codebook = codebook.to(device)
+    trained = [p for p in (*projector.parameters(), *contrast.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_RATE, weight_decay=_DECAY, betas=_BETAS)
+    loader = DataLoader(
+        train,
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=_collate,
+        generator=torch.Generator().manual_seed(seed),
+        **worker_options(num_workers),
+    )
+    steps, step = epochs * len(loader), 0
+    records: list[dict[str, float]] = []
+    best, best_loss = None, math.inf
+    progress = Progress(steps, "projector alone", "step")
+    for epoch in range(epochs):
+        if hasattr(train, "set_epoch"):
+            train.set_epoch(epoch)
+        total, count = 0.0, 0
+        for codes, coords, words in loader:
+            for group in optimizer.param_groups:
+                group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
+            tokens = _tokens(branch, codes, coords, codebook)
+            loss = contrast(tokens, projector.output_rms, captions(words))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            total, count, step = total + float(loss.detach()) * len(words), count + len(words), step + 1
+            progress.update()
+        record = {"epoch": epoch + 1, "loss": total / count}
+        if val is not None:
+            record |= _validate(branch, contrast, captions, val, codebook)
+            if record["val_loss"] < best_loss:
+                best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
+        records.append(record)
+        with atomic_path(folder / PRETRAINING_LOG) as temporary:
+            temporary.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+        progress.say(**{name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
+    progress.close()
+    if best is not None:
+        projector.load_state_dict(best)
+    logger.info("the projector alone: %s", {name: round(value, 4) for name, value in records[-1].items()})
+    return records
+
+
+def _tokens(branch: Qwen3VLWith3DBranch, codes: Tensor, coords: Tensor, codebook: Tensor) -> Tokens3D:
+    device = codebook.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        feats = F.embedding(codes.to(device), codebook)  # [M, D]
+        return branch.tokens_3d(feats, coords.to(device))
+
+
+@torch.no_grad()
+def _validate(
+    branch: Qwen3VLWith3DBranch,
+    contrast: CaptionContrast,
+    captions: Callable[[Sequence[str]], Tensor],
+    val: Dataset[Any],
+    codebook: Tensor,
+) -> dict[str, float]:
+    """Return loss and recall over all objects at once."""
+    codes, coords, words = _collate([val[i] for i in range(len(val))])  # type: ignore[arg-type]
+    tokens, texts = _tokens(branch, codes, coords, codebook), captions(words)
+    likeness = contrast.similarities(tokens, branch.projector.output_rms, texts)
+    better = (likeness > likeness.diagonal()[:, None]).sum(1)
+    return {"val_loss": float(contrast.loss(likeness, texts)), "val_recall_at_5": float((better < 5).float().mean())}
+
+
+def _collate(items: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, list[str]]:
+    """Return `codes [M]`, `coords [M, 4]` and the captions."""
+    coords = joined_coords([item["coords"] for item in items])
+    return torch.cat([item["codes"] for item in items]), coords, [item["caption"] for item in items]

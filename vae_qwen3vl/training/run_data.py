@@ -1,0 +1,254 @@
+"""What an alignment run learns from: random objects, distance fields, or cached codes, split and ready for batches.
+
+Knows the settings and the datasets; nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from sdf_vqvae.codes.folder import MANIFEST, CodeFolder
+from sdf_vqvae.data.field_folder import read_field_table
+from sdf_vqvae.data.tables import ID_COLUMN
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.data.augmentation import CodeAugmentation
+from vae_qwen3vl.data.bucketing import items_of_an_epoch
+from vae_qwen3vl.data.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
+from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+from vae_qwen3vl.data.plain_text import WithPlainText
+from vae_qwen3vl.data.splits import AlignmentData, Tolerant, held_out
+from vae_qwen3vl.data.texts import read_plain_texts
+from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.sequence_3d import pool_to_budget, sequence_keys
+
+logger = logging.getLogger(__name__)
+
+_DUMMY_CODES, _DUMMY_TEXT = 512, 24
+"""Codes and text tokens of random objects: small, for they are there to try things out."""
+_TRAIN, _VAL = "train", "val"
+_FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
+"""Settings that do nothing to distance fields and random objects."""
+
+
+def check_data(config: AlignmentConfig) -> None:
+    """Raise a ValueError if no data is named, or there is none; the message has the command that makes some."""
+    if config.dummy_data:
+        if config.plain_text is not None:
+            raise ValueError("plain_text goes with data_dir: random objects have no words for it to stand among")
+        return
+    if config.data_dir is None:
+        raise ValueError("no data: give --data_dir, or --dummy_data for a quick test on random objects")
+    if not Path(config.data_dir).is_dir():
+        raise ValueError(
+            f"data_dir: there is no folder {config.data_dir}; make one with: python dataset_toolkits/sdf_voxelize.py "
+            f"--format folder --input_dir MESHES --output_dir {config.data_dir} --resolutions 256 (then, faster to "
+            f"train on: vae-qwen3vl encode {config.data_dir} -o codes and --data_dir codes)"
+        )
+
+
+def cached_codes(config: AlignmentConfig) -> CodeFolder | None:
+    """Return the cached codes that the settings name, read once, or None where the data is something else."""
+    if config.dummy_data or config.data_dir is None or not (Path(config.data_dir) / MANIFEST).is_file():
+        return None
+    return CodeFolder(config.data_dir)
+
+
+def alignment_data(
+    config: AlignmentConfig, processor: Processor3D, codes: CodeFolder | None, *, latent_dim: int
+) -> AlignmentData:
+    """Open what the settings name; `codes` are what `cached_codes` found.
+
+    `data_dir` is a folder of cached codes or of distance fields. Where its table has splits, `train` alone is trained
+    on. Validated on are the objects of the split `val`; where there is none, at most `val_samples` objects and a
+    tenth of those to train on, chosen by a hash of their ids, so that another run keeps the same apart. Texts without
+    an object stand among those that are trained on alone.
+
+    Raises:
+        ValueError: no data is named, or none of it can be used, or its table has splits but none is `train`.
+    """
+    check_data(config)
+    for name in _FOR_CODES if codes is None else ():
+        if getattr(config, name):
+            raise ValueError(f"{name} goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
+    if config.mirrored_dir is not None and not (Path(config.mirrored_dir) / MANIFEST).is_file():
+        raise ValueError(
+            f"mirrored_dir: there are no codes in {config.mirrored_dir}; make them with: "
+            f"vae-qwen3vl encode DATASET -o {config.mirrored_dir} --mirror"
+        )
+    if config.dummy_data:
+        return _dummies(config, processor, latent_dim)
+    texts = [] if config.plain_text is None else read_plain_texts(config.plain_text)
+    if codes is not None:
+        data = dataclasses.replace(_from_codes(config, processor, codes), codebook=codes.codebook)
+    else:
+        data = _from_fields(config, processor, Path(str(config.data_dir)))
+    if not texts:
+        return data
+    objects = items_of_an_epoch(len(data.lengths), data.limited)
+    train = WithPlainText(data.train, data.lengths, texts, config.plain_text_share, seed=config.seed, beside=objects)
+    limited = data.limited if train.count else ()
+    logger.info("%d of %d training items are plain text", train.places, len(train))
+    return dataclasses.replace(data, train=train, lengths=train.lengths, limited=limited, plain=True)
+
+
+def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
+    rows = list(codes.table())
+    splits = _splits_of(rows, codes.folder)
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
+    collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
+    data = CachedCodesDataset(
+        codes,
+        split=_TRAIN if splits else None,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        caption_share=config.caption_share,
+        augmentation=CodeAugmentation(
+            drop_cells=config.drop_cells, turn_degrees=config.turn_degrees, shift_cells=config.shift_cells
+        ),
+        mirrored=config.mirrored_dir,
+        kind_weights=config.numbers("kind_weights"),
+        vectors=False,
+    )
+    if _VAL not in splits:
+        own = data.names, _tokens_of(data, config), collate
+        return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
+    held = None
+    if config.val_samples:
+        most = config.val_samples
+        held = CachedCodesDataset(codes, split=_VAL, max_samples=most, caption_share=1.0, vectors=False)
+    return AlignmentData(
+        train=Tolerant(data),
+        lengths=_tokens_of(data, config),
+        val=None if held is None else Tolerant(held),
+        collate=collate,
+        limited=_limited(config, data.names, sources),
+        captioned=Tolerant(data.with_captions()),
+        names=data.names,
+        val_names=() if held is None else held.names,
+    )
+
+
+def _splits_of(rows: Iterable[Mapping[str, str]], folder: Path) -> set[str]:
+    """Return the values of a table's column `split`. Raises a ValueError where there are some, but no `train`."""
+    splits = {row["split"] for row in rows if row.get("split")}
+    if splits and _TRAIN not in splits:
+        raise ValueError(
+            f"data_dir: the table of {folder} has a column split with {', '.join(sorted(splits))}, but no object of "
+            f"the split {_TRAIN}; name it so, or leave the column out"
+        )
+    return splits
+
+
+def _tokens_of(data: CachedCodesDataset, config: AlignmentConfig) -> list[float]:
+    """Return how many 3D tokens each item makes where it is, with all its codes."""
+    most = max(0, config.max_3d_tokens - config.shape_tokens) if config.max_3d_tokens > 0 else 0
+    counts = []
+    for name in data.names:
+        coords = F.pad(data.codes[name][1].long() // config.merge, (1, 0))
+        count = len(torch.unique(sequence_keys(coords)))
+        if most and count > most:
+            count = most if config.truncate_mode == "head" else _pooled(coords, most)
+        counts.append(float(count + config.shape_tokens))
+    return counts
+
+
+def _pooled(coords: Tensor, most: int) -> int:
+    """Return how many tokens the blocks at `coords [M, 4]` become."""
+    blocks = torch.unique(coords[:, [0, 3, 2, 1]], dim=0)[:, [0, 3, 2, 1]]  # by (z, y, x)
+    return len(pool_to_budget(torch.zeros(len(blocks), 1), blocks, most)[1])
+
+
+def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:
+    from sdf_vqvae.config.architecture import VAEConfig
+    from sdf_vqvae.model.checkpoint import shipped_config
+
+    resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
+    gathered = read_field_table(folder)
+    rows = [] if gathered is None else gathered.rows
+    splits = _splits_of(rows, folder)
+    read = functools.partial(SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None)
+    data = read(
+        split=_TRAIN if splits else None,
+        max_samples=config.max_samples,
+        seed=config.seed,
+        caption_share=config.caption_share,
+        kind_weights=config.numbers("kind_weights"),
+    )
+    collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
+    if _VAL not in splits:
+        return _split(config, data, data.for_validation(), data.names, data.sizes, collate, sources=sources)
+    held = read(split=_VAL, max_samples=config.val_samples, caption_share=1.0) if config.val_samples else None
+    return AlignmentData(
+        train=Tolerant(data),
+        lengths=data.sizes,
+        val=None if held is None else Tolerant(held),
+        collate=collate,
+        limited=_limited(config, data.names, sources),
+        names=data.names,
+        val_names=() if held is None else held.names,
+    )
+
+
+def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:
+    most = min(config.max_3d_tokens, _DUMMY_CODES) if config.max_3d_tokens > 0 else _DUMMY_CODES
+    count = config.dummy_samples
+    vocabulary = len(processor.tokenizer)
+    data = Dummy3DTextDataset(count, most, _DUMMY_TEXT, vocab_size=vocabulary, latent_dim=latent_dim)
+    collate = functools.partial(collate_3d_text, latent_dim=latent_dim)
+    return _split(config, data, data, [f"dummy-{i}" for i in range(count)], [1.0] * count, collate, sources={})
+
+
+def _split(
+    config: AlignmentConfig,
+    data: Dataset[Any],
+    val: Dataset[Any],
+    names: Sequence[str],
+    sizes: Sequence[float],
+    collate: Any,
+    *,
+    sources: Mapping[str, str],
+    captioned: Dataset[Any] | None = None,
+) -> AlignmentData:
+    """Keep some objects for validation; `val` and `captioned` are the same objects as `data` with other words."""
+    held = held_out(names, config.val_samples)
+    kept = sorted(set(range(len(names))) - set(held))
+    return AlignmentData(
+        train=Tolerant(Subset(data, kept)),
+        lengths=[sizes[i] for i in kept],
+        val=Tolerant(Subset(val, held)) if held else None,
+        collate=collate,
+        limited=_limited(config, [names[i] for i in kept], sources),
+        captioned=None if captioned is None else Tolerant(Subset(captioned, kept)),
+        names=[names[i] for i in kept],
+        val_names=[names[i] for i in held],
+    )
+
+
+def _limited(
+    config: AlignmentConfig, names: Sequence[str], sources: Mapping[str, str]
+) -> list[tuple[list[int], int]]:
+    """Return the items of each source that is limited, and its limit.
+
+    Raises:
+        ValueError: no object is of a limited source.
+    """
+    found = []
+    for source, most in config.numbers("epoch_limits").items():
+        items = [number for number, name in enumerate(names) if sources.get(name) == source]
+        if not items:
+            known = sorted({sources.get(name, "") for name in names} - {""})
+            there = f"there are {', '.join(known)}" if known else "the table has no column source"
+            raise ValueError(f"epoch_limits: no object is of the source {source!r} ({there})")
+        found.append((items, most))
+    return found
