@@ -53,7 +53,7 @@ from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords
-from vae_qwen3vl.train_finetune import make_accelerator
+from vae_qwen3vl.training.parts import make_accelerator
 from vae_qwen3vl.training.sharding import is_sharding
 from vae_qwen3vl.training.trainer import AlignmentTrainer, Batch
 

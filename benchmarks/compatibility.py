@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 
 from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.config.architecture import read_vae_document
+from sdf_vqvae.fields.balls import sphere_batch
 from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.model.state_dict import to_torchsparse
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from vae_qwen3vl.commands.main import main as program
-from vae_qwen3vl.run_smoke_test import sphere_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "vae" / "sdf_vqvae_stage2.json"

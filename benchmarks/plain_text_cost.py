@@ -1,6 +1,6 @@
 """What adapters cost the language model's own skills: text without any object, with each adapter and with none.
 
-    python -m vae_qwen3vl.commands.make_plain_text -o held_out.jsonl --count 200 --split held_out
+    vae-qwen3vl make-plain-text -o held_out.jsonl --count 200 --split held_out
     python benchmarks/plain_text_cost.py --records held_out.jsonl --lora with=A/lora_final --lora without=B/lora_final
 
 Two measures, in float32: the mean negative log-likelihood (nats a token) of the answers of the records, end of turn

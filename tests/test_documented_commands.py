@@ -259,9 +259,9 @@ print(json.dumps({"codes": len(encoding_indices.feats), "voxels": len(recon.feat
 def small_fields(checkout: Path, configs: dict[str, Path | None]) -> None:
     """Write `train_sdf_dataset`: three balls with captions, as the field of every named tokenizer has them."""
     from sdf_vqvae.config.architecture import VAEConfig
+    from sdf_vqvae.fields.balls import sphere_batch
     from sdf_vqvae.fields.sparse_sdf import SparseSDF
     from sdf_vqvae.model.checkpoint import shipped_config
-    from vae_qwen3vl.run_smoke_test import sphere_batch
 
     folder = checkout / "train_sdf_dataset"
     folder.mkdir()
@@ -311,8 +311,8 @@ def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch)
     pytest.importorskip("accelerate")
     pytest.importorskip("nltk")
     from sdf_vqvae.config.architecture import VAEConfig
+    from sdf_vqvae.fields.balls import sphere_batch
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-    from vae_qwen3vl.run_smoke_test import sphere_batch
 
     stage1 = checkout / "configs" / "vae" / "sdf_vqvae_stage1.json"
     small_fields(checkout, {"documented": stage1, "shipped": None})

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 
 from dataset_toolkits import process_m3d_seg_format, sdf_voxelize
-from sdf_vqvae.commands import train_tokenizer as train_command
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, run_program
 from vae_qwen3vl import eval_3d_vl, run_smoke_test, train_finetune
 from vae_qwen3vl.commands import main as cli
-from vae_qwen3vl.commands import make_plain_text, make_questions
 from vae_qwen3vl.commands.options import add_language_options
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, read_alignment_config
 
@@ -27,11 +25,8 @@ MAKERS = {
     "vae_qwen3vl/train_finetune": train_finetune.make_parser,
     "vae_qwen3vl/eval_3d_vl": eval_3d_vl.make_parser,
     "vae_qwen3vl/run_smoke_test": run_smoke_test.make_parser,
-    "vae_qwen3vl/make_questions": make_questions.make_parser,
-    "vae_qwen3vl/make_plain_text": make_plain_text.make_parser,
     "dataset_toolkits/sdf_voxelize": sdf_voxelize.make_parser,
     "dataset_toolkits/process_m3d_seg_format": process_m3d_seg_format.make_parser,
-    "scripts/train_tokenizer": train_command.make_parser,
 }
 FOLDERS = ("sdf_vqvae", "vae_qwen3vl", "dataset_toolkits", "scripts", "examples")
 FOREIGN = {

@@ -75,7 +75,7 @@ def draco_glb() -> bytes:
 
 def gltf_of_everything() -> bytes:
     """Return a GLB with a skin, morph targets, sparse and normalized numbers, strips, instances, invisible nodes."""
-    place = Path(__file__).parent / "sdf_vqvae" / "geometry" / "gltf_files.py"
+    place = Path(__file__).parent / "sdf_vqvae" / "geometry" / "formats" / "gltf_files.py"
     spec = importlib.util.spec_from_file_location("gltf_files", place)
     assert spec is not None and spec.loader is not None
     builder = importlib.util.module_from_spec(spec)

@@ -29,7 +29,6 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-
     data = parser.add_argument_group("data")
     data.add_argument(
         "--format",

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from dataset_toolkits.process_m3d_seg_format import INCOMPLETE, main, make_parser
+from dataset_toolkits.process_m3d_seg_format import main, make_parser
+from sdf_vqvae.commands.ct import INCOMPLETE
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.geometry import volume
 from sdf_vqvae.geometry.mesh import load_mesh

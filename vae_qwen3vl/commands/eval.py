@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions",
         metavar="JSONL",
         type=Path,
-        help="of make_questions about these objects (default: conversations_{split}.jsonl in --data_dir)",
+        help="of make-questions about these objects (default: conversations_{split}.jsonl in --data_dir)",
     )
     data.add_argument(
         "--shapes", metavar="PATH", type=Path, help="their true meshes, to score --save_mesh: a pack, folder or file"

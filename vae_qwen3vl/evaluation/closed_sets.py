@@ -1,6 +1,6 @@
 """Questions whose answers are one of a known set: what classification asks, one set a kind of question.
 
-Made of the records that `make_questions` writes, for the objects that are evaluated and for those of training, whose
+Made of the records that `make-questions` writes, for the objects that are evaluated and for those of training, whose
 answers are candidates too. Knows texts; nothing of shapes or models.
 """
 
@@ -107,7 +107,7 @@ def answers_of(questions: Sequence[Question]) -> dict[str, dict[str, str]]:
 
 
 def closed_questions(path: str | os.PathLike[str]) -> list[Question]:
-    """Return the English questions of closed kinds in a JSONL file of `make_questions`.
+    """Return the English questions of closed kinds in a JSONL file of `make-questions`.
 
     Raises:
         ValueError: the file can't be read, or a line is damaged.

@@ -18,9 +18,9 @@ import pytest
 import torch
 import trimesh
 
+from sdf_vqvae.codes import cache as code_cache
 from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.codes.pipeline import voxelize_for
-from sdf_vqvae.codes.shape_codes import cache as code_cache
 from sdf_vqvae.model.checkpoint import load_vae_from_config, shipped_config
 from vae_qwen3vl.__main__ import main
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset

@@ -16,11 +16,11 @@ import torch
 import trimesh
 from safetensors.torch import load_file
 
-from sdf_vqvae.commands.train_tokenizer import main
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.training.checkpoints import checkpoint_steps, path_of
 from sdf_vqvae.training.trainer import TokenizerTrainer
+from vae_qwen3vl.commands.main import main as program
 
 TRAINER = {"max_steps": 6, "batch_size_per_gpu": 2, "i_log": 1, "i_save": 3, "i_sample": 3, "i_ddpcheck": 2}
 
@@ -56,13 +56,13 @@ def arguments(config: Path, data: Path, output: Path, *more: str) -> list[str]:
 
 def test_meshes_train_and_the_command_goes_on(config: Path, meshes: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    assert main(arguments(config, meshes, output, "--max_steps", "3", "--lr", "2e-3")) == 0
-    assert main(arguments(config, meshes, output, "--lr", "2e-3")) == 0
+    assert program(["train-tokenizer", *arguments(config, meshes, output, "--max_steps", "3", "--lr", "2e-3")]) == 0
+    assert program(["train-tokenizer", *arguments(config, meshes, output, "--lr", "2e-3")]) == 0
     steps = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == list(range(1, 7))
     assert json.loads((output / "train_args.json").read_text())["trainer"]["lr"] == 2e-3
     load_vae_from_config(vae_ckpt=output / "model.safetensors", device="cpu")
-    assert main(arguments(config, meshes, output)) == 2  # another learning rate
+    assert program(["train-tokenizer", *arguments(config, meshes, output)]) == 2  # another learning rate
     assert json.loads((output / "train_args.json").read_text())["trainer"]["lr"] == 2e-3
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
         for number, file in enumerate(sorted(meshes.iterdir())):
             SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(data / f"o{number}_r64.npz")
     config = write_config(tiny, tmp_path / "c.json", dataset)
-    assert main(arguments(config, data, tmp_path / "whole")) == 0
+    assert program(["train-tokenizer", *arguments(config, data, tmp_path / "whole")]) == 0
     original = TokenizerTrainer.step
 
     def step_and_signal(self: TokenizerTrainer, progress: float) -> Any:
@@ -89,9 +89,9 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
 
     with monkeypatch.context() as patched:
         patched.setattr(TokenizerTrainer, "step", step_and_signal)
-        assert main(arguments(config, data, tmp_path / "parts")) == 128 + signal.SIGTERM
+        assert program(["train-tokenizer", *arguments(config, data, tmp_path / "parts")]) == 128 + signal.SIGTERM
     assert checkpoint_steps(tmp_path / "parts")[-1] == step
-    assert main(arguments(config, data, tmp_path / "parts")) == 0
+    assert program(["train-tokenizer", *arguments(config, data, tmp_path / "parts")]) == 0
     for file in sorted(path_of(tmp_path / "whole", 6).glob("*.safetensors")):
         expected, found = load_file(file), load_file(path_of(tmp_path / "parts", 6) / file.name)
         assert all(torch.equal(found[name], value) for name, value in expected.items()), file.name
@@ -104,7 +104,15 @@ def test_prepared_fields_train(tiny: SimpleNamespace, meshes: Path, tmp_path: Pa
         SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(fields / f"object{number}_r64.npz")
     dataset = {"name": "SparseSDF", "args": {"resolution": 64, "symmetries": True}}
     config = write_config(tiny, tmp_path / "fields.json", dataset)
-    assert main(arguments(config, fields, tmp_path / "run", "--max_epoch", "1", "--batch_size_per_gpu", "1")) == 0
+    assert (
+        program(
+            [
+                "train-tokenizer",
+                *arguments(config, fields, tmp_path / "run", "--max_epoch", "1", "--batch_size_per_gpu", "1"),
+            ]
+        )
+        == 0
+    )
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 3
 
@@ -141,6 +149,6 @@ def test_two_processes_train_one_model(config: Path, meshes: Path, tmp_path: Pat
 def test_what_is_wrong_is_said_in_one_line(
     config: Path, meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    assert main(arguments(config, meshes, tmp_path / "run", *more)) == 2
+    assert program(["train-tokenizer", *arguments(config, meshes, tmp_path / "run", *more)]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1]

@@ -13,7 +13,7 @@ import trimesh
 
 from dataset_toolkits import process_m3d_seg_format
 from dataset_toolkits.sdf_voxelize import main
-from sdf_vqvae.codes.shape_codes import pipeline as shapes
+from sdf_vqvae.codes import pipeline as shapes
 from sdf_vqvae.data.tables import read_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh

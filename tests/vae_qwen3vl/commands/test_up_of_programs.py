@@ -11,11 +11,11 @@ import pytest
 import torch
 import trimesh
 
+from sdf_vqvae.codes import pipeline as shapes
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.codes.shape_codes import ShapeCodes
-from sdf_vqvae.codes.shape_codes import pipeline as shapes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.up import UP_AXES, lay_back

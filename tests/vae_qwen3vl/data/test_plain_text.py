@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_qwen3vl.commands import make_plain_text as make_plain_text_module
-from vae_qwen3vl.commands.make_plain_text import main as make_plain_text
-from vae_qwen3vl.commands.make_plain_text import own_answers, write_plain_text
+from vae_qwen3vl.commands.main import main as program
 from vae_qwen3vl.data.bucketing import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.data.collate import collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.data.plain_text import WithPlainText
@@ -22,6 +20,8 @@ from vae_qwen3vl.data.texts import Text, read_plain_texts
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.synthetic import plain_answers
+from vae_qwen3vl.synthetic.plain_answers import own_answers, write_plain_text
 from vae_qwen3vl.synthetic.plain_prompts import plain_prompts
 from vae_qwen3vl.train_finetune import main
 
@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on_and_writes_what_one_run_would(tmp_path: Path, toke
     said = json.loads(kept[1])
     kept[1] = json.dumps(["one\u2028two", *said[1:]], ensure_ascii=False)  # which str.splitlines takes for two lines
     part.write_text("\n".join(kept), encoding="utf-8")
-    assert make_plain_text_module._read_part(part, json.loads(kept[0]))[0][0] == "one\u2028two"
+    assert plain_answers._read_part(part, json.loads(kept[0]))[0][0] == "one\u2028two"
     kept[1] = json.dumps(said, ensure_ascii=False)
     part.write_text("\n".join(kept), encoding="utf-8")
     part.write_bytes(part.read_bytes()[:-9])  # the last batch half written
@@ -247,12 +247,14 @@ def test_an_unfinished_answer_is_no_answer(tmp_path: Path, tokenizer, make_vl) -
 
 def test_the_program_writes_what_training_reads(tmp_path: Path, vl: str, capsys) -> None:
     path = tmp_path / "own.jsonl"
-    code = make_plain_text(["-o", str(path), "--count", "1", "--vl_model", vl, "--device", "cpu", "--json"])
+    code = program(
+        ["make-plain-text", "-o", str(path), "--count", "1", "--vl_model", vl, "--device", "cpu", "--json"]
+    )
     report = json.loads(capsys.readouterr().out)
     assert code == (0 if report["texts"] else 2)
     assert report["asked"] >= report["texts"] + report["unfinished"]
     assert path.is_file()
-    assert make_plain_text(["-o", str(tmp_path / "own.json"), "--vl_model", vl]) == 2
+    assert program(["make-plain-text", "-o", str(tmp_path / "own.json"), "--vl_model", vl]) == 2
     assert "ends in .jsonl" in capsys.readouterr().err
 
 

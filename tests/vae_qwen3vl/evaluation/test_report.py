@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdf_vqvae.evaluation.page import as_html, picture_bytes
-from vae_qwen3vl.eval_3d_vl import spoken
+from vae_qwen3vl.commands.eval import spoken
 from vae_qwen3vl.evaluation.meshes import Reconstruction
 from vae_qwen3vl.evaluation.report import write_report
 from vae_qwen3vl.evaluation.summary import repeated_answers

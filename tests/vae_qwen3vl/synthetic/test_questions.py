@@ -13,12 +13,13 @@ import pytest
 import trimesh
 
 from sdf_vqvae.data.mesh_pack import MeshPack
-from vae_qwen3vl.commands.make_questions import QuestionSettings, main, write_questions
+from vae_qwen3vl.commands.main import main
 from vae_qwen3vl.data.texts import read_records
 from vae_qwen3vl.synthetic.anatomy import organ_model, sentences_of, structure_of
 from vae_qwen3vl.synthetic.claims import CLAIMS, KINDS, YES_NO, balance, certainly_false, make_questions
 from vae_qwen3vl.synthetic.mesh_facts import MeshFacts, measure_mesh
 from vae_qwen3vl.synthetic.phrases import PHRASES, YES_NO_ANSWERS
+from vae_qwen3vl.synthetic.question_file import QuestionSettings, write_questions
 from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question, shape_of
 from vae_qwen3vl.synthetic.words import THINGS
 
@@ -304,7 +305,7 @@ def test_nothing_belongs_to_two_groups_and_no_translation_is_empty():
 
 def test_the_program_writes_what_datasets_read(small_pack, tmp_path, capsys):
     output = tmp_path / "questions.jsonl"
-    assert main([str(small_pack), "-o", str(output), "--limit", "ldraw=2"]) == 0
+    assert main(["make-questions", str(small_pack), "-o", str(output), "--limit", "ldraw=2"]) == 0
     texts = read_records(output)
     lines = [json.loads(line) for line in output.open(encoding="utf-8")]
     assert sum(len(own) for own in texts.values()) == len(lines)
@@ -352,7 +353,7 @@ def test_limits_languages_and_kinds_are_kept(small_pack, tmp_path):
 def test_the_same_command_writes_the_same_bytes(small_pack, tmp_path):
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for file in files:
-        main([str(small_pack), "-o", str(file), "--max_samples", "12"])
+        main(["make-questions", str(small_pack), "-o", str(file), "--max_samples", "12"])
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -365,5 +366,5 @@ def test_the_same_command_writes_the_same_bytes(small_pack, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(small_pack, tmp_path, capsys, arguments, message):
-    assert main([str(small_pack), "-o", str(tmp_path / "q.jsonl"), *arguments]) == 2
+    assert main(["make-questions", str(small_pack), "-o", str(tmp_path / "q.jsonl"), *arguments]) == 2
     assert message in capsys.readouterr().err
