@@ -23,7 +23,7 @@ from typing import Any
 
 from record import write_result
 
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_text
 from vae_qwen3vl.commands.main import main as program
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,8 +96,7 @@ def main() -> None:
     print(write_result("bad_input", numbers, options.out))
     page = PAGE.read_text(encoding="utf-8")
     start, stop = page.index(BEGIN) + len(BEGIN), page.index(END)
-    with atomic_path(PAGE) as temporary_page:
-        temporary_page.write_text(f"{page[:start]}\n{table(rows)}\n{page[stop:]}", encoding="utf-8")
+    write_text(PAGE, f"{page[:start]}\n{table(rows)}\n{page[stop:]}")
     raise SystemExit(1 if wrong else 0)
 
 

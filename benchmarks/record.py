@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,8 +38,7 @@ def write_result(name: str, numbers: dict[str, Any], folder: Path | None = None)
         **numbers,
     }
     path = (folder or RESULTS) / f"{name}.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(path, document, indent=1)
     return path
 
 

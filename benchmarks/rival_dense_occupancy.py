@@ -30,7 +30,7 @@ from rival_training import RivalTrainer
 from torch import Tensor
 
 from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry, source_weights
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
 
 
@@ -149,8 +149,7 @@ def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
     folder = options.out or RESULTS
     before = json.loads((folder / f"{options.name}.json").read_text(encoding="utf-8"))
     found, lines = scored(grids, options.pack, before["split"], options.samples, options.workers)
-    with atomic_path(folder / OBJECTS.format(options.name)) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_json_lines(folder / OBJECTS.format(options.name), lines)
     print_table(found["table"])
     # Command, commit and hardware stay those of the training.
     print(write_result(options.name, {**before, **found}, options.out))

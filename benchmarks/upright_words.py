@@ -34,7 +34,7 @@ from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
 from sdf_vqvae.geometry.upright import UP_AXES, guess_up, turns_to_upright, usual_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.evaluation.objects import from_codes
@@ -120,8 +120,7 @@ def ask(options: argparse.Namespace) -> None:
             texts = processor.tokenizer.batch_decode(words, skip_special_tokens=True)
             for one, text, value in zip(part, texts, means, strict=True):
                 answers.setdefault(one.row["object"], {})[up] = {"text": text.strip(), "mean_log": value}
-    with atomic_path(options.output) as temporary:
-        temporary.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output, answers, indent=1)
 
 
 def measure(options: argparse.Namespace) -> None:

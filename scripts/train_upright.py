@@ -47,7 +47,7 @@ from sdf_vqvae.geometry.upright import (
     turns_to_upright,
 )
 from sdf_vqvae.utils.archives import write_safetensors
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import atomic_path, write_json
 from sdf_vqvae.utils.runtime import resolve_device
 
 STANDS_ALONG = "y"
@@ -212,8 +212,7 @@ def train(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     state = {name: value.half().cpu().contiguous() for name, value in scorer.state_dict().items()}
     write_safetensors(options.output / "upright.safetensors", state)
-    with atomic_path(options.output / "upright.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output / "upright.json", result, indent=1)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -226,8 +225,7 @@ def measure(options: argparse.Namespace) -> None:
     result = measures(all_scores(scorer, grids) / scorer.temperature.cpu(), source)
     print(json.dumps(result, indent=1))
     if options.output:
-        with atomic_path(options.output) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(options.output, result, indent=1)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ import copy
 import dataclasses
 import inspect
 import itertools
-import json
 import math
 import os
 import textwrap
@@ -27,7 +26,7 @@ from typing import Any
 
 from sdf_vqvae.config.architecture import config_file
 from sdf_vqvae.config.training import check_keys
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.strict_files import named_number, read_mapping
 from vae_qwen3vl.data.texts import CAPTION_SHARE
 from vae_qwen3vl.processor import DEFAULT_PROMPT
@@ -286,8 +285,7 @@ class AlignmentConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the values as JSON (a run's `train_args.json`)."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict(), indent=2, ensure_ascii=False)
 
     def check_files(self) -> None:
         """Raise a ValueError if the VAE's config or weights, or parts to start from, are named but absent."""

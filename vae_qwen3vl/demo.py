@@ -6,7 +6,6 @@ The same public calls as in the README, with the cost of each stage written down
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from sdf_vqvae.geometry.metrics.scores import compare_meshes
 from sdf_vqvae.geometry.picture import save_comparison
 from sdf_vqvae.geometry.up import stand_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl.describer import describe, load_describer
 
@@ -148,8 +147,7 @@ def run_demo(
         files=files,
         stages=watch.costs,
     )
-    with atomic_path(files["result"]) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(files["result"], result.to_dict(), indent=2)
     return result
 
 

@@ -10,7 +10,6 @@ Every file is written whole or not at all. Objects are found by their ids; the n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import parse_json, read_safetensors, regular_file, write_safetensors
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 
 MANIFEST = "manifest.json"
 CODEBOOK = "codebook.safetensors"
@@ -61,8 +60,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
-        with atomic_path(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / MANIFEST, {"format": _FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

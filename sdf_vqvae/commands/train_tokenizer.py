@@ -15,7 +15,7 @@ import torch
 
 from sdf_vqvae.config.architecture import VAEConfig, VAEDocument, read_vae_document
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.programs import add_run_options
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything
 
@@ -292,8 +292,7 @@ def prepared_fields(folder: Path, model: VAEConfig, dataset: DatasetConfig, held
 def write_arguments(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write everything that the run follows, and the command line, into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / _WRITTEN) as temporary:
-        temporary.write_text(json.dumps({"command": sys.argv, **settings}, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / _WRITTEN, {"command": sys.argv, **settings}, indent=2)
 
 
 def _given(options: argparse.Namespace, section: type) -> dict[str, Any]:

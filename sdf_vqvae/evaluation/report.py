@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag, picture_bytes
@@ -20,7 +19,7 @@ from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.evaluation.summary import Record
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_text
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress
 
@@ -157,8 +156,7 @@ def write_report(
         ),
         "</table></html>\n",
     ]
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text("\n".join(parts), encoding="utf-8")
+    write_text(path, "\n".join(parts))
 
 
 def _about(summary: dict[str, Any]) -> list[str]:

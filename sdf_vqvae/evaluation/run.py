@@ -21,7 +21,7 @@ from sdf_vqvae.evaluation.summary import FORMULAS, summarize
 from sdf_vqvae.geometry.metrics import scores as metrics
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import parse_json
-from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries
+from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress
 
@@ -116,7 +116,7 @@ def evaluate_shapes(
             "formulas": formulas(),
             **summarize([done[shape.id] for shape in shapes], codebook=described["codebook"]),
         }
-        _write_json(target / SUMMARY, summary)
+        write_json(target / SUMMARY, summary, indent=1, ensure_ascii=False)
     return summary
 
 
@@ -150,7 +150,7 @@ def _check_settings(folder: Path, described: dict[str, Any]) -> None:
     if not file.is_file():
         if (folder / OBJECTS).exists():
             raise ValueError(f"{folder} holds {OBJECTS} but no {SETTINGS}: choose another folder")
-        _write_json(file, described)
+        write_json(file, described, indent=1, ensure_ascii=False)
         return
     try:
         before = parse_json(file.read_bytes())
@@ -217,8 +217,3 @@ def _device_name(vae: SparseSDFVQVAE) -> str:
     if vae.device.type == "cuda":
         return torch.cuda.get_device_name(vae.device)
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ A checkpoint is a safetensors file with its JSON config beside it, or a PyTorch 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import regular_file, write_safetensors
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.runtime import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -226,5 +225,4 @@ def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.d
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}
     write_safetensors(folder / WEIGHTS_NAME, state)
-    with atomic_path(folder / CONFIG_NAME) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_NAME, document, indent=2)

@@ -7,7 +7,6 @@ generators, recent latent vectors) and `rank_0.json` (its place in the data). It
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sdf_vqvae.utils.archives import parse_json, read_safetensors, write_safetensors
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,9 +99,9 @@ def write(
         if optimizer is not None:
             write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         shared = {**state, "processes": accelerator.num_processes, "averages": len(averages)}
-        _write_json(folder / "state.json", shared)
+        write_json(folder / "state.json", shared)
     write_safetensors(folder / f"rank_{rank}.safetensors", dict(rank_tensors))
-    _write_json(folder / f"rank_{rank}.json", dict(rank_state))
+    write_json(folder / f"rank_{rank}.json", dict(rank_state))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         final = path_of(run, step)
@@ -201,8 +200,3 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")

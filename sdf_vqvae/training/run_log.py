@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.utils.archives import parse_json
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import atomic_path, write_json_lines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,9 +33,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.records: list[dict[str, Any]] = []
         earlier = read_log(folder / LOG_NAME) if step else []
-        with atomic_path(folder / LOG_NAME) as temporary:
-            kept = [json.dumps(record) + "\n" for record in earlier if record["step"] <= step]
-            temporary.write_text("".join(kept), encoding="utf-8")
+        write_json_lines(folder / LOG_NAME, (record for record in earlier if record["step"] <= step))
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is None:
             logger.info("no TensorBoard files are written: pip install 'vae-qwen3vl[training]' brings it")

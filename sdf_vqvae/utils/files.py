@@ -8,22 +8,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import math
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _PIECE = 2**20
 _STEM = 150
 """Characters of a file's name that its temporary one keeps; with the rest it stays below the usual 255."""
-
-
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\..*)?")
 
 
@@ -60,6 +60,35 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         named = OSError(f"{target} cannot be written: {error.strerror or error}")
         named.errno = error.errno  # a full disk is known by it
         raise named from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, whole or not at all, as UTF-8. Raises an OSError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(
+    path: str | os.PathLike[str], value: Any, *, indent: int | None = None, ensure_ascii: bool = True
+) -> None:
+    """Write a value as a JSON file that ends with its line, whole or not at all.
+
+    Args:
+        path: the file.
+        value: of what JSON has.
+        indent: see `json.dumps`.
+        ensure_ascii: see `json.dumps`.
+
+    Raises:
+        OSError: see `atomic_path`.
+    """
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=ensure_ascii) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike[str], records: Iterable[Any], *, ensure_ascii: bool = True) -> None:
+    """Write a JSON value a line, whole or not at all. Raises an OSError as `atomic_path` does."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=ensure_ascii) + "\n" for record in records)
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> int:

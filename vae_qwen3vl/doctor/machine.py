@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, shipped_config
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.utils.extras import DISTRIBUTION, EXTRAS
+from sdf_vqvae.utils.files import sha256_of
 from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.doctor.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 from vae_qwen3vl.language.default_model import default_lm_folder, verify_default_lm
@@ -271,7 +271,7 @@ def damaged_weights(paths: Iterable[Path]) -> dict[str, str]:
             if not names:
                 found[str(path)] = "it holds no tensors"
             elif known is not None and known.mode == "sha256":
-                digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).decode().rstrip("=")
+                digest = base64.urlsafe_b64encode(bytes.fromhex(sha256_of(path))).decode().rstrip("=")
                 if digest != known.value:
                     found[str(path)] = "its SHA-256 is not the one it was installed with"
             if path.name == WEIGHTS_NAME:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag
 from sdf_vqvae.evaluation.rebuild import ROWS
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_text
 from vae_qwen3vl.evaluation.controls import NOT_BLIND
 from vae_qwen3vl.evaluation.meshes import Reconstruction
 from vae_qwen3vl.evaluation.tables import titled_tables
@@ -69,8 +68,7 @@ def write_report(
         parts += ["<h2>Formulas</h2><dl>"]
         parts += [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in summary["formulas"].items()]
         parts.append("</dl>")
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text("\n".join([*parts, "</html>\n"]), encoding="utf-8")
+    write_text(path, "\n".join([*parts, "</html>\n"]))
 
 
 def _pictures(reconstructions: Mapping[str, Reconstruction], record: Mapping[str, Any]) -> bool:

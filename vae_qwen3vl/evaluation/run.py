@@ -6,7 +6,6 @@ Knows nothing of command lines.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -259,15 +258,10 @@ def write_results(
     rebuilt: Mapping[str, Reconstruction],
 ) -> None:
     """Write the words, the records, the summary and the page."""
-    from sdf_vqvae.utils.files import atomic_path
+    from sdf_vqvae.utils.files import write_json, write_json_lines, write_text
     from vae_qwen3vl.evaluation.report import REPORT, write_report
 
-    texts = {
-        WORDS: "".join(" ".join(str(record["generated"]).split()) + "\n" for record in records),
-        RESULTS: "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-        SUMMARY: json.dumps(summary, ensure_ascii=False, indent=1) + "\n",
-    }
-    for name, text in texts.items():
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(output / WORDS, "".join(" ".join(str(record["generated"]).split()) + "\n" for record in records))
+    write_json_lines(output / RESULTS, records, ensure_ascii=False)
+    write_json(output / SUMMARY, summary, indent=1, ensure_ascii=False)
     write_report(output / REPORT, summary, records, rebuilt)

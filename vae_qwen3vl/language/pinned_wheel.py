@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.utils.files import file_lock, sha256_of
+from sdf_vqvae.utils.files import file_lock, sha256_of, write_json
 from sdf_vqvae.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -176,8 +176,7 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in found
     }
-    text = json.dumps({**facts, "files": files}, indent=2)
     manifest = folder / _MANIFEST
-    manifest.write_text(text + "\n", encoding="utf-8")
+    write_json(manifest, {**facts, "files": files}, indent=2)
     for path in found:  # safetensors makes files that their owner alone can read
         shutil.copymode(manifest, path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from vae_qwen3vl.synthetic.plain_prompts import plain_prompts
 
@@ -101,9 +101,8 @@ def write_plain_text(
                 if answer and len(found) < count:
                     found[prompt, answer] = None
             progress.update(len(found) - progress.done)
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for prompt, answer in found:
-            file.write(json.dumps({"question": prompt, "answer": answer}, ensure_ascii=False) + "\n")
+    texts = ({"question": prompt, "answer": answer} for prompt, answer in found)
+    write_json_lines(path, texts, ensure_ascii=False)
     part.unlink()
     return PlainTextReport(texts=len(found), asked=asked, unfinished=unfinished)
 
@@ -114,9 +113,7 @@ def _read_part(part: Path, settings: dict[str, Any]) -> list[list[str | None]]:
     whole = [json.loads(line) for line in text.split("\n")[:-1]]  # a killed run may have left half a line behind them
     if whole and whole[0] != settings:
         raise ValueError(f"{part} was begun with {whole[0]}, not {settings}: give those again, or delete it")
-    with atomic_path(part) as temporary:
-        kept = [settings, *whole[1:]]
-        temporary.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept), encoding="utf-8")
+    write_json_lines(part, [settings, *whole[1:]], ensure_ascii=False)
     return whole[1:]
 
 

@@ -5,17 +5,15 @@ Knows packs and files; how questions are made is in `claims`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sdf_vqvae.data.mesh_pack import MeshPack
 from sdf_vqvae.utils.archives import parse_json, regular_file
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.progress import follow
 from vae_qwen3vl.data.texts import pick
 from vae_qwen3vl.synthetic.claims import KINDS, balance, make_questions
@@ -73,10 +71,11 @@ def write_questions(settings: QuestionSettings) -> QuestionReport:
     made = make_questions(
         objects, seed=settings.seed, languages=settings.languages, kinds=settings.kinds, terms=terms
     )
-    _write_lines(settings.output, [question.record() for question in made])
+    write_json_lines(settings.output, (question.record() for question in made), ensure_ascii=False)
     beside = settings.output.with_name(settings.output.stem + FAILED)
     if failed:
-        _write_lines(beside, [{"sample_id": name, "reason": why} for name, why in failed.items()])
+        reasons = ({"sample_id": name, "reason": why} for name, why in failed.items())
+        write_json_lines(beside, reasons, ensure_ascii=False)
     else:
         beside.unlink(missing_ok=True)  # of an earlier run
     asked, yes = balance(made)
@@ -153,12 +152,6 @@ def _chosen(ids: Sequence[str], settings: QuestionSettings) -> set[str]:
         kept += names[: settings.limits.get(source, len(names))]
     kept.sort(key=lambda name: (pick(settings.seed, "sample", name), name))
     return set(kept[: settings.max_samples])
-
-
-def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _counts(made: Sequence[Question]) -> dict[str, dict[str, int]]:

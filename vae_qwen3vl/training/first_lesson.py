@@ -10,7 +10,6 @@ datasets with captions, projector and sentence model; of the trainer its schedul
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from vae_qwen3vl.data.workers import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -177,8 +176,7 @@ def pretrain_projector(
             if record["val_loss"] < best_loss:
                 best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
         records.append(record)
-        with atomic_path(folder / PRETRAINING_LOG) as temporary:
-            temporary.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+        write_json_lines(folder / PRETRAINING_LOG, records)
         progress.say(**{name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
     progress.close()
     if best is not None:

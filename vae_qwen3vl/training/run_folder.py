@@ -5,7 +5,6 @@ Also which of the runs of a folder is meant: the one to go on with.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.training.checkpoints import checkpoint_steps
 from sdf_vqvae.utils.archives import parse_json
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from vae_qwen3vl.config import AUTO, AlignmentConfig
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ class RunObjects:
 
     def save(self, folder: Path) -> None:
         """Write the file."""
-        with atomic_path(folder / OBJECTS) as temporary:
-            content = {"train": self.train, "val": self.val}
-            temporary.write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / OBJECTS, {"train": self.train, "val": self.val}, indent=0, ensure_ascii=False)
 
     @classmethod
     def load(cls, folder: Path) -> RunObjects | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import time
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.run_log import RunLog
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.progress import Progress, in_time
 from sdf_vqvae.utils.runtime import StopRequest, stop_requests, worker_seeds
 from vae_qwen3vl.config import AlignmentConfig
@@ -427,8 +426,7 @@ class AlignmentTrainer:
             "objects": self.objects,
             "seconds": round(self.seconds, 1),
         }
-        with atomic_path(self.folder / RESULT) as temporary:
-            temporary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+        write_json(self.folder / RESULT, summary)
 
 
 def rate(progress: float, begin: float, warmup: float) -> float:

@@ -39,7 +39,7 @@ from sdf_vqvae.preprocessing.ct.windows import (
 )
 from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import write_json, write_text
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
 _INFO = "info.json"
@@ -153,8 +153,7 @@ def process_case(files: CaseFiles, settings: Settings, device: str) -> dict[str,
         _write_json(folder / _INFO, info)
     _remove_old_fields(before, info, settings)
     log("done")
-    with atomic_path(settings.output / LOGS / f"{files.case_id}.log") as temporary:
-        temporary.write_text("\n".join(log.lines) + "\n", encoding="utf-8")
+    write_text(settings.output / LOGS / f"{files.case_id}.log", "\n".join(log.lines) + "\n")
     return info
 
 
@@ -386,8 +385,7 @@ def _disk_bytes(folder: Path) -> int:
 
 
 def _write_json(path: Path, content: object) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content, indent=1, ensure_ascii=False)
 
 
 def remove_leftovers(output: Path) -> None:

@@ -24,7 +24,7 @@ from sdf_vqvae.data.mesh_sources import FORMATS, ID, Source, SourceItem, input_t
 from sdf_vqvae.geometry.voxelizer.voxelize import MAX_RESOLUTION
 from sdf_vqvae.preprocessing.voxelize.job import FieldKind, VoxelizeJob, make_voxelizer
 from sdf_vqvae.preprocessing.voxelize.table import DatasetTable, Outcome, Summary, summarize
-from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries
+from sdf_vqvae.utils.files import only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress, follow
 
@@ -249,5 +249,4 @@ def _as_json(settings: VoxelizeSettings) -> dict[str, Any]:
 
 
 def _write_summary(output: Path, summary: Summary) -> None:
-    with atomic_path(output / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / SUMMARY, asdict(summary), indent=1, ensure_ascii=False)
