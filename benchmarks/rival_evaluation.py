@@ -24,7 +24,7 @@ from rival_training import precision
 from torch import Tensor
 from tqdm import tqdm
 
-from sdf_vqvae.model.quantizer import codebook_health
+from sdf_vqvae.quantizers.health import codebook_health
 from sdf_vqvae.utils.archives import read_npz, write_npz
 from sdf_vqvae.utils.files import atomic_path
 

@@ -14,7 +14,7 @@ from rival_occupancy import SIDE
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdf_vqvae.model.quantizer import SparseVectorQuantizer
+from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
 
 CELLS = 16
 """Side of the latent grid."""
@@ -135,7 +135,7 @@ def make_decoder(config: RivalConfig) -> nn.Sequential:
     )
 
 
-class TokenQuantizer(SparseVectorQuantizer):
+class TokenQuantizer(EuclideanQuantizer):
     """Our codebook of moving averages; codes out of use restart at tokens that the surface passes through.
 
     Three tokens of four are empty space here, and a code that restarts there stays unused.
@@ -144,10 +144,11 @@ class TokenQuantizer(SparseVectorQuantizer):
     restart_from: Tensor | None = None
     """Which vectors of the batch in hand are not empty, bool `[M]`."""
 
-    def _restart_unused(self, vectors: Tensor) -> None:
+    def restart_unused(self, vectors: Tensor) -> None:
+        """Move codes that are hardly used to random vectors of the batch that are not empty."""
         if self.restart_from is not None and bool(self.restart_from.any()):
             vectors = vectors[self.restart_from]
-        super()._restart_unused(vectors)
+        super().restart_unused(vectors)
 
 
 class DenseOccupancyVQVAE(nn.Module):
@@ -158,7 +159,7 @@ class DenseOccupancyVQVAE(nn.Module):
         self.config = config
         self.encoder = make_encoder(config)
         self.decoder = make_decoder(config)
-        self.vq = TokenQuantizer(CODES, CHANNELS * JOINED, use_ema=True, decay=0.98, epsilon=1e-5)
+        self.vq = TokenQuantizer(CODES, CHANNELS * JOINED, use_ema_update=True, vq_decay=0.98)
 
     def latent(self, grids: Tensor) -> Tensor:
         """Encode grids bool `[B, 64, 64, 64]` to token vectors float32 `[B * 1024, 32]`."""

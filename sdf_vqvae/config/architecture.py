@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 from dataclasses import dataclass, field
 from importlib import resources
@@ -120,6 +119,8 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
+        from sdf_vqvae.quantizers.table import QUANTIZERS, check_quantizer
+
         check_types("models.vqvae.args", self, _LEAST, _MOST)
         if self.num_heads is None and self.model_channels % self.num_head_channels:
             raise ValueError(
@@ -130,7 +131,7 @@ class VAEConfig:
             "attn_mode": ("swin", "windowed", "full"),
             "pe_mode": ("ape",),
             "architecture": ("original", "residual"),
-            "quantizer": ("euclidean", "cosine", "simvq", "fsq"),
+            "quantizer": tuple(QUANTIZERS),
             "chunk_size": (1,),
             "use_fp16": (False,),
         }.items():
@@ -143,7 +144,7 @@ class VAEConfig:
         widest = _MOST["model_channels"]
         if not all(isinstance(width, int) and 0 < width <= widest for width in self.widths) or not self.widths:
             raise ValueError(f"level_channels must be integers in 1..{widest}, got {list(self.widths)}")
-        self._check_quantizer()
+        check_quantizer(vars(self))
         if self.architecture == "original" and (self.predict_occupancy or self.level_blocks):
             raise ValueError("predict_occupancy and level_blocks need architecture='residual'")
         if self.architecture == "residual" and self.level_blocks and len(self.level_blocks) != len(self.widths):
@@ -161,20 +162,6 @@ class VAEConfig:
             )
         if self.input_band is not None and (self.field.unit != "band" or self.field.band is None):
             raise ValueError("input_band needs a field in units of its band")
-
-    def _check_quantizer(self) -> None:
-        if (self.quantizer == "fsq") != bool(self.fsq_levels):
-            raise ValueError("fsq_levels belongs to quantizer='fsq', which needs it")
-        if not all(type(n) is int and n >= 2 for n in self.fsq_levels):
-            raise ValueError(f"fsq_levels must be integers of at least 2, got {list(self.fsq_levels)}")
-        made = (math.prod(self.fsq_levels), len(self.fsq_levels))
-        if self.quantizer == "fsq" and made != (self.num_embeddings, self.latent_channels):
-            raise ValueError(
-                f"fsq_levels {list(self.fsq_levels)} make {made[0]} codes of width {made[1]}, but num_embeddings is "
-                f"{self.num_embeddings} and latent_channels {self.latent_channels}"
-            )
-        if self.quantizer in ("simvq", "fsq") and self.use_ema_update:
-            raise ValueError(f"quantizer={self.quantizer!r} is not learned by moving averages: use_ema_update=false")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -233,7 +220,7 @@ class VAEConfig:
                 del values[key]
         check_keys("models.vqvae.args", values, (f.name for f in dataclasses.fields(cls)))
         widths = values.get("level_channels")
-        for key in ("level_channels", "level_blocks", "fsq_levels"):
+        for key in (f.name for f in dataclasses.fields(cls) if str(f.type).startswith("tuple")):
             numbers = values.get(key)
             if numbers is not None:
                 if not isinstance(numbers, list | tuple) or len(numbers) > _MOST_LEVELS:

@@ -1,1 +1,1 @@
-"""The sparse VQ-VAE: encoder, quantizer, decoder, and their checkpoints."""
+"""The sparse VQ-VAE: encoder, decoder, and their checkpoints."""

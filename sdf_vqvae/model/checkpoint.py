@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.model.vqvae import CODEBOOK, SparseSDFVQVAE, is_training_state
 from sdf_vqvae.utils.archives import regular_file, write_safetensors
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.runtime import resolve_device
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _LISTED = 6
-_CODEBOOK = "vq.embeddings.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +140,7 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     expected = vae.state_dict()
-    optional = {name for name in (*state, *expected) if _is_training_state(name)}
+    optional = {name for name in (*state, *expected) if is_training_state(name)}
     missing = sorted(expected.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - expected.keys() - optional)
     common = sorted(expected.keys() & state.keys())
@@ -150,10 +149,10 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
         for n in common
         if state[n].shape != expected[n].shape
     ]
-    if missing == [_CODEBOOK] and not unexpected and not misshaped:
+    if missing == [CODEBOOK] and not unexpected and not misshaped:
         if codebook_required:
             raise ValueError(
-                f"{path} holds no codebook ({_CODEBOOK}), as Direct3D-S2's public VAE: its encoder and decoder work, "
+                f"{path} holds no codebook ({CODEBOOK}), as Direct3D-S2's public VAE: its encoder and decoder work, "
                 "but there are no codes before a codebook has been trained on it"
             )
         logger.warning("%s holds no codebook: codes mean nothing before one has been trained", path)
@@ -177,11 +176,6 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
     )
 
 
-def _is_training_state(name: str) -> bool:
-    """Return whether a tensor belongs to the learning of the codebook, not to the codes."""
-    return name.startswith("vq.") and name != _CODEBOOK
-
-
 def _guess(state: Mapping[str, Tensor]) -> str:
     """Return what the tensors say about the config that they need, as the end of a sentence."""
     found: dict[str, int] = {}
@@ -192,7 +186,7 @@ def _guess(state: Mapping[str, Tensor]) -> str:
     for key, name, axis in (
         ("model_channels", "decoder.input_layer.weight", 0),
         ("latent_channels", "decoder.input_layer.weight", 1),
-        ("num_embeddings", _CODEBOOK, 0),
+        ("num_embeddings", CODEBOOK, 0),
     ):
         if name in state and state[name].ndim == 2:
             found[key] = state[name].shape[axis]
@@ -217,10 +211,10 @@ def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.d
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in vae.state_dict().items()
-        if not _is_training_state(name)
+        if not is_training_state(name)
     }
     if dtype == torch.int8:
-        state = to_int8(state, keep=(_CODEBOOK,))
+        state = to_int8(state, keep=(CODEBOOK,))
     else:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}

@@ -1,6 +1,6 @@
 """`SparseSDFVQVAE`: sparse distance field -> codes -> sparse distance field -> mesh.
 
-Knows nothing of files (`checkpoint.py`), losses (`training.py`) or language.
+Knows nothing of files (`checkpoint.py`), losses (`training/losses.py`) or language.
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ from sdf_vqvae.fields.description import CONVERSION_HINT
 from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
-from sdf_vqvae.model.quantizer import Quantized, SparseVectorQuantizer
 from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
+from sdf_vqvae.quantizers.quantizer import Quantized
+from sdf_vqvae.quantizers.table import make_quantizer
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
+
+CODEBOOK = "vq.embeddings.weight"
+"""Name of the codes `[K, D]` in the state of a tokenizer."""
+
+
+def is_training_state(name: str) -> bool:
+    """Return whether a tensor of a tokenizer's state belongs to the learning of the codebook, not to the codes."""
+    return name.startswith("vq.") and name != CODEBOOK
 
 
 class SparseSDFVQVAE(nn.Module):
@@ -43,16 +52,7 @@ class SparseSDFVQVAE(nn.Module):
         residual = self.config.architecture == "residual"
         self.encoder = ResidualEncoder(self.config) if residual else SparseSDFEncoder(self.config)
         self.decoder = ResidualDecoder(self.config) if residual else SparseSDFDecoder(self.config)
-        self.vq = SparseVectorQuantizer(
-            self.config.num_embeddings,
-            self.config.latent_channels,
-            use_ema=self.config.use_ema_update,
-            decay=self.config.vq_decay,
-            epsilon=self.config.vq_epsilon,
-            kind=self.config.quantizer,
-            fsq_levels=self.config.fsq_levels,
-            rotation_trick=self.config.rotation_trick,
-        )
+        self.vq = make_quantizer(vars(self.config))
 
     @property
     def device(self) -> torch.device:
@@ -63,10 +63,9 @@ class SparseSDFVQVAE(nn.Module):
         """Return a SHA-256 over names and values of all weights: codes belong to one fingerprint."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
-            if name.startswith("vq.") and name != "vq.embeddings.weight":
-                continue
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            if not is_training_state(name):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def field_tensor(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:

@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import save_vae
-from sdf_vqvae.model.quantizer import codebook_health
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.quantizers.health import codebook_health
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.losses import dense_targets, object_weights, occupancy_loss, reconstruction_loss, targets_of
@@ -162,7 +162,7 @@ class TokenizerTrainer:
         ]
         self.counts = torch.zeros(vae.config.num_embeddings, device=self.device)
         self.reservoir: list[Tensor] = []
-        self.quantizing = has_codebook or vae.config.quantizer == "fsq"
+        self.quantizing = has_codebook or vae.vq.fixed
         self.past_norms: deque[float] = deque(maxlen=_PAST_NORMS)
         self.step_number = 0
         self.seconds = 0.0

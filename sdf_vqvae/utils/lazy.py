@@ -1,4 +1,4 @@
-"""Public names of a package that are imported from their homes when they are first used, so that importing it is quick."""
+"""Public names of a package, imported from their homes when first used, so that importing it is quick."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Triangles to distances at voxels: the door is `voxelize.voxelize`; each fast kernel stands beside its plain twin."""
+"""Triangles to distances at voxels: the door is `voxelize.voxelize`; fast kernels stand beside plain twins."""

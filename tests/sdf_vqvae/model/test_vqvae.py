@@ -9,7 +9,6 @@ import torch
 from sdf_vqvae.codes.pipeline import decode_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.checkpoint import load_vae_from_config, load_weights, save_vae
-from sdf_vqvae.model.quantizer import SparseVectorQuantizer, codebook_health
 from sdf_vqvae.model.state_dict import read_state_dict
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -197,35 +196,6 @@ def test_a_codes_file_round_trip(vae: SparseSDFVQVAE, tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(ValueError, match=r"bad\.safetensors"):
         ShapeCodes.load(tmp_path / "bad.safetensors")
-
-
-def test_nearest_codes_equal_a_full_distance_matrix() -> None:
-    torch.manual_seed(0)
-    quantizer = SparseVectorQuantizer(50, 4, use_ema=False, decay=0.9, epsilon=1e-5)
-    vectors = torch.randn(300, 4)
-    expected = torch.cdist(vectors, quantizer.embeddings.weight).argmin(1)
-    assert torch.equal(quantizer.nearest(vectors), expected)
-
-
-def test_moving_averages_find_clusters_and_restart_unused_codes() -> None:
-    torch.manual_seed(0)
-    centers = 10 * torch.randn(8, 4)
-    quantizer = SparseVectorQuantizer(32, 4, use_ema=True, decay=0.8, epsilon=1e-5).train()
-    quantizer.embeddings.weight.data.mul_(0.01)
-    for _ in range(200):
-        quantizer(centers.repeat(16, 1) + 0.01 * torch.randn(128, 4))
-    nearest = quantizer.embeddings(quantizer.nearest(centers))
-    assert float((nearest - centers).norm(dim=1).max()) < 0.1
-    counts = torch.bincount(quantizer.nearest(centers.repeat(500, 1) + 0.01 * torch.randn(4000, 4)))
-    assert int((counts > 0).sum()) > 16
-
-
-def test_codebook_health_of_known_counts() -> None:
-    even = codebook_health(torch.full((200,), 5))
-    assert even.perplexity == pytest.approx(200)
-    assert (even.used, even.dead, even.top_percent_mass) == (1.0, 0, pytest.approx(0.01))
-    single = codebook_health(torch.tensor([7, *[0] * 99]))
-    assert (single.perplexity, single.dead) == (pytest.approx(1.0), 99)
 
 
 def test_an_empty_batch_and_codes_of_another_grid_are_refused(vae: SparseSDFVQVAE) -> None:

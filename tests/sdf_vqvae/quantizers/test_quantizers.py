@@ -6,22 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdf_vqvae.config.architecture import VAEConfig
-from sdf_vqvae.model.quantizer import SparseVectorQuantizer, rotated
-
-KINDS = {
-    "euclidean": {"use_ema": True},
-    "cosine": {"use_ema": True, "kind": "cosine"},
-    "simvq": {"use_ema": False, "kind": "simvq"},
-    "fsq": {"use_ema": False, "kind": "fsq", "fsq_levels": (4, 4, 2)},
-}
+from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
+from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.quantizers.quantizer import Quantizer, rotated
+from sdf_vqvae.quantizers.table import QUANTIZERS, make_quantizer
 
 
-def quantizer(name: str) -> SparseVectorQuantizer:
+def quantizer(kind: str) -> Quantizer:
     torch.manual_seed(0)
-    return SparseVectorQuantizer(32, 3, decay=0.9, epsilon=1e-5, **KINDS[name])
+    args = {
+        "num_embeddings": 32,
+        "latent_channels": 3,
+        "vq_decay": 0.9,
+        "use_ema_update": kind in ("euclidean", "cosine"),
+        "fsq_levels": (4, 4, 2) if kind == "fsq" else (),
+    }
+    return make_quantizer(vars(VAEConfig(quantizer=kind, **args)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", QUANTIZERS)
 def test_codes_are_rows_of_the_codebook_and_the_nearest_ones(name: str) -> None:
     vq = quantizer(name).eval()
     vectors = vq.prepare(torch.randn(200, 3))
@@ -50,6 +53,35 @@ def test_learning_brings_the_codes_to_the_vectors(name: str) -> None:
             optimizer.step()
     assert placed < 0.1
     assert float(vq(moved).commitment_loss) < before
+
+
+def test_nearest_codes_equal_a_full_distance_matrix() -> None:
+    torch.manual_seed(0)
+    vq = EuclideanQuantizer(50, 4)
+    vectors = torch.randn(300, 4)
+    expected = torch.cdist(vectors, vq.embeddings.weight).argmin(1)
+    assert torch.equal(vq.nearest(vectors), expected)
+
+
+def test_moving_averages_find_clusters_and_restart_unused_codes() -> None:
+    torch.manual_seed(0)
+    centers = 10 * torch.randn(8, 4)
+    vq = EuclideanQuantizer(32, 4, use_ema_update=True, vq_decay=0.8).train()
+    vq.embeddings.weight.data.mul_(0.01)
+    for _ in range(200):
+        vq(centers.repeat(16, 1) + 0.01 * torch.randn(128, 4))
+    nearest = vq.embeddings(vq.nearest(centers))
+    assert float((nearest - centers).norm(dim=1).max()) < 0.1
+    counts = torch.bincount(vq.nearest(centers.repeat(500, 1) + 0.01 * torch.randn(4000, 4)))
+    assert int((counts > 0).sum()) > 16
+
+
+def test_codebook_health_of_known_counts() -> None:
+    even = codebook_health(torch.full((200,), 5))
+    assert even.perplexity == pytest.approx(200)
+    assert (even.used, even.dead, even.top_percent_mass) == (1.0, 0, pytest.approx(0.01))
+    single = codebook_health(torch.tensor([7, *[0] * 99]))
+    assert (single.perplexity, single.dead) == (pytest.approx(1.0), 99)
 
 
 def test_the_grid_of_fsq_is_used_to_its_rim() -> None:
