@@ -19,6 +19,6 @@ for name in ("sdf_vqvae", "dataset_toolkits", "vae_qwen3vl"):
 weights = resources.files("sdf_vqvae") / "weights"
 assert (weights / "model.safetensors").is_file(), "the wheel ships no tokenizer weights"
 assert (weights / "config.json").is_file(), "the wheel ships no tokenizer config"
-configs = resources.files("sdf_vqvae") / "configs"
+configs = resources.files("sdf_vqvae") / "config" / "documents"
 assert (configs / "sdf_vqvae_stage1.json").is_file(), "the wheel brings no configs"
 print(f"{count} modules imported from the wheel in {Path.cwd().name}/")

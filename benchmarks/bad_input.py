@@ -1,6 +1,6 @@
-"""What is printed about bad input? Runs every case of `tests/bad_inputs.py` through the program.
+"""What is printed about bad input? Runs every case of `tests/support/bad_inputs.py` through the program.
 
-    python benchmarks/bad_input.py
+    PYTHONPATH=tests/support python benchmarks/bad_input.py
 
 Writes `results/bad_input.json`, and the table in `docs/bad-input.md`.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import os
 import resource
@@ -18,11 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from record import write_result
 
+import bad_inputs
 from sdf_vqvae.utils.files import write_text
 from vae_qwen3vl.commands.main import main as program
 
@@ -31,16 +30,6 @@ PAGE = ROOT / "docs" / "bad-input.md"
 GOOD = ("-o out.safetensors", "-o out.glb", "--vae_ckpt vae/model.safetensors", "--vae_config vae/config.json")
 """What is right in the commands, and left out of the table."""
 BEGIN, END = "<!-- table: benchmarks/bad_input.py -->", "<!-- end of table -->"
-
-
-def cases() -> ModuleType:
-    """Import `tests/bad_inputs.py`, which is in no package."""
-    spec = importlib.util.spec_from_file_location("bad_inputs", ROOT / "tests" / "bad_inputs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(case: Any, good: Path) -> dict[str, Any]:
@@ -84,10 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     options = parser.parse_args()
-    bad = cases()
     with tempfile.TemporaryDirectory() as good:
-        bad.write_good(Path(good))
-        rows = [run(case, Path(good)) for case in bad.bad_inputs()]
+        bad_inputs.write_good(Path(good))
+        rows = [run(case, Path(good)) for case in bad_inputs.bad_inputs()]
     wrong = [row for row in rows if row["exit_code"] != 2 or "\n" in row["line"] or row["left_behind"]]
     for row in wrong:
         print(f"not as promised: {row}", file=sys.stderr)

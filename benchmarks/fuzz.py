@@ -1,6 +1,6 @@
 """What can a damaged file do? Coverage-guided fuzzing (atheris) of every reader, from small valid files.
 
-    python benchmarks/fuzz.py --minutes 60 --work fuzz_work
+    PYTHONPATH=tests/support python benchmarks/fuzz.py --minutes 60 --work fuzz_work
 
 Each format is fuzzed in a process of its own. A reader may return or raise a ValueError or an OSError; another
 exception, a crash of the process, more than 20 s or more than 4 GB is a finding. The folder `--work` keeps corpus,
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib.util
 import json
 import os
 import random
@@ -24,10 +23,8 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
 INSTRUMENTED = ["sdf_vqvae", "vae_qwen3vl", "trimesh", "zipfile"]
 SECONDS = 20
 """Longest time that one input may take."""
@@ -38,15 +35,6 @@ TURN = 120.0
 LONGEST = 8192
 """Bytes of the largest input."""
 ALLOWED = (ValueError, OSError)
-
-
-def of_tests(name: str) -> ModuleType:
-    """Import a module of the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cpu_seconds() -> float:
@@ -66,9 +54,11 @@ class Target:
     """One reader in its own process: tries inputs, counts outcomes and keeps the inputs that break the promise."""
 
     def __init__(self, name: str, work: Path, seconds: float) -> None:
-        self.modules = of_tests("valid_files")
-        self.edits = of_tests("file_edits")
-        self.suffix, self.seeds, self.read = self.modules.targets()[name]
+        import file_edits  # here, where what they import is instrumented
+        import valid_files
+
+        self.edits, self.files = file_edits, valid_files
+        self.suffix, self.seeds, self.read = valid_files.targets()[name]
         self.work = work / name
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.until = cpu_seconds() + seconds
@@ -88,7 +78,7 @@ class Target:
     def try_one(self, data: bytes) -> None:
         """Read one input; called by atheris."""
         started = time.perf_counter()
-        path = self.modules.write_input(self.folder, self.suffix, data)
+        path = self.files.write_input(self.folder, self.suffix, data)
         try:
             self.read(path)
             self.outcomes["read"] += 1
@@ -171,11 +161,12 @@ def replay(name: str, file: Path) -> str:
 
 def replay_here(name: str, file: Path) -> None:
     """Read one kept input in this process and print what came of it."""
-    modules = of_tests("valid_files")
-    suffix, _, read = modules.targets()[name]
+    import valid_files
+
+    suffix, _, read = valid_files.targets()[name]
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
-        path = modules.write_input(Path(folder), suffix, file.read_bytes())
+        path = valid_files.write_input(Path(folder), suffix, file.read_bytes())
         try:
             read(path)
             said = "read"
@@ -252,8 +243,10 @@ def main() -> None:
         fuzz_target(options.target, options.work, options.seconds)
     from record import write_result
 
+    import valid_files
+
     options.work.mkdir(parents=True, exist_ok=True)
-    names = options.targets or list(of_tests("valid_files").targets())
+    names = options.targets or list(valid_files.targets())
     counts = run(options.work, options.minutes * 60, names)
     findings = findings_of(options.work, sorted(counts))
     numbers = {

@@ -9,8 +9,8 @@ were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The sec
 greedily, and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
 
 The third prints how often the way of standing that the model is surest of is the right one, beside the network of
-`sdf_vqvae.geometry.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes that stand
-along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
+`sdf_vqvae.geometry.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes
+that stand along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
 """
 
 from __future__ import annotations

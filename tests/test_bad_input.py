@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import json
 import os
 import resource
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,8 @@ import pytest
 import torch
 import trimesh
 
+import bad_inputs
+import bad_meshes
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.data.mesh_pack import MeshPack
@@ -37,23 +37,11 @@ GIGABYTE = 2**20  # of ru_maxrss, in KiB
 SECONDS = 10
 
 
-def _cases() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bad_inputs", Path(__file__).with_name("bad_inputs.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its data class looks itself up
-    spec.loader.exec_module(module)
-    return module
-
-
-CASES = _cases()
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small tokenizer, a mesh, its field and its codes."""
     folder: Path = tmp_path_factory.mktemp("good")
-    CASES.write_good(folder)
+    bad_inputs.write_good(folder)
     return folder
 
 
@@ -72,7 +60,9 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): links.get(f) or (f.read_bytes() if f.is_file() else b"") for f in files}
 
 
-@pytest.mark.parametrize("case", CASES.bad_inputs(), ids=lambda case: f"{case.name}: {' '.join(case.command[:2])}")
+@pytest.mark.parametrize(
+    "case", bad_inputs.bad_inputs(), ids=lambda case: f"{case.name}: {' '.join(case.command[:2])}"
+)
 def test_bad_input_is_one_line_and_nothing_else(folder: Path, capfd: pytest.CaptureFixture[str], case: Any) -> None:
     case.write(folder / case.file)
     before = everything(folder)
@@ -92,7 +82,7 @@ def test_bad_input_is_one_line_and_nothing_else(folder: Path, capfd: pytest.Capt
 
 @pytest.mark.parametrize("name", ["text named .glb", "a pickle that runs a command"])
 def test_the_same_holds_in_a_process_of_its_own(folder: Path, name: str, repository: Path) -> None:
-    case = next(c for c in CASES.bad_inputs() if c.name == name)
+    case = next(c for c in bad_inputs.bad_inputs() if c.name == name)
     case.write(folder / case.file)
     done = subprocess.run(
         [sys.executable, "-m", "vae_qwen3vl", *case.command],
@@ -131,13 +121,13 @@ def opened() -> Iterator[list[str]]:
 def test_a_gltf_that_points_elsewhere_is_refused_before_anything_is_opened(
     tmp_path: Path, opened: list[str], uri: str
 ) -> None:
-    (tmp_path / "secret.bin").write_bytes(CASES.MESHES.TRIANGLE)
+    (tmp_path / "secret.bin").write_bytes(bad_meshes.TRIANGLE)
     model = tmp_path / "model" / "a.gltf"
     model.parent.mkdir()
     (model.parent / "link.bin").symlink_to(tmp_path / "secret.bin")
     # The other buffer is good: not even that is opened first.
-    (model.parent / "box.bin").write_bytes(CASES.MESHES.TRIANGLE)
-    document = json.loads(CASES.MESHES.gltf())
+    (model.parent / "box.bin").write_bytes(bad_meshes.TRIANGLE)
+    document = json.loads(bad_meshes.gltf())
     document["buffers"].append({"byteLength": 36, "uri": uri})
     model.write_text(json.dumps(document))
     opened.clear()
@@ -148,10 +138,10 @@ def test_a_gltf_that_points_elsewhere_is_refused_before_anything_is_opened(
 
 def test_a_gltf_with_buffers_and_pictures_beside_and_below_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "parts" / "more parts").mkdir(parents=True)
-    (tmp_path / "parts" / "more parts" / "box.bin").write_bytes(CASES.MESHES.TRIANGLE)
+    (tmp_path / "parts" / "more parts" / "box.bin").write_bytes(bad_meshes.TRIANGLE)
     (tmp_path / "a.png").write_bytes(b"not even looked at")
     for uri in ("parts/more%20parts/box.bin", "parts/more parts/box.bin", "./parts/../parts/more parts/box.bin"):
-        (tmp_path / "a.gltf").write_bytes(CASES.MESHES.gltf(uri, images=[{"uri": "a.png"}, {"uri": "parts/b.png"}]))
+        (tmp_path / "a.gltf").write_bytes(bad_meshes.gltf(uri, images=[{"uri": "a.png"}, {"uri": "parts/b.png"}]))
         assert load_mesh(tmp_path / "a.gltf").area == pytest.approx(0.5)
 
 
@@ -163,7 +153,7 @@ def test_materials_and_textures_of_other_formats_are_never_opened(tmp_path: Path
         opened.clear()
         assert len(load_mesh(tmp_path / "a.obj").faces) == 1
         assert [n for n in opened if not n.endswith((".py", ".pyc"))] == [str(tmp_path / "a.obj")]
-    body = CASES.MESHES.ply("ascii", 3, 1, b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    body = bad_meshes.ply("ascii", 3, 1, b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
     (tmp_path / "a.ply").write_bytes(body.replace(b"ascii 1.0\n", b"ascii 1.0\ncomment TextureFile /etc/passwd\n"))
     opened.clear()
     assert len(load_mesh(tmp_path / "a.ply").faces) == 1
@@ -217,9 +207,9 @@ def test_solids_and_materials_cost_no_more_than_their_bytes(tmp_path: Path) -> N
 
 def test_instances_are_counted_before_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh_file, "MAX_TRIANGLES", 99)
-    (tmp_path / "box.bin").write_bytes(CASES.MESHES.TRIANGLE)
+    (tmp_path / "box.bin").write_bytes(bad_meshes.TRIANGLE)
     for count, fits in ((99, True), (100, False)):
-        (tmp_path / "a.gltf").write_bytes(CASES.MESHES.gltf(**CASES.MESHES.many_nodes(False, count)))
+        (tmp_path / "a.gltf").write_bytes(bad_meshes.gltf(**bad_meshes.many_nodes(False, count)))
         if fits:
             assert len(load_mesh(tmp_path / "a.gltf").faces) == count
         else:
@@ -292,7 +282,7 @@ class Allocation:
 @pytest.mark.parametrize(
     "item",
     [
-        CASES.Payload(),
+        bad_inputs.Payload(),
         Allocation(bytearray, 10**12),
         Allocation(torch.Tensor, 10**12),
         Allocation(torch.FloatStorage, 10**12),
@@ -435,7 +425,7 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_other(folder: Path, name: st
 def test_a_full_disk_is_one_line_of_the_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(folder)
     with full_disk():
-        code = main(["encode", "box.ply", "-o", "out.safetensors", *CASES.VAE])
+        code = main(["encode", "box.ply", "-o", "out.safetensors", *bad_inputs.VAE])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert "out.safetensors cannot be written" in err
@@ -450,7 +440,7 @@ def test_no_space_left_is_said(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     before = everything(folder)
-    assert main(["encode", "box.ply", "-o", "out.safetensors", *CASES.VAE]) == 2
+    assert main(["encode", "box.ply", "-o", "out.safetensors", *bad_inputs.VAE]) == 2
     err = capfd.readouterr().err
     assert err == "vae-qwen3vl encode: error: out.safetensors cannot be written: No space left on device\n"
     assert everything(folder) == before

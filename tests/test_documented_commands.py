@@ -7,7 +7,6 @@ of evaluation begins with dots, they stand for the flags of the line with a proj
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import tiny_models
 
 needs_language = pytest.mark.skipif(find_spec("transformers") is None, reason="needs vae-qwen3vl[language]")
 
@@ -115,19 +116,14 @@ def run(record_command: Callable[[str, int], None]) -> Callable[..., subprocess.
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hub cache that holds a small Qwen2-VL, weights random, under the documented repository id."""
-    helpers = Path(__file__).parent / "vae_qwen3vl" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("documented_commands_tiny", helpers)
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
     home = tmp_path_factory.mktemp("hub")
     repository = home / "hub" / f"models--{HUB_ID.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    tiny.build_vl("qwen2_vl").save_pretrained(snapshot)
-    tiny.build_tokenizer().save_pretrained(snapshot)
+    tiny_models.build_vl("qwen2_vl").save_pretrained(snapshot)
+    tiny_models.build_tokenizer().save_pretrained(snapshot)
     return home
 
 

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from file_edits import edit
+from valid_files import targets, write_input
+
 SECONDS = 5
 """Longest time of one small file, on a slow core."""
 
 
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES, EDITS = _sibling("valid_files"), _sibling("file_edits")
-TARGETS = FILES.targets()
+TARGETS = targets()
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_files_that_fuzzing_starts_from_are_valid(tmp_path: Path, name: str) -> None:
     suffix, seeds, read = TARGETS[name]
     for seed in seeds:
-        read(FILES.write_input(tmp_path, suffix, seed))
+        read(write_input(tmp_path, suffix, seed))
 
 
 @st.composite
@@ -45,7 +35,7 @@ def damages(draw: st.DrawFn, seeds: list[bytes], suffix: str) -> bytes:
         place = draw(st.integers(0, max(0, len(data) - 1)))
         kind = draw(st.sampled_from(["edit", "edit", "edit", "flip", "cut", "splice", "remove", "number"]))
         if kind == "edit":
-            data = EDITS.edit(suffix, data, random.Random(draw(st.integers(0, 2**32))))
+            data = edit(suffix, data, random.Random(draw(st.integers(0, 2**32))))
         elif kind == "flip" and data:
             data = data[:place] + bytes([data[place] ^ draw(st.integers(1, 255))]) + data[place + 1 :]
         elif kind == "cut":
@@ -71,7 +61,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     )
     @given(data=damages(seeds, suffix))
     def check(data: bytes) -> None:
-        path = FILES.write_input(tmp_path, suffix, data)
+        path = write_input(tmp_path, suffix, data)
         started = time.perf_counter()
         try:
             read(path)

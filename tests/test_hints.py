@@ -28,6 +28,8 @@ MAKERS = {
     "dataset_toolkits/sdf_voxelize": sdf_voxelize.make_parser,
     "dataset_toolkits/process_m3d_seg_format": process_m3d_seg_format.make_parser,
 }
+SCRIPTS = ("scripts/run_3d_align_train", "scripts/train_tokenizer")
+"""Programs that are in no package and make their parser elsewhere."""
 FOLDERS = ("sdf_vqvae", "vae_qwen3vl", "dataset_toolkits", "scripts", "examples")
 FOREIGN = {
     *("--version", "--help", "--index-url", "--no-deps", "--no-input", "--disable-pip-version-check"),
@@ -39,7 +41,7 @@ FOREIGN = {
 FLAG = re.compile(r"(?<![\w/.-])(--[a-z][\w-]*\w)(?![\w-])")
 COMMAND = re.compile(
     r"(?:(?P<cli>(?:python -m vae_qwen3vl|vae-qwen3vl)(?= [a-z]))"
-    r"|python (?:-m )?(?P<file>(?:vae_qwen3vl|dataset_toolkits|scripts|benchmarks|examples)[/.]\w+?)(?:\.py)?"
+    r"|python (?:-m )?(?P<file>(?:vae_qwen3vl|dataset_toolkits|scripts|benchmarks|examples)(?:[/.]\w+?)+)(?:\.py)?"
     r"(?=[\s`]|$)|bash (?P<shell>scripts/run_3d_align_train)\.sh)(?P<rest>(?:(?!, )[^`|&;#\n])*)"
 )
 
@@ -59,15 +61,16 @@ def flags_in(program: str) -> frozenset[str]:
     """Return the flags of a file that is a program, by the name of the file without its suffix."""
     if program in MAKERS:
         return frozenset(flags_of(MAKERS[program]()))
-    if program == "scripts/run_3d_align_train":  # hands on what it does not know
-        found = runpy.run_path(str(ROOT / f"{program}.py"))
-        return frozenset(flags_of(found["make_parser"]())) | flags_in("vae_qwen3vl/train_finetune")
+    path = ROOT / f"{program}.py"
+    if program in SCRIPTS:
+        handed_on = flags_in("vae_qwen3vl/train_finetune") if program == "scripts/run_3d_align_train" else frozenset()
+        return frozenset(flags_of(runpy.run_path(str(path))["make_parser"]())) | handed_on
     shared = argparse.ArgumentParser()
     add_run_options(shared)
     add_vae_options(shared)
     add_language_options(shared)
     flags = flags_of(shared)
-    for node in ast.walk(ast.parse((ROOT / f"{program}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             own = {str(a.value) for a in node.args if isinstance(a, ast.Constant) and str(a.value).startswith("--")}
             flags |= own | {flag.replace("--", "--no-", 1) for flag in own if "BooleanOptional" in ast.dump(node)}
@@ -84,13 +87,7 @@ def texts() -> list[tuple[str, str]]:
         path = ROOT / name
         if path.suffix == ".md" or name.startswith("configs/3d"):
             found.append((name, path.read_text(encoding="utf-8").replace("\\\n", " ")))
-        elif path.suffix == ".py" and name.split("/")[0] in (
-            "sdf_vqvae",
-            "vae_qwen3vl",
-            "dataset_toolkits",
-            "scripts",
-            "examples",
-        ):
+        elif path.suffix == ".py" and name.split("/")[0] in FOLDERS:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and "--" in node.value:
                     found.append((f"{name}:{node.lineno}", node.value.replace("\\\n", " ")))
@@ -124,11 +121,11 @@ def test_every_flag_of_a_command_line_is_one_of_its_program():
 
 def test_every_flag_that_a_text_names_exists():
     known = set(FOREIGN)
-    for program in (*MAKERS, "scripts/run_3d_align_train"):
+    for program in (*MAKERS, *SCRIPTS):
         known |= flags_in(program)
     for parser in subcommands().values():
         known |= flags_of(parser)
-    for path in [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("examples/*.py")]:
+    for path in [*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("examples/*.py")]:
         known |= flags_in(str(path.relative_to(ROOT).with_suffix("")))
     wrong = [f"{where}: {flag}" for where, text in texts() for flag in FLAG.findall(text) if flag not in known]
     assert not wrong

@@ -1,8 +1,8 @@
 """What programs share: one pattern, exit codes, and how they fail.
 
-A program is a module of a `commands` folder with `ABOUT`, `EXAMPLES`, `add_arguments(parser)` and `work(options)`; the
-subcommand of `vae-qwen3vl` and the documented script are doors to it. What its options mean is the module's business,
-and what it does that of the modules it calls, which it imports in `work`: parsers and `--help` stay quick.
+A program is a module of a `commands` folder with `ABOUT`, `EXAMPLES`, `add_arguments(parser)` and `work(options)`;
+the subcommand of `vae-qwen3vl` and the documented script are doors to it. What its options mean is the module's
+business, and what it does that of the modules it calls, which it imports in `work`: parsers and `--help` stay quick.
 """
 
 from __future__ import annotations

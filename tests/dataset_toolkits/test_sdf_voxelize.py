@@ -362,7 +362,7 @@ def finish(repository: Path, folder: Path, output: Path, *options: str) -> dict[
 
 
 def wait_for_files(process: subprocess.Popen, output: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # a busy machine starts workers slowly
     while len(list(output.glob("[!.]*.npz"))) < count:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)

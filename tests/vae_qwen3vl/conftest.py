@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import logging
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+import tiny_models
+from qwen_tokenizer import UnreachableError, qwen_tokenizer_folder
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -33,42 +32,9 @@ ROWS = [("train", "A red robot."), ("train", "A chair."), ("train", "Robot."), (
 """Split and caption of each object of `codes`."""
 
 
-def beside(name: str) -> ModuleType:
-    """Load a helper module of this folder, which is no package."""
-    full_name = f"vae_qwen3vl_tests_{name}"
-    if full_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full_name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[full_name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return sys.modules[full_name]
-
-
-tiny = beside("tiny")
-
-
-@pytest.fixture(scope="session")
-def twin():
-    """The plain, slow twin of the language branch."""
-    return beside("slow_twin")
-
-
-@pytest.fixture(scope="session")
-def worker():
-    """What one process of a distributed run does."""
-    return beside("ddp_worker")
-
-
-@pytest.fixture(scope="session")
-def align():
-    """What one process of an alignment run does."""
-    return beside("align_worker")
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
-    return tiny.build_tokenizer()
+    return tiny_models.build_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -76,43 +42,42 @@ def qwen_tokenizer():
     """Qwen's own tokenizer and chat template, fetched once; skips where it can't be had."""
     from transformers import AutoTokenizer
 
-    fetched = beside("qwen_tokenizer")
     try:
-        folder = fetched.qwen_tokenizer_folder()
-    except fetched.UnreachableError as error:
+        folder = qwen_tokenizer_folder()
+    except UnreachableError as error:
         pytest.skip(str(error))
     return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(params=KINDS)
 def vl_model(request) -> nn.Module:
-    return tiny.build_vl(request.param)
+    return tiny_models.build_vl(request.param)
 
 
 @pytest.fixture(scope="session")
 def vl_models() -> dict[str, nn.Module]:
     """Both kinds, for tests that change nothing in them."""
-    return {kind: tiny.build_vl(kind) for kind in KINDS}
+    return {kind: tiny_models.build_vl(kind) for kind in KINDS}
 
 
 @pytest.fixture
 def vae():
-    return tiny.ForeignVAE()
+    return tiny_models.ForeignVAE()
 
 
 @pytest.fixture(scope="session")
 def make_batch():
-    return tiny.build_batch
+    return tiny_models.build_batch
 
 
 @pytest.fixture(scope="session")
 def make_codes():
-    return tiny.build_codes
+    return tiny_models.build_codes
 
 
 @pytest.fixture(scope="session")
 def make_vl():
-    return tiny.build_vl
+    return tiny_models.build_vl
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+import slow_twin as twin
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
@@ -81,7 +82,7 @@ def test_the_processor_writes_as_many_image_tokens_as_the_vision_tower_gives(pro
     assert not torch.isin(inputs["labels"], torch.arange(3, 7)).any()
 
 
-def twin_results(twin, branch, inputs, feats, coords):
+def twin_results(branch, inputs, feats, coords):
     """Run the twin on each row of encoded inputs."""
     shapes, results, pixel = twin.shapes_of(feats, coords), [], 0
     grids = inputs["image_grid_thw"].tolist()
@@ -102,14 +103,14 @@ def twin_results(twin, branch, inputs, feats, coords):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_with_images_and_shapes_equals_the_slow_twin(processor, branch, twin, make_codes, side):
+def test_a_batch_with_images_and_shapes_equals_the_slow_twin(processor, branch, make_codes, side):
     feats, coords = make_codes(SIZES)
     inputs = processor(CHATS, ANSWERS, objects=0, padding_side=side)
     outputs = branch(**inputs, feats_3d=feats, coords_3d=coords)
     outputs.loss.backward()
     grads = {name: value.grad.clone() for name, value in branch.projector.named_parameters()}
     branch.zero_grad()
-    results = twin_results(twin, branch, inputs, feats, coords)
+    results = twin_results(branch, inputs, feats, coords)
     for row, (logits, _) in enumerate(results):
         torch.testing.assert_close(outputs.logits[row, : len(logits)], logits, rtol=1e-4, atol=1e-4)
     expected = twin.loss(results)
@@ -132,7 +133,7 @@ def test_both_the_image_and_the_shape_reach_the_answer(processor, branch, make_c
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_cached_generation_with_images_and_shapes_equals_full_forwards(processor, branch, twin, make_codes, search):
+def test_cached_generation_with_images_and_shapes_equals_full_forwards(processor, branch, make_codes, search):
     feats, coords = make_codes(SIZES)
     inputs = processor(CHATS, objects=0)
     given = {"feats_3d": feats, "coords_3d": coords, "max_new_tokens": 5, **GREEDY, **search}
@@ -141,7 +142,7 @@ def test_cached_generation_with_images_and_shapes_equals_full_forwards(processor
     answered["input_ids"] = torch.cat([inputs["input_ids"], out.sequences], dim=1)
     answered["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(out.sequences)], dim=1)
     with torch.no_grad():
-        results = twin_results(twin, branch, answered, feats, coords)
+        results = twin_results(branch, answered, feats, coords)
     for row, (logits, _) in enumerate(results):
         predicted = logits[-6:-1]  # at each new token
         if search:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import slow_twin as twin
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 
@@ -38,7 +39,7 @@ def chats(prompts):
     ]
 
 
-def check(branch, twin, tokenizer, prompts, answers, feats, coords, side="right"):
+def check(branch, tokenizer, prompts, answers, feats, coords, side="right"):
     """Compare a batch with the twin's samples."""
     inputs = Processor3D(tokenizer)(chats(prompts), answers, objects=0, padding_side=side)
     outputs = branch(**inputs, feats_3d=feats, coords_3d=coords)
@@ -69,19 +70,17 @@ def check(branch, twin, tokenizer, prompts, answers, feats, coords, side="right"
 @pytest.mark.parametrize("max_3d_tokens", [0, 6, 1000])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("merge", [1, 2, 4])
-def test_every_layout_merge_padding_and_budget(
-    build, twin, tokenizer, make_codes, layout, max_3d_tokens, side, merge
-):
+def test_every_layout_merge_padding_and_budget(build, tokenizer, make_codes, layout, max_3d_tokens, side, merge):
     prompts, sizes = LAYOUTS[layout]
     branch = build(merge=merge, max_3d_tokens=max_3d_tokens)
-    check(branch, twin, tokenizer, prompts, ANSWERS, *make_codes(sizes), side)
+    check(branch, tokenizer, prompts, ANSWERS, *make_codes(sizes), side)
 
 
 @pytest.mark.parametrize("positions", ["mrope", "sequential"])
 @pytest.mark.parametrize("truncate_mode", ["pool", "head"])
 @pytest.mark.parametrize("max_3d_tokens", [-1, 7, 1000])
 def test_every_way_over_budget_and_every_kind_of_position(
-    build, twin, tokenizer, make_codes, positions, truncate_mode, max_3d_tokens
+    build, tokenizer, make_codes, positions, truncate_mode, max_3d_tokens
 ):
     prompts, sizes = LAYOUTS["several"]
     branch = build(
@@ -92,11 +91,11 @@ def test_every_way_over_budget_and_every_kind_of_position(
         use_3d_pos=True,
         projector_num_layers=3,
     )
-    check(branch, twin, tokenizer, prompts, ANSWERS, *make_codes(sizes))
+    check(branch, tokenizer, prompts, ANSWERS, *make_codes(sizes))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_plain_text_that_is_its_own_label(build, twin, tokenizer, make_codes, side):
+def test_plain_text_that_is_its_own_label(build, tokenizer, make_codes, side):
     """The plainest use: no chat, every token supervised, the object in front."""
     branch = build(max_3d_tokens=6)
     feats, coords = make_codes([4, 17, 2])
@@ -120,7 +119,7 @@ PARTS = st.lists(st.sampled_from([None, None, "a chair", "is it red?\n", "one"])
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
-def test_any_batch(twin, tokenizer, make_codes, vl_models, kind, data):
+def test_any_batch(tokenizer, make_codes, vl_models, kind, data):
     prompts = data.draw(st.lists(PARTS, min_size=1, max_size=4))
     count = sum(parts.count(None) for parts in prompts)
     if count == 0:
@@ -142,11 +141,11 @@ def test_any_batch(twin, tokenizer, make_codes, vl_models, kind, data):
         st.lists(st.sampled_from(["yes", "a red robot."]), min_size=len(prompts), max_size=len(prompts))
     )
     side = data.draw(st.sampled_from(["left", "right"]))
-    check(branch, twin, tokenizer, prompts, answers, *make_codes(sizes), side)
+    check(branch, tokenizer, prompts, answers, *make_codes(sizes), side)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_merged_sequence_may_be_padded_on_either_side(build, twin, tokenizer, make_codes, side):
+def test_the_merged_sequence_may_be_padded_on_either_side(build, tokenizer, make_codes, side):
     prompts, sizes = LAYOUTS["several"]
     branch = build(merge=2)
     feats, coords = make_codes(sizes)

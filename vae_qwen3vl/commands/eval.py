@@ -1,4 +1,4 @@
-"""The program `eval` (`vae_qwen3vl/eval_3d_vl.py`): what a model says about shapes, and how much of it they told it."""
+"""The program `eval` (`vae_qwen3vl/eval_3d_vl.py`): what a model says about shapes, and how much they told it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The program `vae-qwen3vl` (`python -m vae_qwen3vl`): every job as a subcommand.
 
-Knows what there is and how to find it. A subcommand's module is imported when it is asked for, so that `--help` answers
-at once.
+Knows what there is and how to find it. A subcommand's module is imported when it is asked for, so that `--help`
+answers at once.
 """
 
 from __future__ import annotations

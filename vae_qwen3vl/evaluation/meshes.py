@@ -44,7 +44,7 @@ class Reconstruction:
     error: str | None = None
     """Why there is no mesh."""
     scores: dict[str, Any] | None = None
-    """Rows ceiling, continuous and discrete against the true shape (`sdf_vqvae.evaluation.rebuild`), where it is at hand."""
+    """Rows ceiling, continuous and discrete against the true shape (`sdf_vqvae.evaluation.rebuild`), where known."""
     pictures: dict[str, bytes] = field(default_factory=dict)
     """Encoded pictures by name."""
 

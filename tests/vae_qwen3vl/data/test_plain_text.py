@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import align_worker as align
 from vae_qwen3vl.commands.main import main as program
 from vae_qwen3vl.data.bucketing import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.data.collate import collate_codes_caption, collate_sdf_caption
@@ -125,7 +126,7 @@ def test_batches_hold_texts_of_similar_length() -> None:
     assert sum(spreads) / len(spreads) < 150  # of 500 characters
 
 
-def test_text_stands_beside_objects_and_alone_in_a_batch(align, tokenizer, make_vl) -> None:
+def test_text_stands_beside_objects_and_alone_in_a_batch(tokenizer, make_vl) -> None:
     first, second = align.objects(2)
     mixed = collate_codes_caption([first, PLAIN, second], tokenizer)
     assert (mixed["input_ids"] == PLACEHOLDER_3D).sum(1).tolist() == [1, 0, 1]

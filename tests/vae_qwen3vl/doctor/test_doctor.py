@@ -21,6 +21,7 @@ from vae_qwen3vl.doctor.machine import Machine, damaged_weights
 from vae_qwen3vl.doctor.probes import ask_pip, cgroup_limits, free_bytes, reaches, write_fault
 from vae_qwen3vl.doctor.report import Report, examine, judge
 
+ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
 GPU = Machine(
     versions={"torch": "2.13.0"},
@@ -371,7 +372,7 @@ def test_a_tokenizer_without_its_config_is_damaged(tmp_path):
 
 
 def run_doctor(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **variables}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-m", "vae_qwen3vl", "doctor", *flags]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -402,7 +403,7 @@ def test_a_real_run_in_json_with_an_unknown_backend(tmp_path):
 
 def test_a_broken_pytorch_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text('raise OSError("libcudart.so.13: cannot open shared object file")')
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = run_doctor(tmp_path, PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vae-qwen3vl: error: a library can't be loaded (libcudart.so.13: cannot open")

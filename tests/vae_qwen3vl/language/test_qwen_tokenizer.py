@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import slow_twin as twin
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
@@ -178,7 +179,7 @@ def test_thoughts_are_left_out_of_answers(processor, qwen_tokenizer):
     assert processor.decode([[*ids("x"), *processor.encode_text("</think>"), *ids(" y")]]) == ["x</think> y"]
 
 
-def twin_rows(twin, branch, inputs, shapes):
+def twin_rows(branch, inputs, shapes):
     results = []
     for row, mask in enumerate(inputs["attention_mask"].bool()):
         ids = [twin.OBJECT if i == PLACEHOLDER_3D else i for i in inputs["input_ids"][row][mask].tolist()]
@@ -208,7 +209,7 @@ def test_the_sequence_holds_each_objects_tokens_at_its_placeholder(branch, proce
     assert torch.equal(merged.inputs_embeds[0, at + 2 + len(mine)], table[inputs["input_ids"][0, at + 1]])
 
 
-def test_logits_loss_and_gradients_equal_the_slow_twins(branch, processor, twin, make_codes):
+def test_logits_loss_and_gradients_equal_the_slow_twins(branch, processor, make_codes):
     feats, coords = make_codes([5, 20])
     prompts = [[None, DEFAULT_PROMPT], ["Look: ", None, " Is this a caf\u00e9's chair?"]]
     answers = ["A red robot.", "No."]
@@ -226,7 +227,7 @@ def test_logits_loss_and_gradients_equal_the_slow_twins(branch, processor, twin,
     outputs.loss.backward()
     grads = {name: value.grad.clone() for name, value in branch.projector.named_parameters()}
     branch.zero_grad()
-    results = twin_rows(twin, branch, inputs, twin.shapes_of(feats, coords))
+    results = twin_rows(branch, inputs, twin.shapes_of(feats, coords))
     for row, (logits, _) in enumerate(results):
         torch.testing.assert_close(outputs.logits[row, : len(logits)], logits, rtol=1e-4, atol=1e-4)
     twin.loss(results).backward()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import align_worker as align
+import tiny_models
 from sdf_vqvae.training.checkpoints import FOLDER, checkpoint_steps, path_of
 from sdf_vqvae.utils.archives import read_safetensors
 from vae_qwen3vl.data.collate import collate_codes_caption
@@ -42,7 +44,7 @@ def logged(folder: Path, kind: str) -> list[dict]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def test_captions_are_learned_and_the_shapes_matter(align, accelerator, tmp_path: Path) -> None:
+def test_captions_are_learned_and_the_shapes_matter(accelerator, tmp_path: Path) -> None:
     train = align.objects(64)
     data = align.make_data(train, train[:16])
     align.make_trainer(tmp_path, accelerator, data, epochs=16, lr=1e-2, lora_lr=1e-2, projector_share=0.2).run()
@@ -52,21 +54,21 @@ def test_captions_are_learned_and_the_shapes_matter(align, accelerator, tmp_path
     assert val["val_loss"] < val["val_loss_other_shape"] - 0.5
 
 
-def test_the_run_folder_rebuilds_the_model(align, accelerator, tmp_path: Path) -> None:
+def test_the_run_folder_rebuilds_the_model(accelerator, tmp_path: Path) -> None:
     train = align.objects(12)
     trainer = align.make_trainer(tmp_path, accelerator, align.make_data(train), epochs=3)
     trainer.run()
-    model = Qwen3VLWith3DBranch(use_vl_model=align.tiny_parts().build_vl("qwen2_vl"), latent_dim=align.WIDTH)
+    model = Qwen3VLWith3DBranch(use_vl_model=tiny_models.build_vl("qwen2_vl"), latent_dim=align.WIDTH)
     model.load_projector(tmp_path / PROJECTOR_FINAL)
     model.load_lora(tmp_path / LORA_FINAL)
-    batch = collate_codes_caption(train[:3], align.tiny_parts().build_tokenizer())
+    batch = collate_codes_caption(train[:3], tiny_models.build_tokenizer())
     with torch.no_grad():
         again, trained = (m.eval()(**batch)["logits"] for m in (model, trainer.branch))
     torch.testing.assert_close(again, trained, atol=2e-2, rtol=2e-2)  # adapters are written in bfloat16
     assert (tmp_path / "result.json").is_file()
 
 
-def test_a_run_in_two_parts_is_a_run_in_one(align, accelerator, tmp_path: Path) -> None:
+def test_a_run_in_two_parts_is_a_run_in_one(accelerator, tmp_path: Path) -> None:
     train = align.objects(22)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = {"epochs": 3, "val_every": 4}
@@ -88,7 +90,7 @@ def test_a_run_in_two_parts_is_a_run_in_one(align, accelerator, tmp_path: Path) 
     ],
 )
 def test_a_run_that_stops_after_every_step_ends_with_the_same_bits(
-    align, accelerator, tmp_path: Path, share: float, settings: dict
+    accelerator, tmp_path: Path, share: float, settings: dict
 ) -> None:
     """With dropout in the adapters, whose draws must not depend on where a run stopped; each part is one step."""
 
@@ -119,7 +121,7 @@ def test_a_run_that_stops_after_every_step_ends_with_the_same_bits(
     assert all(torch.equal(value, projectors[1][name]) for name, value in projectors[0].items())
 
 
-def test_a_program_that_dies_while_it_saves_leaves_whole_checkpoints(align, accelerator, tmp_path: Path) -> None:
+def test_a_program_that_dies_while_it_saves_leaves_whole_checkpoints(accelerator, tmp_path: Path) -> None:
     class DiedError(Exception):
         pass
 
@@ -151,7 +153,7 @@ def test_a_program_that_dies_while_it_saves_leaves_whole_checkpoints(align, acce
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
-def test_batches_of_one_step_count_as_one_batch(align, accelerator, tmp_path: Path) -> None:
+def test_batches_of_one_step_count_as_one_batch(accelerator, tmp_path: Path) -> None:
     train = align.objects(16)
     one = align.make_trainer(tmp_path / "one", accelerator, align.make_data(train), weight_decay=0.0)
     two = align.make_trainer(tmp_path / "two", accelerator, align.make_data(train), weight_decay=0.0)
@@ -163,7 +165,7 @@ def test_batches_of_one_step_count_as_one_batch(align, accelerator, tmp_path: Pa
 
 @pytest.mark.parametrize(("best_by", "expected"), [("gap", 3), ("val_loss", 2), ("last", 4)])
 def test_what_is_best_is_what_the_settings_say(
-    align, accelerator, tmp_path: Path, monkeypatch, best_by: str, expected: int
+    accelerator, tmp_path: Path, monkeypatch, best_by: str, expected: int
 ) -> None:
     train = align.objects(8)
     data = align.make_data(train, train[:4])
@@ -181,7 +183,7 @@ def test_what_is_best_is_what_the_settings_say(
     assert trainer.best_losses["val_loss"] == pytest.approx(own[expected - 1])
 
 
-def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> None:
+def test_the_best_weights_are_the_result(accelerator, tmp_path: Path) -> None:
     train = align.objects(8)
     trainer = align.make_trainer(tmp_path, accelerator, align.make_data(train, train[:4]))
     best = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
@@ -192,7 +194,7 @@ def test_the_best_weights_are_the_result(align, accelerator, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def one_process(align, accelerator, tmp_path: Path) -> Callable[[float], tuple[Path, dict[str, torch.Tensor]]]:
+def one_process(accelerator, tmp_path: Path) -> Callable[[float], tuple[Path, dict[str, torch.Tensor]]]:
     """Make the compared run on one process: its folder, and the gradients of its first step."""
 
     def run(share: float) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -211,7 +213,7 @@ def test_two_processes_do_what_one_does(
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    script = str(Path(__file__).with_name("align_worker.py"))
+    script = align.__file__
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(
         [*command, str(tmp_path), "2", kind, str(share)], env=environment, capture_output=True, text=True, timeout=240
@@ -241,7 +243,7 @@ def test_two_processes_do_what_one_does(
     torch.testing.assert_close(adapters[0], adapters[1], atol=1e-3, rtol=1e-2)  # written in bfloat16
 
 
-def test_fsdp_of_the_first_version_is_refused(align, accelerator, tmp_path: Path, monkeypatch) -> None:
+def test_fsdp_of_the_first_version_is_refused(accelerator, tmp_path: Path, monkeypatch) -> None:
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     monkeypatch.setattr(
@@ -252,15 +254,13 @@ def test_fsdp_of_the_first_version_is_refused(align, accelerator, tmp_path: Path
         align.make_trainer(tmp_path, accelerator, align.make_data(align.objects(4)))
 
 
-def test_fsdp_without_gpus_says_that_nothing_is_sharded(
-    align, accelerator, tmp_path: Path, monkeypatch, caplog
-) -> None:
+def test_fsdp_without_gpus_says_that_nothing_is_sharded(accelerator, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     align.make_trainer(tmp_path, accelerator, align.make_data(align.objects(4)))
     assert "every process holds the whole model" in caplog.text
 
 
-def test_a_damaged_object_costs_itself_alone(align, accelerator, tmp_path: Path, caplog) -> None:
+def test_a_damaged_object_costs_itself_alone(accelerator, tmp_path: Path, caplog) -> None:
     data = Tolerant(align.Damaged(align.objects(12), {3, 4}))
     align.make_trainer(tmp_path, accelerator, align.make_data(data)).run()
     assert data.left_out == {3: "object 3 is damaged", 4: "object 4 is damaged"}
@@ -269,16 +269,15 @@ def test_a_damaged_object_costs_itself_alone(align, accelerator, tmp_path: Path,
         Tolerant(align.Damaged(align.objects(2), {0, 1}))[0]
 
 
-def test_the_control_gives_every_text_another_shape(align) -> None:
-    batch = collate_codes_caption(align.objects(4), align.tiny_parts().build_tokenizer())
+def test_the_control_gives_every_text_another_shape() -> None:
+    batch = collate_codes_caption(align.objects(4), tiny_models.build_tokenizer())
     other = with_other_shapes(batch)
     for number in range(4):
         own = batch["feats_3d"][batch["coords_3d"][:, 0] == number]
         moved = other["feats_3d"][other["coords_3d"][:, 0] == (number + 1) % 4]
         assert torch.equal(own, moved)
     assert torch.equal(other["input_ids"], batch["input_ids"])
-    tiny = align.tiny_parts()
-    raw = {"inputs_3d": tiny.build_batch([5, 7, 6]), "labels": torch.zeros(3, 4)}
+    raw = {"inputs_3d": tiny_models.build_batch([5, 7, 6]), "labels": torch.zeros(3, 4)}
     fields = with_other_shapes(raw)["inputs_3d"]
     for number in range(3):
         own = raw["inputs_3d"]["sparse_sdf"][raw["inputs_3d"]["batch_idx"] == number]

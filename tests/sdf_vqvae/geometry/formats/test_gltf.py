@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 
+from gltf_files import CODES, IDENTITY_BIND, Gltf, box
 from sdf_vqvae.geometry.formats import gltf_data, gltf_primitives, polygons
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FILES = _sibling("gltf_files")
-Gltf, box = FILES.Gltf, FILES.box
 HALF = 2**-0.5
 UNIT = [[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]]
 STRIP_BOX = [3, 2, 7, 6, 4, 2, 0, 3, 1, 7, 5, 4, 1, 0]
@@ -59,7 +45,7 @@ def quantized(dtype: str, normalized: bool) -> Any:
         "accessors",
         {
             "bufferView": view,
-            "componentType": FILES.CODES[dtype[1:]],
+            "componentType": CODES[dtype[1:]],
             "normalized": normalized,
             "count": 8,
             "type": "VEC3",
@@ -183,7 +169,7 @@ def skinned(**choice: Any) -> Any:
     model.node(scale=[0.01] * 3, rotation=[-HALF, 0, 0, HALF], children=[joint])
     skin = {"joints": [joint]}
     if choice.get("bind", True):
-        skin["inverseBindMatrices"] = model.accessor(FILES.IDENTITY_BIND)
+        skin["inverseBindMatrices"] = model.accessor(IDENTITY_BIND)
     model.document["skins"] = [skin]
     model.node(
         mesh=model.mesh(primitive), skin=0, translation=[50, 60, 70], scale=[-3, 3, 3]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 
+from gltf_files import Gltf
 from sdf_vqvae.geometry.formats.meshopt import _filtered, decode
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 
@@ -67,16 +65,6 @@ STREAMS = {
 }
 
 
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Gltf = _sibling("gltf_files").Gltf
 BALL = trimesh.creation.icosphere(subdivisions=1)
 POSITIONS = np.pad(np.round(BALL.vertices * 32767), ((0, 0), (0, 1))).astype("<i2")
 

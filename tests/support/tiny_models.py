@@ -1,6 +1,6 @@
 """Small real parts for the tests of the language branch: models, a tokenizer, a foreign VAE, shapes.
 
-Plain functions, so that a process started by a test can use them as well; `conftest.py` makes fixtures of them.
+Plain functions: a process that a test starts uses them too; `tests/vae_qwen3vl/conftest.py` makes fixtures of them.
 """
 
 from __future__ import annotations

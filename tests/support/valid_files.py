@@ -6,7 +6,6 @@ Shared by `tests/test_fuzz.py` and `benchmarks/fuzz.py`.
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import struct
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import trimesh
 
+import gltf_files
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
@@ -75,17 +75,12 @@ def draco_glb() -> bytes:
 
 def gltf_of_everything() -> bytes:
     """Return a GLB with a skin, morph targets, sparse and normalized numbers, strips, instances, invisible nodes."""
-    place = Path(__file__).parent / "sdf_vqvae" / "geometry" / "formats" / "gltf_files.py"
-    spec = importlib.util.spec_from_file_location("gltf_files", place)
-    assert spec is not None and spec.loader is not None
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    model, box = builder.Gltf(), builder.box()
+    model, box = gltf_files.Gltf(), gltf_files.box()
     posed = model.primitive(box, targets=[{"POSITION": model.sparse(model.accessor(box.vertices), [1], [[0, 2, 0]])}])
     model.skin(posed, np.tile([0, 1, 0, 0], (8, 1)), np.tile([200, 55, 0, 0], (8, 1)), dtype="|u1", normalized=True)
     upper = model.node(root=False, rotation=[0, 0, 0.6, 0.8])
     lower = model.node(children=[upper], scale=[-1, 1, 2])
-    binds = model.accessor(np.tile(builder.IDENTITY_BIND, (2, 1)))
+    binds = model.accessor(np.tile(gltf_files.IDENTITY_BIND, (2, 1)))
     model.document["skins"] = [{"joints": [lower, upper], "inverseBindMatrices": binds}]
     model.node(mesh=model.mesh(posed, weights=[0.5]), skin=0)
     strip = {"attributes": {"POSITION": model.accessor(box.vertices * 127, "|i1", normalized=True)}, "mode": 5}

@@ -7,7 +7,6 @@ which writes the lines down.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pickle
@@ -17,7 +16,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ import torch
 import trimesh
 from safetensors.torch import save_file
 
+import bad_meshes
 from sdf_vqvae.codes.pipeline import encode_field, voxelize_for
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
@@ -95,16 +94,6 @@ def _truncated(source: str, part: float = 0.6) -> Write:
     return write
 
 
-def _sibling(name: str) -> ModuleType:
-    """Import a module beside this one; the tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MESHES = _sibling("bad_meshes")
 _ENCODE = ("-o", "out.safetensors", *VAE)
 
 
@@ -114,7 +103,7 @@ def _encode(name: str, file: str, write: Write, says: str) -> BadInput:
 
 def meshes() -> list[BadInput]:
     """Return bad mesh files."""
-    return [_encode(*row) for row in MESHES.bad_meshes()]
+    return [_encode(*row) for row in bad_meshes.bad_meshes()]
 
 
 # -- what is no regular file ---------------------------------------------------------------------------------------

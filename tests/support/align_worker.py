@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+import tiny_models
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.collate import collate_codes_caption
 from vae_qwen3vl.data.plain_text import WithPlainText
@@ -28,15 +28,6 @@ from vae_qwen3vl.training.trainer import AlignmentTrainer
 
 CAPTIONS = ["A red robot.", "A chair.", "A chair with four legs in one sentence.", "Robot."]
 WIDTH = 8
-
-
-def tiny_parts() -> Any:
-    """Load the module of small parts beside this file."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def objects(count: int) -> list[dict[str, Any]]:
@@ -62,7 +53,7 @@ def collate(items: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 def make_data(train: Any, val: Any = None) -> AlignmentData:
     """Join items with the tiny tokenizer."""
-    processor = Processor3D(tiny_parts().build_tokenizer())
+    processor = Processor3D(tiny_models.build_tokenizer())
     known = objects(64)  # of which fewer are the first
     return AlignmentData(
         train=train,
@@ -95,7 +86,7 @@ def make_trainer(
     """A trainer of the tiny model, the same every time."""
     torch.manual_seed(0)
     model = Qwen3VLWith3DBranch(
-        use_vl_model=tiny_parts().build_vl("qwen2_vl"), latent_dim=WIDTH, merge=2, projector_num_layers=2
+        use_vl_model=tiny_models.build_vl("qwen2_vl"), latent_dim=WIDTH, merge=2, projector_num_layers=2
     )
     if lora:
         model.add_lora(r=4, alpha=8, dropout=dropout)

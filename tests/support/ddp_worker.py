@@ -5,15 +5,14 @@ python ddp_worker.py RANK WORLD RENDEZVOUS_FILE OUT_FILE
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tiny_models
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 
@@ -30,22 +29,13 @@ CASES = {
 MODELS = {"qwen2_vl": ("qwen2_vl", False), "qwen3_vl with LoRA": ("qwen3_vl", True)}
 
 
-def tiny_parts() -> Any:
-    """Load the module of small parts beside this file."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def build(tiny: Any, name: str, seed: int) -> Qwen3VLWith3DBranch:
+def build(name: str, seed: int) -> Qwen3VLWith3DBranch:
     """Build a model whose trainable numbers follow the seed."""
     kind, lora = MODELS[name]
-    vl_model = tiny.build_vl(kind)
+    vl_model = tiny_models.build_vl(kind)
     torch.manual_seed(seed)
     branch = Qwen3VLWith3DBranch(
-        vae_model=tiny.ForeignVAE(),
+        vae_model=tiny_models.ForeignVAE(),
         use_vl_model=vl_model,
         projector_num_layers=2,
         merge=2,
@@ -61,10 +51,10 @@ def build(tiny: Any, name: str, seed: int) -> Qwen3VLWith3DBranch:
     return branch.train()
 
 
-def inputs_of(tiny: Any, case: str, first: int, last: int, share: float) -> dict[str, Any]:
+def inputs_of(case: str, first: int, last: int, share: float) -> dict[str, Any]:
     """Return the model's inputs for samples first..last-1; `share` is the part of the batch's ranks they are."""
     answers, with_shape = CASES[case]
-    processor = Processor3D(tiny.build_tokenizer())
+    processor = Processor3D(tiny_models.build_tokenizer())
     chats = [
         [{"role": "user", "content": [*[{"type": "3d"}] * (at < with_shape), {"type": "text", "text": PROMPTS[at]}]}]
         for at in range(4)
@@ -74,12 +64,12 @@ def inputs_of(tiny: Any, case: str, first: int, last: int, share: float) -> dict
     inputs["num_items_in_batch"] = torch.tensor(total * share)
     sizes = [60, 5, 33, 20]
     if case == "raw fields":
-        batch = tiny.build_batch(sizes)
+        batch = tiny_models.build_batch(sizes)
         mine = (batch["batch_idx"] >= first) & (batch["batch_idx"] < last)
         inputs["inputs_3d"] = {name: value[mine] for name, value in batch.items()}
         inputs["inputs_3d"]["batch_idx"] -= first
     elif first < with_shape:
-        feats, coords = tiny.build_codes(sizes)
+        feats, coords = tiny_models.build_codes(sizes)
         mine = (coords[:, 0] >= first) & (coords[:, 0] < min(last, with_shape))
         inputs["feats_3d"], inputs["coords_3d"] = feats[mine], coords[mine] - torch.tensor([first, 0, 0, 0])
     return inputs
@@ -103,17 +93,17 @@ def main() -> None:
     rank, world = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{sys.argv[3]}", rank=rank, world_size=world)
-    tiny, results = tiny_parts(), {}
+    results = {}
     for name in MODELS:
         for case in CASES:
-            branch = build(tiny, name, seed=5 + rank)  # rank 0 gives its numbers to the others
+            branch = build(name, seed=5 + rank)  # rank 0 gives its numbers to the others
             model = torch.nn.parallel.DistributedDataParallel(branch, find_unused_parameters=False)
-            inputs = inputs_of(tiny, case, rank * 4 // world, (rank + 1) * 4 // world, 1 / world)
+            inputs = inputs_of(case, rank * 4 // world, (rank + 1) * 4 // world, 1 / world)
             with torch.no_grad():
                 inside = getattr(model, "module", model).forward_with_3d(**inputs)["loss"]
                 torch.testing.assert_close(inside, model(**inputs)["loss"])
             results |= {f"{name}/{case}/{key}": value for key, value in train(model, inputs).items()}
-            alone = build(tiny, name, seed=5)
+            alone = build(name, seed=5)
             getattr(alone, "module", alone).forward_with_3d(**inputs)["loss"].backward()
             results |= {
                 f"{name}/{case}/alone/{key}": value.grad
