@@ -28,8 +28,9 @@ from sdf_vqvae.geometry.picture import render_mesh
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.preprocessing.ct.cases import load_case
 from sdf_vqvae.preprocessing.ct.layouts import CaseFiles, find_case_sets, pair_case
-from sdf_vqvae.preprocessing.ct.organs import OrganSettings, surface_of
-from sdf_vqvae.preprocessing.ct.processing import Settings, process_case
+from sdf_vqvae.preprocessing.ct.organs import surface_of
+from sdf_vqvae.preprocessing.ct.processing import process_case
+from sdf_vqvae.preprocessing.ct.settings import OrganSettings, Settings
 from sdf_vqvae.utils.files import atomic_path
 from sdf_vqvae.utils.runtime import peak_host_bytes, setup_logging
 

@@ -21,7 +21,7 @@ from rival_meshes import table_of
 from sdf_vqvae.evaluation.rebuild import ROWS
 from sdf_vqvae.evaluation.run import read_objects
 from sdf_vqvae.training.run_log import read_log
-from sdf_vqvae.utils.archives import parse_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 READING = "middle"
 

@@ -60,12 +60,12 @@ def commands(repository: Path) -> list[tuple[list[str], str]]:
         (["vae_qwen3vl.train_finetune", "--dummy_data"], "language"),
         (["vae_qwen3vl.train_finetune", "--config", config], "language"),
         (["vae_qwen3vl.eval_3d_vl"], "language"),
-        (["vae_qwen3vl", "make-plain-text", "-o", "texts.jsonl"], "language"),
+        (["vae_qwen3vl.commands.main", "make-plain-text", "-o", "texts.jsonl"], "language"),
         ([str(scripts / "run_3d_align_train.py"), "--config", config], "language"),
         ([str(repository / "examples" / "custom_dataset.py")], "language"),
         (
             [
-                "sdf_vqvae.commands.train_tokenizer",
+                str(scripts / "train_tokenizer.py"),
                 "--vae_config",
                 vae,
                 "--data_dir",

@@ -28,9 +28,9 @@ from sdf_vqvae.config.architecture import config_file
 from sdf_vqvae.config.training import check_keys
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.strict_files import named_number, read_mapping
+from vae_qwen3vl.accelerate_section import checked_accelerate
 from vae_qwen3vl.data.texts import CAPTION_SHARE
-from vae_qwen3vl.processor import DEFAULT_PROMPT
-from vae_qwen3vl.training.accelerate_section import checked_accelerate
+from vae_qwen3vl.language import DEFAULT_PROMPT
 
 _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vae_qwen3vl.language import DEFAULT_PROMPT
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 
-DEFAULT_PROMPT = "Describe this 3D shape in one sentence:"
 IGNORED_LABEL = -100
 ROLES = ("system", "user", "assistant")
 

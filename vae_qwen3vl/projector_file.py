@@ -18,9 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdf_vqvae.utils.archives import parse_json, read_safetensors, read_torch_file, write_safetensors
+from sdf_vqvae.utils.archives import read_safetensors, read_torch_file, write_safetensors
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.projector import OverBudget, Projector3D
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sdf_vqvae.geometry.up import Up, check_up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.utils.archives import parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.strict_files import parse_json
 
 _FORMAT = "sdf-vqvae-code-cache/1"
 

@@ -25,8 +25,9 @@ from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.utils.archives import parse_json, read_safetensors, regular_file, write_safetensors
-from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
+from sdf_vqvae.utils.files import regular_file, write_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 MANIFEST = "manifest.json"
 CODEBOOK = "codebook.safetensors"

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sdf_vqvae.geometry import MAX_RESOLUTION
 from sdf_vqvae.geometry.up import check_up
-from sdf_vqvae.geometry.voxelizer.voxelize import MAX_RESOLUTION
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.utils.archives import parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.strict_files import parse_json
 
 CODES_SUFFIX = ".safetensors"
 """How the name of a codes file ends."""

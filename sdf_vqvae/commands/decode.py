@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, naming, positive_int, print_json, print_stages
-from sdf_vqvae.utils.runtime import Stopwatch
 
 ABOUT = "Turn codes back into a mesh, in the units and place of the mesh they came from."
 EXAMPLES = (
@@ -48,6 +47,7 @@ def work(options: argparse.Namespace) -> int:
     from sdf_vqvae.codes.shape_codes import ShapeCodes
     from sdf_vqvae.geometry.formats.writing import WRITABLE, write_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.runtime import Stopwatch
 
     if options.output.suffix.lower() not in WRITABLE:
         raise ValueError(f"--output {options.output}: a mesh file ends in one of {', '.join(WRITABLE)}")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.codes.shape_codes import CODES_SUFFIX
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.utils.jobs import ENGINES
 from sdf_vqvae.utils.programs import (
@@ -21,7 +20,6 @@ from sdf_vqvae.utils.programs import (
     print_json,
     print_stages,
 )
-from sdf_vqvae.utils.runtime import Stopwatch
 
 ABOUT = "Turn a mesh, a field file, or a whole dataset into discrete codes."
 EXAMPLES = (
@@ -87,8 +85,10 @@ def _encode_one(options: argparse.Namespace) -> int:
     import torch
 
     from sdf_vqvae.codes.pipeline import encode_field, field_for, load_shape, up_for
+    from sdf_vqvae.codes.shape_codes import CODES_SUFFIX
     from sdf_vqvae.fields.sparse_sdf import SparseSDF
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.runtime import Stopwatch
 
     if options.mirror:
         raise ValueError("--mirror is for datasets: what is said of one shape is said of it as it is")

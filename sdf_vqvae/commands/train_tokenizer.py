@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sdf_vqvae.config.architecture import VAEConfig, VAEDocument, read_vae_document
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.programs import add_run_options
-from sdf_vqvae.utils.runtime import resolve_device, seed_everything
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from sdf_vqvae.training.streams import Field, MeshSource, Stream
@@ -75,6 +73,7 @@ def work(options: argparse.Namespace) -> int:
     from accelerate.utils import DistributedDataParallelKwargs
 
     from sdf_vqvae.training.trainer import TokenizerTrainer
+    from sdf_vqvae.utils.runtime import resolve_device, seed_everything
 
     document = read_vae_document(options.vae_config)
     dataset, trainer = sections(document, options)
@@ -140,6 +139,8 @@ def start_model(config: VAEConfig, trainer: TrainerConfig, seed: int) -> tuple[A
     Raises:
         ValueError: `pretrained_vae_path` is absent or does not fit.
     """
+    import torch
+
     from sdf_vqvae.model.checkpoint import load_weights
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
@@ -217,6 +218,8 @@ def mesh_sources(folder: Path, dataset: DatasetConfig) -> tuple[MeshSource, torc
 
     Of a folder without splits, one file in a hundred (at least one, by the order of names) is held out.
     """
+    import torch
+
     from sdf_vqvae.data.file_names import mesh_files
     from sdf_vqvae.data.mesh_pack import MeshPack, source_weights
     from sdf_vqvae.geometry.mesh import READABLE
@@ -251,6 +254,8 @@ def mesh_sources(folder: Path, dataset: DatasetConfig) -> tuple[MeshSource, torc
 
 def voxelized(meshes: MeshSource, count: int, model: VAEConfig, device: torch.device) -> list[Field]:
     """Voxelize the first meshes that can be."""
+    import torch
+
     from sdf_vqvae.fields.sparse_sdf import SparseSDF
 
     found: list[Field] = []

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdf_vqvae.commands.options import add_up_option
-from sdf_vqvae.data.mesh_sources import FORMATS
-from sdf_vqvae.preprocessing.voxelize.dataset import DEFAULT_BAND, VoxelizeSettings, default_workers, voxelize_dataset
-from sdf_vqvae.preprocessing.voxelize.table import Summary
+from sdf_vqvae.data import FORMATS
+from sdf_vqvae.preprocessing.voxelize.settings import DEFAULT_BAND, VoxelizeSettings
 from sdf_vqvae.utils.jobs import ENGINES
-from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, devices_of, positive_int
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, devices_of, positive_int, print_json
+
+if TYPE_CHECKING:
+    from sdf_vqvae.preprocessing.voxelize.table import Summary
 
 ABOUT = """\
 Meshes with captions to a dataset of sparse signed distance fields, ready for `SDF3DCaptionDataset`.
@@ -84,6 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Voxelize, and print a summary; 2 if no object has a field."""
+    from sdf_vqvae.preprocessing.voxelize.dataset import default_workers, voxelize_dataset
+
     devices = devices_of(options)
     settings = VoxelizeSettings(
         source_format=options.format,
@@ -104,7 +108,7 @@ def work(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say
         summary = voxelize_dataset(settings)
     if options.json:
-        print(json.dumps(asdict(summary), ensure_ascii=False))
+        print_json(asdict(summary), indent=None)
     else:
         print("\n".join(in_words(summary)))
     if any(summary.fields.values()):

@@ -15,7 +15,8 @@ from typing import Any
 
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig, check_keys, check_types, named_section
 from sdf_vqvae.fields.description import FieldDescription
-from sdf_vqvae.utils.archives import parse_json, regular_file
+from sdf_vqvae.utils.files import regular_file
+from sdf_vqvae.utils.strict_files import parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sdf_vqvae.utils.archives import parse_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 CAPTIONS = "captions"
 """The column that our own tables have: a JSON list of strings."""

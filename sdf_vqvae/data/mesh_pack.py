@@ -16,8 +16,8 @@ import torch
 import trimesh
 from torch import Tensor
 
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.strict_files import parse_json
 
 _GRID = 4095  # 12-bit positions
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 
 import trimesh
 
+from sdf_vqvae.data import FORMATS
 from sdf_vqvae.data.captions import CAPTIONS, captions_cell, captions_in, captions_of, captions_of_row
 from sdf_vqvae.data.field_folder import SAFE_ID
 from sdf_vqvae.data.file_names import mesh_files
@@ -38,7 +39,6 @@ from sdf_vqvae.utils.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("trellis500k", "custom", "folder", "pack")
 _ABSOLUTE = ("trellis500k", "custom")
 """Formats whose tables may hold absolute paths or lie above the folder."""
 ID = "sha256"

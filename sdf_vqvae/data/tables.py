@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from sdf_vqvae.data.captions import CAPTION_COLUMNS, PARTS, plain_name
-from sdf_vqvae.utils.archives import parse_json, regular_file
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import atomic_path, regular_file
+from sdf_vqvae.utils.strict_files import parse_json
 
 logger = logging.getLogger(__name__)
 

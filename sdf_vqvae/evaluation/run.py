@@ -20,10 +20,10 @@ from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.evaluation.summary import FORMULAS, summarize
 from sdf_vqvae.geometry.metrics import scores as metrics
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress
+from sdf_vqvae.utils.strict_files import parse_json
 
 PROTOCOL = 1
 """Version of the measures: scores of different versions don't go into one folder."""

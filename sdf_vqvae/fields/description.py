@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdf_vqvae.geometry.voxelizer.voxelize import MAX_RESOLUTION
+from sdf_vqvae.geometry import MAX_RESOLUTION
 
 CONVERSION_HINT = (
     "convert it with `vae-qwen3vl convert FIELD -o OUT` (--vae_config for a VAE that is not the shipped one), "

@@ -22,8 +22,8 @@ from sdf_vqvae.geometry.up import check_up, rotation
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_field
 from sdf_vqvae.geometry.voxelizer.voxelize import voxelize
 from sdf_vqvae.sparse.coordinates import linear_keys
-from sdf_vqvae.utils.archives import npz_shapes, read_npz, regular_file, write_npz
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.archives import npz_shapes, read_npz, write_npz
+from sdf_vqvae.utils.files import atomic_path, regular_file
 from sdf_vqvae.utils.runtime import resolve_device
 
 _FORMAT = 1

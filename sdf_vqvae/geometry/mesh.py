@@ -25,8 +25,8 @@ from sdf_vqvae.geometry.formats.ply import read_ply
 from sdf_vqvae.geometry.formats.polygons import Polygons, in_triangles
 from sdf_vqvae.geometry.formats.stl import read_stl
 from sdf_vqvae.geometry.up import lay_back, stand_up
-from sdf_vqvae.utils.archives import regular_file
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import regular_file
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # programs ask for the names of axes alone
+    import numpy as np
+    import numpy.typing as npt
+
+    Points = npt.NDArray[np.float64]
 
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 AUTO = "auto"
@@ -36,8 +40,6 @@ _ROTATIONS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "-y": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
     "-z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
 }
-
-Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ def rotation(up: str) -> npt.NDArray[np.int64]:
     Raises:
         ValueError: `up` is none of `UP_AXES`.
     """
+    import numpy as np
+
     check_up(up)
     return np.array(_ROTATIONS[up])
 

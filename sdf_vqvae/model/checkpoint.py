@@ -19,8 +19,8 @@ from torch import Tensor
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
 from sdf_vqvae.model.vqvae import CODEBOOK, SparseSDFVQVAE, is_training_state
-from sdf_vqvae.utils.archives import regular_file, write_safetensors
-from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.archives import write_safetensors
+from sdf_vqvae.utils.files import regular_file, write_json
 from sdf_vqvae.utils.runtime import resolve_device
 
 logger = logging.getLogger(__name__)

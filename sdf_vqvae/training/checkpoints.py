@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sdf_vqvae.utils.archives import parse_json, read_safetensors, write_safetensors
+from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.files import atomic_path, write_json_lines
+from sdf_vqvae.utils.strict_files import parse_json
 
 if TYPE_CHECKING:
     from PIL import Image

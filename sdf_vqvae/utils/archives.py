@@ -8,19 +8,16 @@ their readers' business.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
 import pickletools
 import re
-import stat
 import struct
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -29,7 +26,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.files import atomic_path, regular_file
 
 SMALL_ARRAY_BYTES = 4096
 """Most bytes of an array of an `.npz` that is no column of voxels: numbers, names, three coordinates."""
@@ -58,57 +55,6 @@ _HEADER_DAMAGE = (ValueError, TypeError, SyntaxError, LookupError, AttributeErro
                   tokenize.TokenError)  # fmt: skip
 _TORCH_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError,
                  AttributeError, MemoryError, ArithmeticError, AssertionError, struct.error)  # fmt: skip
-
-
-def regular_file(path: str | os.PathLike[str], what: str, shown: str | None = None) -> Path:
-    """Return the path of a regular file, or of a link to one.
-
-    Args:
-        path: the file.
-        what: "mesh file", "field file" and so on, for the message.
-        shown: its name in the message, if not the path.
-
-    Raises:
-        ValueError: there is none, or it is a folder, a pipe or a device (reading those may never end).
-    """
-    file = Path(path)
-    name = f"the {what} {file if shown is None else shown}"
-    try:
-        mode = file.stat().st_mode
-    except FileNotFoundError as error:
-        if file.is_symlink():
-            raise ValueError(f"{name} is a link to {os.readlink(file)}, which does not exist") from error
-        raise ValueError(f"{name} does not exist") from error
-    except (OSError, ValueError) as error:  # a loop of links, no permission, a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{name} cannot be read: {reason}") from error
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"{name} is a folder")
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{name} is a pipe or a device, not a regular file")
-    return file
-
-
-def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
-    """Parse JSON. Raises a ValueError for anything else, such as text that is nested thousands deep.
-
-    Args:
-        text: the JSON.
-        unique_keys: also refuse an object that has a key twice, of which the last would count.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats if unique_keys else None)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deep") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key[:40]!r} stands there twice")
-        found[key] = value
-    return found
 
 
 # -- npz ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, their hashes, and who may write into a folder.
+"""Files: what is one, written whole or not at all, their hashes, and who may write into a folder.
 
 Knows nothing of what is in them.
 """
@@ -25,6 +25,35 @@ _PIECE = 2**20
 _STEM = 150
 """Characters of a file's name that its temporary one keeps; with the rest it stays below the usual 255."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(\..*)?")
+
+
+def regular_file(path: str | os.PathLike[str], what: str, shown: str | None = None) -> Path:
+    """Return the path of a regular file, or of a link to one.
+
+    Args:
+        path: the file.
+        what: "mesh file", "field file" and so on, for the message.
+        shown: its name in the message, if not the path.
+
+    Raises:
+        ValueError: there is none, or it is a folder, a pipe or a device (reading those may never end).
+    """
+    file = Path(path)
+    name = f"the {what} {file if shown is None else shown}"
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError as error:
+        if file.is_symlink():
+            raise ValueError(f"{name} is a link to {os.readlink(file)}, which does not exist") from error
+        raise ValueError(f"{name} does not exist") from error
+    except (OSError, ValueError) as error:  # a loop of links, no permission, a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{name} cannot be read: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{name} is a folder")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{name} is a pipe or a device, not a regular file")
+    return file
 
 
 @contextlib.contextmanager

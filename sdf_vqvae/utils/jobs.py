@@ -20,8 +20,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
 from sdf_vqvae.utils.errors import is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
@@ -133,6 +131,8 @@ def devices_for(gpu_count: int | None = None) -> tuple[str, ...]:
     Raises:
         ValueError: there are fewer GPUs.
     """
+    import torch
+
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu_count is None or gpu_count == -1:
         gpu_count = present
@@ -177,6 +177,8 @@ def prepare(
     receive: Callable[[], MakeWorker[Any, Any]], device: str
 ) -> tuple[Work[Any, Any] | None, tuple[str, Any]]:
     """Receive a `make_worker` and make a worker; return it, and the kind and payload of an event."""
+    import torch
+
     try:
         return receive()(device), ("ready", None)
     except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
@@ -186,6 +188,8 @@ def prepare(
 
 def _worker_process(device: str, threads: int, pipe: Connection) -> None:
     """Work until the other end of the pipe says None or falls silent."""
+    import torch
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which then closes the pipe
     torch.set_num_threads(threads)
     work, event = prepare(pipe.recv, device)
@@ -324,6 +328,8 @@ class _ProcessPool:
     """Processes of this machine, each at the end of a pipe."""
 
     def __init__(self, make_worker: Any, workers: int, devices: tuple[str, ...]) -> None:
+        import torch
+
         self._make_worker = make_worker
         self._devices = devices
         self._threads = max(1, torch.get_num_threads() // workers)

@@ -1,4 +1,4 @@
-"""Settings, read strictly: files of YAML (safe loader) or JSON, one mapping, plain values, no key twice; and NAME=N.
+"""Text that says something of data, read strictly: JSON; settings as YAML (safe loader) or JSON; and NAME=N.
 
 Knows nothing of what the keys mean.
 """
@@ -9,6 +9,28 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
+    """Parse JSON. Raises a ValueError for anything else, such as text that is nested thousands deep.
+
+    Args:
+        text: the JSON.
+        unique_keys: also refuse an object that has a key twice, of which the last would count.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats if unique_keys else None)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deep") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{key[:40]!r} is given twice")
+        values[key] = value
+    return values
 
 
 def named_number(text: str) -> tuple[str, int] | None:
@@ -31,25 +53,16 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file (UTF-8)") from error
     try:
-        found = json.loads(text, object_pairs_hook=_pairs) if Path(path).suffix == ".json" else _load_yaml(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"expected `key: value` lines, found {found!r:.40}")
-        for key, value in found.items():
+        document = parse_json(text, unique_keys=True) if Path(path).suffix == ".json" else _load_yaml(text)
+        if not isinstance(document, dict):
+            raise ValueError(f"expected `key: value` lines, found {document!r:.40}")
+        for key, value in document.items():
             _check_plain(key, value)
-        return found
+        return document
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in items:
-        if key in found:
-            raise ValueError(f"{key!r} is given twice")
-        found[key] = value
-    return found
 
 
 def _load_yaml(text: str) -> Any:

@@ -319,8 +319,8 @@ def test_values_are_checked_wherever_they_come_from(values, message):
 
 PROGRAM = """
 import argparse, sys
+from sdf_vqvae.utils.programs import run_program
 from vae_qwen3vl.config import add_alignment_options, read_alignment_config
-from vae_qwen3vl.commands.options import run_program
 parser = argparse.ArgumentParser(prog="train_finetune", allow_abbrev=False)
 add_alignment_options(parser)
 def work(options):

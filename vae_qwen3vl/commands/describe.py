@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.codes.shape_codes import CODES_SUFFIX
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.utils.programs import add_run_options, naming, positive_int, print_json
-from sdf_vqvae.utils.runtime import Stopwatch, resolve_device
 from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
 
 ABOUT = "Answer a question about a mesh, its field or its codes."
@@ -45,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> int:
     """Answer."""
     from sdf_vqvae.codes.pipeline import encode_field, field_for, load_shape, up_for
-    from sdf_vqvae.codes.shape_codes import ShapeCodes
+    from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.runtime import Stopwatch, resolve_device
     from vae_qwen3vl.describer import describe, load_describer
 
     is_codes = options.shape.suffix == CODES_SUFFIX

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sdf_vqvae.utils.programs import add_run_options, positive_int
+from sdf_vqvae.utils.programs import add_run_options, positive_int, print_json
 from vae_qwen3vl.commands.options import quiet_transformers
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, given_settings, read_alignment_config
-from vae_qwen3vl.evaluation.run import Parts, interview, make_records, rebuild, reconstruction_means, write_results
 
 if TYPE_CHECKING:
+    import torch
+
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
     from vae_qwen3vl.evaluation.objects import EvalData
+    from vae_qwen3vl.evaluation.run import Parts
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
 ABOUT = """\
@@ -42,8 +40,6 @@ EXAMPLES = """\
   vae-qwen3vl eval --data_dir train_codes --max_eval_samples 0 --output_dir ./eval_out
   vae-qwen3vl eval --data_path one_batch.pt --prompt "Describe this 3D shape in one sentence:"
   vae-qwen3vl eval --save_mesh"""
-logger = logging.getLogger(__name__)
-
 OUTPUT = "eval_3d_vl_out"
 IN_RUN = "eval_out"
 MEASURES = ("captions", "closed_sets", "retrieval")
@@ -91,6 +87,7 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     Raises:
         ValueError: the run does not exist or has not ended.
     """
+    from vae_qwen3vl.evaluation.run import Parts
     from vae_qwen3vl.training.learned_objects import run_of
     from vae_qwen3vl.training.run_folder import ARGUMENTS, PROJECTOR_FINAL, run_to_evaluate
     from vae_qwen3vl.training.starting_weights import settled
@@ -112,6 +109,7 @@ def work(options: argparse.Namespace) -> int:
     """Evaluate."""
     from sdf_vqvae.utils.runtime import resolve_device
     from vae_qwen3vl.describer import load_describer
+    from vae_qwen3vl.evaluation.run import interview, make_records, rebuild, reconstruction_means, write_results
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 
     config = read_alignment_config(options)
@@ -130,7 +128,10 @@ def work(options: argparse.Namespace) -> int:
     records = make_records(data, model, said, rebuilt)
     summary["reconstruction"] = reconstruction_means(rebuilt)
     write_results(parts.output, records, summary, rebuilt)
-    print(json.dumps(summary, ensure_ascii=False) if options.json else spoken(records, summary, parts.output))
+    if options.json:
+        print_json(summary, indent=None)
+    else:
+        print(spoken(records, summary, parts.output))
     return 0
 
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, positive_int
-from sdf_vqvae.utils.runtime import resolve_device
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, positive_int, print_json
 from vae_qwen3vl.commands.options import check_records_name, quiet_transformers
-from vae_qwen3vl.synthetic.plain_answers import MAX_NEW_TOKENS, write_plain_text
 from vae_qwen3vl.synthetic.plain_prompts import SPLITS
-
-if TYPE_CHECKING:
-    pass
 
 ABOUT = """\
 Ask the untouched language model everyday questions and write down its own answers: the file that training takes as
@@ -29,9 +22,6 @@ Answers come in by the batch, into FILE.part; FILE appears when all are there. T
 EXAMPLES = """\
   vae-qwen3vl make-plain-text -o plain_text.jsonl
   vae-qwen3vl make-plain-text -o held_out.jsonl --count 200 --split held_out        other prompts, to measure with"""
-
-
-# -- the program -----------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Write the texts and report them."""
+    from sdf_vqvae.utils.runtime import resolve_device
     from vae_qwen3vl.language.backbone import inference_dtype
     from vae_qwen3vl.language.default_model import resolve_vl_model
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import Processor3D
+    from vae_qwen3vl.synthetic.plain_answers import MAX_NEW_TOKENS, write_plain_text
 
     check_records_name(options.output)
     quiet_transformers(options.verbose)
@@ -73,7 +65,7 @@ def work(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
     )
     if options.json:
-        print(json.dumps(asdict(report)))
+        print_json(asdict(report), indent=None)
     else:
         print(
             f"{report.texts:,} texts in {options.output}; of {report.asked:,} answers {report.unfinished:,} had not "

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sdf_vqvae.utils.programs import USER_ERROR, positive_int
+from sdf_vqvae.utils.programs import USER_ERROR, positive_int, print_json
 from sdf_vqvae.utils.strict_files import named_number
 from vae_qwen3vl.commands.options import check_records_name
 from vae_qwen3vl.synthetic.claims import KINDS, YES_NO
-from vae_qwen3vl.synthetic.question_file import QuestionReport, QuestionSettings, write_questions
 from vae_qwen3vl.synthetic.questions import ANATOMY, LANGUAGES
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.synthetic.question_file import QuestionReport
 
 ABOUT = """\
 Make questions and answers about the objects of a pack, by rule: from each object's record (name, category,
@@ -29,9 +31,6 @@ EXAMPLES = f"""\
 kinds: {", ".join(KINDS[: len(KINDS) - len(YES_NO)])};
        yes_no, which is {", ".join(YES_NO)}"""
 _ALL_YES_NO = "yes_no"
-
-
-# -- the program -----------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Make the questions and report them."""
+    from vae_qwen3vl.synthetic.question_file import QuestionSettings, write_questions
+
     check_records_name(options.output)
     kinds = [kind for name in options.kinds for kind in (YES_NO if name == _ALL_YES_NO else (name,))]
     found = write_questions(
@@ -83,7 +84,7 @@ def work(options: argparse.Namespace) -> int:
         )
     )
     if options.json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print_json(asdict(found), indent=None)
     else:
         _print(found, options.output)
     return 0 if found.questions else USER_ERROR

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.config.architecture import VAEConfig, config_file
-from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.programs import add_run_options
 from vae_qwen3vl.commands.options import quiet_transformers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdf_vqvae.sparse.tensor import SparseTensor
 
 ABOUT = """\
 End-to-end check: a 3D field through the VAE into a vision-language model, and back out through Decode.
@@ -54,6 +55,7 @@ def check(promise: str, holds: bool | Tensor) -> None:
 
 def tiny_vl_model() -> Any:
     """Return a Qwen2-VL of two layers with random weights (seed 0)."""
+    import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     text = {
@@ -130,6 +132,8 @@ def run_checks(options: argparse.Namespace) -> None:
 
 def check_codes(model: Any, batch: dict[str, Tensor], config: VAEConfig) -> tuple[SparseTensor, Tensor]:
     """Encode the object; return its codes and codebook vectors."""
+    import torch
+
     from vae_qwen3vl.vae_latent_extractor import extract_3d_latent, extract_3d_latent_and_indices
 
     print("encoding")
@@ -145,6 +149,8 @@ def check_codes(model: Any, batch: dict[str, Tensor], config: VAEConfig) -> tupl
 
 def check_forward(model: Any, batch: dict[str, Tensor], codes: SparseTensor, feats: Tensor) -> None:
     """Run both usages of `forward_with_3d` and one backward pass."""
+    import torch
+
     from vae_qwen3vl.layout import PLACEHOLDER_3D
 
     print("forward_with_3d")
@@ -183,6 +189,8 @@ def check_forward(model: Any, batch: dict[str, Tensor], codes: SparseTensor, fea
 
 def check_embeds(model: Any, batch: dict[str, Tensor], codes: SparseTensor, max_3d_tokens: int) -> None:
     """Get embeddings and codes without a pass through the language model."""
+    import torch
+
     print("get_3d_embeds_and_encoding_indices")
     with torch.no_grad():
         embeds, mask, indices = model.get_3d_embeds_and_encoding_indices(batch)
@@ -197,6 +205,8 @@ def check_embeds(model: Any, batch: dict[str, Tensor], codes: SparseTensor, max_
 
 def check_decode(model: Any, codes: SparseTensor, config: VAEConfig) -> None:
     """Rebuild the field from the codes."""
+    import torch
+
     print("Decode")
     recon = model.vae_model.Decode(codes)
     check(f"{len(recon)} voxels have one finite value each", torch.isfinite(recon.feats).all())

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdf_vqvae.utils.programs import add_run_options
 from vae_qwen3vl.commands.options import quiet_transformers
 from vae_qwen3vl.config import add_alignment_options, read_alignment_config
-
-if TYPE_CHECKING:
-    pass
 
 ABOUT = """\
 Train the projector, and adapters of the language model, on shapes with words.

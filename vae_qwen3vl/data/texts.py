@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdf_vqvae.data.captions import captions_of_row
-from sdf_vqvae.utils.archives import parse_json, regular_file
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import regular_file
+from sdf_vqvae.utils.strict_files import parse_json
 
 logger = logging.getLogger(__name__)
 

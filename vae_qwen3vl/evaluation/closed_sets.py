@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdf_vqvae.utils.archives import regular_file
+from sdf_vqvae.utils.files import regular_file
 from vae_qwen3vl.data.texts import pick, read_lines
 
 OPEN_KINDS = ("describe", "name", "ratio", "size", "anatomy")

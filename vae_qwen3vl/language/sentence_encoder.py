@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.language.default_model import HUB_ID, ask_hub
 from vae_qwen3vl.language.pinned_wheel import (
     PinnedWheel,

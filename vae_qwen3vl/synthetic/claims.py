@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from vae_qwen3vl.data.texts import pick
 from vae_qwen3vl.synthetic import questions
@@ -17,6 +16,9 @@ from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS
 from vae_qwen3vl.synthetic.phrases import PHRASES, YES_NO_ANSWERS
 from vae_qwen3vl.synthetic.questions import ANATOMY, LANGUAGES, RULES, Answers, KnownObject, Question
 from vae_qwen3vl.synthetic.words import COLLECTIONS, THINGS, WITHOUT_ARTICLE
+
+if TYPE_CHECKING:  # the kinds have to be known without it, for a parser
+    import numpy as np
 
 _TRIES = 400
 _SMALL_WORDS = ("of", "the", "and", "with", "for", "in", "on")
@@ -193,6 +195,8 @@ class _Made:
 
 def _ask_claims(made: _Made, objects: Sequence[KnownObject], kind: str, seed: int) -> None:
     """Ask of each object what is true of it, and what is true of another and certainly not of it."""
+    import numpy as np
+
     for language in made.languages:
         found = [(known, claim) for known in objects if (claim := CLAIMS[kind](known)) and claim.words[language]]
         for scope in sorted({claim.scope for _, claim in found}):

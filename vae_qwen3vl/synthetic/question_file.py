@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdf_vqvae.data.mesh_pack import MeshPack
-from sdf_vqvae.utils.archives import parse_json, regular_file
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.files import write_json_lines
+from sdf_vqvae.utils.files import regular_file, write_json_lines
 from sdf_vqvae.utils.progress import follow
+from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.data.texts import pick
 from vae_qwen3vl.synthetic.claims import KINDS, balance, make_questions
 from vae_qwen3vl.synthetic.mesh_facts import measure_mesh

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_qwen3vl.data.texts import as_sentence
 from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS, Structure, organ_model, sentences_of, structure_of
-from vae_qwen3vl.synthetic.mesh_facts import MeshFacts
 from vae_qwen3vl.synthetic.words import (
     CATEGORIES,
     COLLECTIONS,
@@ -26,6 +25,9 @@ from vae_qwen3vl.synthetic.words import (
     THINGS,
     VARIANT_WORDS,
 )
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.synthetic.mesh_facts import MeshFacts
 
 LANGUAGES = ("en", "zh")
 ANATOMY_SOURCES = ("hubmap", "totalseg")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.training.checkpoints import checkpoint_steps
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.config import AUTO, AlignmentConfig
 
 if TYPE_CHECKING:

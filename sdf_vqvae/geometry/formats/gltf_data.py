@@ -18,7 +18,7 @@ import numpy as np
 
 from sdf_vqvae.geometry.formats import meshopt
 from sdf_vqvae.geometry.formats.mesh_file import MAX_FILE_BYTES, OwnFolder, as_utf8, short
-from sdf_vqvae.utils.archives import parse_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 OVERLAP = 16
 """How many bytes the accessors that are read may claim for each byte of the file; interleaved ones overlap."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import urllib.parse
 from pathlib import Path
 
-from sdf_vqvae.utils.archives import regular_file
+from sdf_vqvae.utils.files import regular_file
 
 MAX_FILE_BYTES = 2 * 2**30
 """Largest mesh file, with the files it names: 64 bytes for each of `MAX_TRIANGLES`."""

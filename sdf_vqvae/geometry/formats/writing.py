@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from sdf_vqvae.geometry.formats import WRITABLE
 from sdf_vqvae.geometry.up import up_note
 from sdf_vqvae.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
 _LOST = 5e-7
 """What writing a GLB file's positions as 32-bit floats may cost, in parts of the object's longest side."""
 _LOST_BY_STL = 2e-5

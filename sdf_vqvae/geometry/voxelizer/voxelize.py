@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdf_vqvae.geometry import MAX_RESOLUTION
 from sdf_vqvae.geometry.voxelizer.batch import MeshBatch, sizes_by_mesh, split_by_mesh
 from sdf_vqvae.geometry.voxelizer.boundary import Boundary, boundary_of, strips_share_reference
 from sdf_vqvae.geometry.voxelizer.bricks import Bricks
 from sdf_vqvae.geometry.voxelizer.sheets import Skin, looks_inward
 from sdf_vqvae.geometry.voxelizer.winding import checked_winding_number, has_numba
 
-MAX_RESOLUTION = 1024
 # An inside voxel this close to a face within the solid must not read as zero, which counts as outside.
 _SMALLEST_INSIDE = 1e-4
 _SHELL_HALF_THICKNESS = 0.5

@@ -28,8 +28,10 @@ from sdf_vqvae.preprocessing.ct.masks import (
     masks_from_array,
     masks_from_sparse_file,
 )
-from sdf_vqvae.utils.archives import NPY_HEADER_BYTES, parse_json, regular_file
+from sdf_vqvae.utils.archives import NPY_HEADER_BYTES
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.files import regular_file
+from sdf_vqvae.utils.strict_files import parse_json
 
 _GZIP_RATIO = 1100
 """More than deflate can pack: a file that claims more holds less than it says."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdf_vqvae.utils.archives import parse_json
+from sdf_vqvae.utils.strict_files import parse_json
 
 M3D, NIFTI = "m3d_seg", "nifti"
 JSON_BYTES = 16 * 2**20

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdf_vqvae.utils.archives import npz_shapes, read_npz, regular_file
+from sdf_vqvae.utils.archives import npz_shapes, read_npz
+from sdf_vqvae.utils.files import regular_file
 
 LONGEST_SIDE = 2048
 """Most voxels of a scan along one axis."""

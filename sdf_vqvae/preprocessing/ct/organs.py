@@ -12,39 +12,15 @@ import numpy as np
 
 from sdf_vqvae.data.captions import captions_cell
 from sdf_vqvae.data.field_folder import field_file_name
-from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.formats.writing import write_mesh
-from sdf_vqvae.geometry.up import UP_IN_SCANS, Up
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_surface
 from sdf_vqvae.preprocessing.ct.cases import Case
 from sdf_vqvae.preprocessing.ct.masks import Label, label_text
 from sdf_vqvae.preprocessing.ct.names import captions, file_stem, says_nothing
+from sdf_vqvae.preprocessing.ct.settings import OrganSettings
 from sdf_vqvae.utils.errors import brief
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrganSettings:
-    """How organs are written."""
-
-    resolution: int
-    band: float
-    mesh_suffix: str
-    """`.ply`, `.obj` and so on; empty for no meshes."""
-    up: Up = UP_IN_SCANS
-    """The axis of the scan's millimetres that points up. Fields stand along y, meshes as the scanner has them."""
-
-    @property
-    def field(self) -> FieldDescription:
-        """What the field files are."""
-        return FieldDescription(
-            kind="sdf", unit="band", band=self.band, sampling="center", resolution=self.resolution
-        )
-
-    def field_of(self, surface: LabelSurface, device: str) -> SparseSDF:
-        """Return the field of a surface of the scan. Raises a ValueError as `voxelize` does."""
-        made = SparseSDF.from_label(surface, self.resolution, band=self.band, up=self.up.axis, device=device)
-        return replace(made, up_from=self.up.known_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +100,13 @@ def surface_of(case: Case, label: Label) -> LabelSurface:
     return label_surface(crop, affine)
 
 
+def field_of(surface: LabelSurface, settings: OrganSettings, device: str) -> SparseSDF:
+    """Return the field of a surface of the scan. Raises a ValueError as `voxelize` does."""
+    up = settings.up
+    field = SparseSDF.from_label(surface, settings.resolution, band=settings.band, up=up.axis, device=device)
+    return replace(field, up_from=up.known_from)
+
+
 def make_organ(
     case: Case, organ: Organ, settings: OrganSettings, *, field_folder: Path, mesh_folder: Path, device: str
 ) -> Organ:
@@ -131,7 +114,7 @@ def make_organ(
     start = time.perf_counter()
     try:
         surface = surface_of(case, organ.label)
-        field = settings.field_of(surface, device)
+        field = field_of(surface, settings, device)
     except (ValueError, MemoryError) as error:
         return replace(organ, error=brief(error), seconds=time.perf_counter() - start)
     if settings.mesh_suffix:

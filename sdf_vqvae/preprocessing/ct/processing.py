@@ -27,7 +27,8 @@ from sdf_vqvae.preprocessing.ct.cases import Case, load_case
 from sdf_vqvae.preprocessing.ct.layouts import CaseFiles, nifti_files
 from sdf_vqvae.preprocessing.ct.masks import Label, ids_of, label_text
 from sdf_vqvae.preprocessing.ct.names import chosen_labels
-from sdf_vqvae.preprocessing.ct.organs import Organ, OrganSettings, make_organ, organ_of
+from sdf_vqvae.preprocessing.ct.organs import Organ, field_of, make_organ, organ_of
+from sdf_vqvae.preprocessing.ct.settings import Settings
 from sdf_vqvae.preprocessing.ct.windows import (
     AIR,
     Window,
@@ -37,43 +38,18 @@ from sdf_vqvae.preprocessing.ct.windows import (
     windows_for,
     write_padded,
 )
-from sdf_vqvae.utils.archives import parse_json
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import write_json, write_text
+from sdf_vqvae.utils.strict_files import parse_json
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
 _INFO = "info.json"
-_VERSION = 2
 _COLUMNS = (
     "case_id", "original_shape", "adapted_shape", "resolution", "has_segmentation", "organs_present",
     "windows_processed", "file_size_mb", "processing_time_sec", "use_mask", "ct_path", "masks_path",
     "organ_labels_file", "source_format", "spacing", "spacing_known", "orientation_known", "hounsfield",
     "windows_error", "organs_absent", "organs_failed", "notes", "error",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is made of every case."""
-
-    output: Path
-    default_resolution: int
-    """Grid side of the padded arrays, where the scan fits."""
-    use_mask: bool
-    """Masks of the labels instead of the image and its windows."""
-    compute_sdf: bool
-    replace_npy: bool
-    """With `compute_sdf`: leave out the dense array of what has a field."""
-    assume_hu: bool
-    organ_names: tuple[str, ...]
-    """The labels wanted, by name, cut at commas; all if empty."""
-    organ: OrganSettings
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what the outputs depend on."""
-        values = asdict(self)
-        del values["output"]
-        return {"version": _VERSION, **values, "organ_names": list(self.organ_names)}
 
 
 @dataclass(kw_only=True)
@@ -277,7 +253,7 @@ def _make_window(
     if with_field:
         try:
             surface = label_surface(mask, case.affine)
-            made = settings.organ.field_of(surface, device)
+            made = field_of(surface, settings.organ, device)
             made.save(folder / f"{window.file_stem}.npz")
         except (ValueError, MemoryError) as error:
             log(f"window {window.name}: no field: {brief(error)}")

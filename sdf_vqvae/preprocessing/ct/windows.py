@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.preprocessing.ct.masks import Numbers
+from sdf_vqvae.preprocessing.ct.settings import MAX_SIDE
 from sdf_vqvae.utils.files import atomic_path
 
 AIR = -1000
 """HU of what lies outside the scan."""
-MAX_SIDE = 1024
 _LEAST_AIR, _LEAST_BONE = -200.0, 100.0
 _LOWEST, _HIGHEST = -33000.0, 66000.0
 

@@ -14,15 +14,15 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.data.field_folder import field_file_name, stored_field
-from sdf_vqvae.data.mesh_sources import FORMATS, ID, Source, SourceItem, input_table
-from sdf_vqvae.geometry.voxelizer.voxelize import MAX_RESOLUTION
-from sdf_vqvae.preprocessing.voxelize.job import FieldKind, VoxelizeJob, make_voxelizer
+from sdf_vqvae.data.mesh_sources import ID, Source, SourceItem, input_table
+from sdf_vqvae.preprocessing.voxelize.job import VoxelizeJob, make_voxelizer
+from sdf_vqvae.preprocessing.voxelize.settings import VoxelizeSettings
 from sdf_vqvae.preprocessing.voxelize.table import DatasetTable, Outcome, Summary, summarize
 from sdf_vqvae.utils.files import only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
@@ -30,67 +30,9 @@ from sdf_vqvae.utils.progress import Progress, follow
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BAND = 3.0
 SUMMARY = "voxelize_summary.json"
 _WORKERS_A_GPU = 4
 """Reading meshes and packing files takes a CPU longer than the kernels take a GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VoxelizeSettings:
-    """What to voxelize, and how."""
-
-    source_format: str
-    """`trellis500k`, `custom`, `folder` or `pack`."""
-    input_dir: Path
-    output_dir: Path
-    resolutions: tuple[int, ...] = (512,)
-    """Grid sides; each object gets a file for each."""
-    threshold_factor: float = DEFAULT_BAND
-    """Half width in voxels of the stored shell."""
-    signed: bool = True
-    """False for the original system's files: raw unsigned distances."""
-    up: str | None = None
-    """The axis of all meshes that points up, or `auto`; None takes what table and format say (`up_of`)."""
-    split: str | None = None
-    """Only rows of this split."""
-    filter_aesthetic_score: float | None = None
-    """Only rows whose `aesthetic_score` is at least this."""
-    max_samples: int | None = None
-    """Only the first so many rows of those; None or 0 for all."""
-    skip_existing: bool = True
-    """Keep whole files of an earlier run."""
-    workers: int = 1
-    """Processes; 1 is this one. More need a main program that can be imported, as all of multiprocessing's do."""
-    devices: tuple[str, ...] = ("cpu",)
-    engine: str = "local"
-    """`local` or `ray`."""
-
-    def __post_init__(self) -> None:
-        """Check the values that argparse doesn't; the messages name the options."""
-        if self.source_format not in FORMATS:
-            raise ValueError(f"--format {self.source_format!r} is unknown; use one of {', '.join(FORMATS)}")
-        if not self.resolutions or len(set(self.resolutions)) < len(self.resolutions):
-            raise ValueError(f"--resolutions must be different numbers, got {self.resolutions}")
-        for resolution in self.resolutions:
-            if not 8 <= resolution <= MAX_RESOLUTION:
-                raise ValueError(f"--resolutions must lie in 8..{MAX_RESOLUTION}, got {resolution}")
-        if not 0 < self.threshold_factor <= min(self.resolutions):
-            raise ValueError(
-                f"--threshold_factor is a number of voxels, more than 0 and at most the resolution; "
-                f"got {self.threshold_factor:g}"
-            )
-        if self.filter_aesthetic_score is not None and math.isnan(self.filter_aesthetic_score):
-            raise ValueError("--filter_aesthetic_score must be a number")
-        if self.max_samples is not None and self.max_samples < 0:
-            raise ValueError(f"--max_samples must be 0 (all) or more, got {self.max_samples}")
-        if self.workers < 1:
-            raise ValueError(f"--max_workers must be at least 1, got {self.workers}")
-
-    @property
-    def kind(self) -> FieldKind:
-        """What the fields have in common."""
-        return FieldKind(band=self.threshold_factor, signed=self.signed)
 
 
 def voxelize_dataset(settings: VoxelizeSettings) -> Summary:

@@ -16,28 +16,12 @@ from sdf_vqvae.codes.pipeline import settle_up
 from sdf_vqvae.data.field_folder import StoredField, field_file_name
 from sdf_vqvae.data.mesh_sources import MeshPlace, load_place
 from sdf_vqvae.fields.conversion import field_in_world
-from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import MAX_VOXELS, SparseSDF
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
+from sdf_vqvae.preprocessing.voxelize.settings import FieldKind
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.jobs import disk_is_full
 from sdf_vqvae.utils.runtime import resolve_device
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldKind:
-    """What the fields of a dataset have in common."""
-
-    band: float
-    """Half width in voxels of the stored shell."""
-    signed: bool = True
-    """False for the original system's fields: raw unsigned distances at the corners of cells."""
-
-    def stored(self, resolution: int) -> FieldDescription:
-        """Return the description that files have. Those of the original system don't record their band."""
-        if self.signed:
-            return FieldDescription(kind="sdf", unit="band", band=self.band, sampling="center", resolution=resolution)
-        return FieldDescription(kind="udf", unit="world", band=None, sampling="corner", resolution=resolution)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,11 +191,11 @@ def test_tables_that_are_not_read_are_named(folder, caplog):
 
 def test_a_key_that_stands_twice_in_json_is_refused(folder):
     (folder / "captions.json").write_text('{"abc123": "a chair", "x1": "a lamp", "abc123": "a seat"}')
-    with pytest.raises(ValueError, match="'abc123' stands there twice"):
+    with pytest.raises(ValueError, match="'abc123' is given twice"):
         read(folder)
     (folder / "captions.json").unlink()
     (folder / "metadata.jsonl").write_text('{"file": "abc123.glb", "text": "a chair", "text": "a seat"}')
-    with pytest.raises(ValueError, match="line 1: 'text' stands there twice"):
+    with pytest.raises(ValueError, match="line 1: 'text' is given twice"):
         read(folder)
 
 

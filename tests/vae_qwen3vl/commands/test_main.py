@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from vae_qwen3vl.commands.main import main, make_parser
+from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main, make_parser
 
 pytest.importorskip("transformers")
 
@@ -212,3 +214,58 @@ def test_every_command_shows_help_with_its_own_flags(capsys):
             make_parser().parse_args([command, "--help"])
         assert stopped.value.code == 0
         assert "--verbose" in capsys.readouterr().out
+
+
+# -- help --------------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "numpy", "scipy", "trimesh", "transformers", "numba", "igl", "PIL", "accelerate", "yaml", "ray")
+ASK_ALL = """
+import contextlib, io, json, sys
+from vae_qwen3vl.__main__ import main
+
+said = {}
+for name in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*name.split(), "--help"])
+    said[name] = [out.getvalue(), sorted(set(sys.argv[2:]) & set(sys.modules))]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, list]:
+    """What `--help` of each command says, and which heavy libraries are there afterwards; of the overview as ``."""
+    asked = [sys.executable, "-c", ASK_ALL, json.dumps(["", *COMMANDS]), *HEAVY]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_answers_without_a_heavy_library(helps, name):
+    said, heavy = helps[name]
+    assert said.startswith(f"usage: vae-qwen3vl {name or 'COMMAND'}")
+    assert heavy == []
+
+
+def test_the_overview_has_every_command_once_with_what_it_does(helps):
+    overview = helps[""][0]
+    for group, commands in GROUPS.items():
+        assert f"\n{group}:\n" in overview
+        for name, (_, about) in commands.items():
+            assert [line for line in overview.splitlines() if line.split()[:1] == [name]] == [f"  {name:<17}{about}"]
+    assert len(COMMANDS) == sum(map(len, GROUPS.values()))
+
+
+def test_every_job_is_a_command():
+    assert set(COMMANDS) == {
+        *("voxelize", "ct", "encode", "decode", "describe", "train-tokenizer", "train", "eval", "evaluate"),
+        *("convert", "checkpoint", "make-questions", "make-plain-text", "doctor", "demo", "smoke-test"),
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_examples_that_it_takes(helps, name):
+    said = helps[name][0]
+    assert "examples:" in said
+    assert "--verbose" in said

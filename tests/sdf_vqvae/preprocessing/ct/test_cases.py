@@ -210,7 +210,7 @@ def test_a_name_that_stands_twice_in_json_is_refused(tmp_path):
     root = write_nifti(tmp_path)
     (root / "dataset.json").write_text('{"labels": {"liver": 1, "liver": 2}}')
     (files,) = find_cases(root)
-    with pytest.raises(ValueError, match="'liver' stands there twice"):
+    with pytest.raises(ValueError, match="'liver' is given twice"):
         load_case(files)
 
 
