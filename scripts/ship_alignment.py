@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
-import torch
-
-from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
-from vae_qwen3vl.projector_file import load_projector, save_projector
-from vae_qwen3vl.training.run_folder import LORA_FINAL, PROJECTOR_FINAL
+from sdf_vqvae.utils.programs import run_program
 
 
-def main() -> None:
-    """Write projector.safetensors in bfloat16 and lora/, and print their size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    """Return the program's parser."""
+    parser = argparse.ArgumentParser(
+        prog="ship_alignment", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for both")
-    options = parser.parse_args()
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    """Write projector.safetensors in bfloat16 and lora/, and print their size."""
+    import torch
+
+    from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
+    from vae_qwen3vl.projector_file import load_projector, save_projector
+    from vae_qwen3vl.training.run_folder import LORA_FINAL, PROJECTOR_FINAL
+
     projector, description = load_projector(options.run / PROJECTOR_FINAL)
     options.output.mkdir(parents=True, exist_ok=True)
     save_projector(options.output / PROJECTOR_NAME, projector.to(torch.bfloat16), description)
@@ -30,7 +39,8 @@ def main() -> None:
         shutil.copytree(options.run / LORA_FINAL, options.output / LORA_NAME)
     files = [path for path in options.output.rglob("*") if path.suffix in (".safetensors", ".json")]
     print(f"{sum(path.stat().st_size for path in files) / 2**20:.2f} MiB in {options.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("ship_alignment", work, make_parser().parse_args()))
