@@ -400,7 +400,7 @@ def _writers() -> dict[str, Any]:
     box = trimesh.creation.box()
 
     def mesh(path: Path) -> None:
-        from sdf_vqvae.geometry.formats.writing import write_mesh
+        from sdf_vqvae.geometry.mesh import write_mesh
 
         write_mesh(path, box)
 

@@ -16,8 +16,7 @@ import torch
 import trimesh
 
 from sdf_vqvae.codes.pipeline import decode_codes, encode_field, field_for, surface_of, up_for
-from sdf_vqvae.geometry.formats.writing import write_mesh
-from sdf_vqvae.geometry.mesh import load_mesh
+from sdf_vqvae.geometry.mesh import load_mesh, write_mesh
 from sdf_vqvae.geometry.metrics.scores import compare_meshes
 from sdf_vqvae.geometry.picture import save_comparison
 from sdf_vqvae.geometry.up import stand_up

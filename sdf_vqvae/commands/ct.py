@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdf_vqvae.commands.options import add_up_option
 from sdf_vqvae.geometry import MAX_RESOLUTION
-from sdf_vqvae.geometry.formats import WRITABLE
+from sdf_vqvae.geometry.formats.table import WRITABLE
 from sdf_vqvae.geometry.up import UP_IN_SCANS
 from sdf_vqvae.preprocessing.ct.settings import MAX_SIDE, ScanSettings
 from sdf_vqvae.utils.programs import USER_ERROR, positive_int

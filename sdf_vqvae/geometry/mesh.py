@@ -1,13 +1,11 @@
-"""Mesh files read, and the one normalization that everything after them relies on.
+"""Mesh files in and out, and the one normalization that everything after them relies on.
 
-Knows nothing of voxels. Mesh files are written in `mesh_writing`.
+Knows nothing of voxels. What kinds of files there are is in `formats`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,20 +15,12 @@ import trimesh
 from torch import Tensor
 
 from sdf_vqvae.geometry.face_repair import repair_faces
-from sdf_vqvae.geometry.formats.gltf import read_gltf
-from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_file_size
-from sdf_vqvae.geometry.formats.obj import read_obj
-from sdf_vqvae.geometry.formats.off import read_off
-from sdf_vqvae.geometry.formats.ply import read_ply
-from sdf_vqvae.geometry.formats.polygons import Polygons, in_triangles
-from sdf_vqvae.geometry.formats.stl import read_stl
-from sdf_vqvae.geometry.up import lay_back, stand_up
+from sdf_vqvae.geometry.formats.mesh_file import OwnFolder
+from sdf_vqvae.geometry.formats.table import READABLE, WRITABLE, module_of
+from sdf_vqvae.geometry.up import lay_back, stand_up, up_note
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import regular_file
 
-logger = logging.getLogger(__name__)
-
-READABLE = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 LONGEST_SIDE = 0.95
 _FLAT = 1e-12
 """Height over length below which a triangle is a line: float64 knows corners to 1e-16 of the largest coordinate."""
@@ -71,43 +61,47 @@ def load_mesh(path: str | os.PathLike[str]) -> trimesh.Trimesh:
             or holds no triangle.
     """
     file = regular_file(path, "mesh file")
-    if file.suffix.lower() not in READABLE:
+    suffix = file.suffix.lower()
+    if suffix not in READABLE:
         raise ValueError(f"{file}: cannot read {file.suffix or 'a file without a suffix'!r}; use one of {READABLE}")
-    kind = file.suffix[1:].lower()
     try:
-        mesh = _READERS[f".{kind}"](file, OwnFolder(file.parent))
+        mesh = module_of(suffix).read(file, OwnFolder(file.parent))
         faces = len(mesh.faces)
     except ImportError as error:
         raise ValueError(f"{file} needs a library that is not installed: {brief(error)}") from error
     except _DAMAGE as error:
-        raise ValueError(f"{file} is not a readable {kind.upper()} file: {brief(error)}") from error
+        raise ValueError(f"{file} is not a readable {suffix[1:].upper()} file: {brief(error)}") from error
     if faces == 0:
         raise ValueError(f"{file} holds no triangle (a point cloud or an empty scene)")
     mesh.metadata[_FILE] = str(file)
     return mesh
 
 
-def _of_polygons(read: Callable[[bytes], Polygons]) -> Callable[[Path, OwnFolder], trimesh.Trimesh]:
-    """Return the reader of a file whose content is read as polygons."""
+def write_mesh(
+    path: str | os.PathLike[str], mesh: trimesh.Trimesh, *, up: str | None = None
+) -> tuple[float, float, float] | None:
+    """Write OBJ, PLY, GLB, STL or OFF by the suffix, replacing an earlier file only when complete.
 
-    def reader(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
-        check_file_size(file)
-        polygons = read(file.read_bytes())
-        for note in polygons.notes:
-            logger.warning("%s: %s", file, note)
-        return trimesh.Trimesh(polygons.vertices, in_triangles(polygons), process=False)
+    PLY holds 64-bit floats, OBJ and OFF as many digits as the object's size asks for. GLB holds 32-bit floats: where
+    they don't do, they are relative to a place near the object, and the node puts them there. STL can't say where an
+    object stands: where 32-bit floats don't do, the object is moved near the origin, and a warning says by how much.
+    Geometry alone is written to PLY, STL, OBJ and OFF.
 
-    return reader
+    Args:
+        path: where to.
+        mesh: it is not turned.
+        up: the axis of it that points up, where that is known: a comment in the file says so (see `up_of`).
 
+    Returns:
+        What was taken from the coordinates of an STL file, in the mesh's units; None where they are the mesh's own.
 
-_READERS: dict[str, Callable[[Path, OwnFolder], trimesh.Trimesh]] = {
-    ".glb": read_gltf,
-    ".gltf": read_gltf,
-    ".obj": _of_polygons(read_obj),
-    ".ply": _of_polygons(read_ply),
-    ".stl": _of_polygons(read_stl),
-    ".off": _of_polygons(read_off),
-}
+    Raises:
+        ValueError: another suffix, or an STL file can't hold numbers of this size.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITABLE:
+        raise ValueError(f"{path}: cannot write {suffix or 'a file without a suffix'!r}; use one of {WRITABLE}")
+    return module_of(suffix).write(Path(path), mesh, "" if up is None else up_note(up))
 
 
 def normalize_mesh(mesh: trimesh.Trimesh, up: str = "y") -> NormalizedMesh:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # programs ask for the names of axes alone
 
     Points = npt.NDArray[np.float64]
 
+from sdf_vqvae.geometry.formats.table import FORMATS
+
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 AUTO = "auto"
 """In place of an axis: to be found from the shape, among all six."""
@@ -25,7 +27,6 @@ USUAL = "y or z"
 """The same among the two that are usual."""
 DEFAULT_UP = USUAL
 """What is taken for mesh files that don't say it (OBJ, PLY, STL, OFF): an axis, `AUTO` or `USUAL`."""
-_KNOWN_BY_FORMAT = {".glb": "y", ".gltf": "y"}
 _BY_FLAG, _BY_TABLE = "--up", "column up"
 _NOTE_BYTES = 2**16  # a note stands in the header
 _NOTHING = ("", "nan", "none", "null", "n/a")
@@ -147,8 +148,9 @@ def up_of(path: str | os.PathLike[str], asked: str | None = None, column: str = 
     if axis is not None:
         return Up(axis=axis, known_from="the file says so")
     suffix = Path(path).suffix.lower()
-    if suffix in _KNOWN_BY_FORMAT:
-        return Up(axis=_KNOWN_BY_FORMAT[suffix], known_from=f"glTF files stand along {_KNOWN_BY_FORMAT[suffix]}")
+    kind = FORMATS.get(suffix)
+    if kind is not None and kind.up is not None:
+        return Up(axis=kind.up, known_from=f"{kind.name} files stand along {kind.up}")
     return Up(axis=DEFAULT_UP, known_from=f"default for {suffix or 'files without a suffix'}")
 
 

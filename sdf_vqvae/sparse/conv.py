@@ -13,36 +13,33 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from sdf_vqvae.sparse.backends import spconv_backend, torch_backend
+from sdf_vqvae.sparse.backends.table import BACKENDS
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 logger = logging.getLogger(__name__)
 
-_BACKENDS = {"torch": torch_backend.convolve, "spconv": spconv_backend.convolve}
-
 
 def active_backend(device: torch.device | str) -> str:
-    """Return the backend for tensors on `device`: `"torch"` or `"spconv"`.
+    """Return the name of the backend for tensors on `device`.
 
-    `SPARSE_BACKEND` chooses (`torch`, `spconv`, or `auto`, the default: spconv on CUDA where a package for
-    it is installed). A backend that cannot run is replaced by `torch`, with one warning.
+    `SPARSE_BACKEND` chooses: one of `BACKENDS`, or `auto`, the default, for the fastest that runs there. A backend
+    that cannot run is replaced by `torch`, with one warning.
 
     Raises:
         ValueError: `SPARSE_BACKEND` holds an unknown name.
     """
     wanted = os.environ.get("SPARSE_BACKEND", "auto").strip().lower() or "auto"
-    if wanted not in {"auto", *_BACKENDS}:
-        raise ValueError(f"SPARSE_BACKEND={wanted!r} is unknown; choose auto, torch or spconv")
-    if wanted == "torch":
-        return "torch"
-    if torch.device(device).type != "cuda":
-        if wanted == "spconv":
-            _warn_once("SPARSE_BACKEND=spconv runs on CUDA only (its CPU kernels are wrong); using torch")
-        return "torch"
-    if spconv_backend.installed_package() is None:
-        _warn_once("no spconv package is installed, using the slower torch backend: pip install spconv-triton")
-        return "torch"
-    return "spconv"
+    if wanted not in {"auto", *BACKENDS}:
+        *names, last = ["auto", *BACKENDS]
+        raise ValueError(f"SPARSE_BACKEND={wanted!r} is unknown; choose {', '.join(names)} or {last}")
+    for name in reversed(BACKENDS) if wanted == "auto" else (wanted,):
+        unfit = BACKENDS[name].unfit(torch.device(device).type)
+        lacking = "" if unfit else BACKENDS[name].lacking()
+        if not (unfit or lacking):
+            return name
+        if lacking or wanted == name:
+            _warn_once(lacking or f"SPARSE_BACKEND={name} {unfit}; using torch")
+    return "torch"
 
 
 @cache
@@ -82,7 +79,7 @@ class SparseConv3d(nn.Module):
         feats, weight, bias = _under_autocast(x.feats, self.conv.weight, self.conv.bias)
         if self.kernel_size == 1:
             return x.replace(feats @ weight.reshape(weight.shape[-1], weight.shape[0]) + bias)
-        convolve = _BACKENDS[active_backend(x.device)]
+        convolve = BACKENDS[active_backend(x.device)].convolve
         return x.replace(convolve(feats, weight, bias, x.coordinates))
 
 

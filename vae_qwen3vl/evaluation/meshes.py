@@ -21,7 +21,7 @@ from sdf_vqvae.data.tables import FILE_COLUMNS
 from sdf_vqvae.evaluation.page import picture_bytes
 from sdf_vqvae.evaluation.rebuild import Rebuilt, mesh_of, rebuild, score_rebuilt
 from sdf_vqvae.evaluation.shapes import Shape
-from sdf_vqvae.geometry.formats.writing import write_mesh
+from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor

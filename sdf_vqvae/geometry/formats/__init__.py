@@ -1,4 +1,1 @@
-"""Mesh files, read and written: glTF, OBJ, PLY, STL, OFF. The door is `geometry.mesh.load_mesh`."""
-
-WRITABLE = (".glb", ".obj", ".ply", ".stl", ".off")
-"""Endings of the files that can be written."""
+"""Mesh files: glTF, OBJ, PLY, STL, OFF. The doors are `load_mesh` and `write_mesh` in `geometry.mesh`."""

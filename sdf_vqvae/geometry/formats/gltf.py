@@ -1,4 +1,4 @@
-"""glTF and GLB -> one mesh: the triangles of the scene where they stand in it, and nothing else.
+"""glTF and GLB <-> one mesh: the triangles of the scene where they stand in it, and nothing else.
 
 What a viewer shows before anything moves: nodes, instances, skins in their pose, morph targets by their default
 weights. Materials, pictures, lights, cameras and animations are never looked at. `docs/mesh-formats.md` lists what is
@@ -7,10 +7,13 @@ read, what is refused by name and what is left out.
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -20,10 +23,14 @@ from sdf_vqvae.geometry.formats.gltf_extensions import check_extensions, check_v
 from sdf_vqvae.geometry.formats.gltf_nodes import NodeTree
 from sdf_vqvae.geometry.formats.gltf_primitives import Local, Primitives, Surface, morph_weights
 from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_file_size, check_size
+from sdf_vqvae.geometry.formats.writing import half_side, loses_in_float32, round_center
+from sdf_vqvae.utils.files import atomic_path
 
 MAX_PARTS = 2**15
 """Most surfaces that a scene is put together of, repeated ones counted; instances of one node are one part."""
 _VERTICES = 2**16  # moved at a time
+_LOST = 5e-7
+"""What writing positions as 32-bit floats may cost, in parts of the object's longest side."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +43,19 @@ class _Stand:
     mesh: int
 
 
-def read_gltf(file: Path, resolver: OwnFolder) -> trimesh.Trimesh:
+def read(file: Path, folder: OwnFolder) -> trimesh.Trimesh:
     """Read a glTF or GLB file; what is left out of it is logged, a line for each kind.
 
     Args:
         file: the file.
-        resolver: opens the buffers that it names.
+        folder: opens the buffers that it names.
 
     Raises:
         ValueError: it is damaged, claims more than it holds, holds no triangle, or needs something that is not read.
         ImportError: it is compressed with Draco, and DracoPy is not installed.
     """
     check_file_size(file)
-    data = GltfData(file, resolver)
+    data = GltfData(file, folder)
     check_version(data.document)
     notes = check_extensions(data)
     tree = NodeTree(data)
@@ -156,3 +163,32 @@ class _Whole:
         if mirrored.any():
             added[mirrored] = added[mirrored][:, :, ::-1]
         self.face_count = end
+
+
+def write(path: Path, mesh: trimesh.Trimesh, note: str) -> None:
+    """Write a GLB file with 32-bit floats; where they don't do, relative to a place where the node puts them."""
+    with atomic_path(path) as temporary:
+        _as_scene(mesh).export(temporary, file_type="glb", tree_postprocessor=functools.partial(_say, note=note))
+
+
+def _as_scene(mesh: trimesh.Trimesh) -> trimesh.Trimesh | trimesh.Scene:
+    """Return the mesh, or where 32-bit floats would lose too much of it, a scene whose one node puts it in place."""
+    vertices = np.asarray(mesh.vertices, dtype=np.float64)
+    if not loses_in_float32(vertices, _LOST):
+        return mesh
+    center, unit = round_center(vertices), 1.0
+    if loses_in_float32(vertices - center, _LOST):  # beyond what 32-bit floats count at all
+        unit = 2.0 ** round(math.log2(half_side(vertices)))
+    moved = mesh.copy()
+    moved.vertices = (vertices - center) / unit
+    place = np.diag([unit, unit, unit, 1.0])
+    place[:3, 3] = center
+    scene = trimesh.Scene()
+    scene.add_geometry(moved, transform=place)
+    return scene
+
+
+def _say(document: dict[str, Any], note: str) -> None:
+    """Put a note into a glTF document."""
+    if note:
+        document["asset"]["generator"] = f"{document['asset'].get('generator', '')} {note}".strip()

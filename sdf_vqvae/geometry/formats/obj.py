@@ -1,14 +1,17 @@
-"""Reader of OBJ files: vertices and polygons. Materials, groups, normals and texture coordinates are not read."""
+"""OBJ files: vertices and polygons. Materials, groups, normals and texture coordinates are not read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numba import njit
 
-from sdf_vqvae.geometry.formats.mesh_file import MAX_VERTICES
-from sdf_vqvae.geometry.formats.polygons import Polygons
+from sdf_vqvae.geometry.formats.mesh_file import MAX_VERTICES, OwnFolder
+from sdf_vqvae.geometry.formats.polygons import Polygons, read_polygons
 from sdf_vqvae.geometry.formats.text_scan import (
     COMPILED,
     as_text,
@@ -26,6 +29,7 @@ from sdf_vqvae.geometry.formats.text_scan import (
     word_at,
     word_code,
 )
+from sdf_vqvae.geometry.formats.writing import row_of, rows_of, write_rows
 
 _VALUES = 8
 """Most numbers of a vertex: x y z w r g b a."""
@@ -49,6 +53,11 @@ _SURFACES = {
 _REFUSED = np.array([code_of(w) for w in _SURFACES])
 
 _DONE, _NOT_NUMBER, _TOO_FEW, _TOO_MANY, _NOT_CORNER, _ZERO, _FAR, _SURFACE, _LOOKS_LIKE_DATA, _SIZE = range(10)
+
+
+def read(file: Path, folder: OwnFolder) -> trimesh.Trimesh:
+    """Read an OBJ file."""
+    return read_polygons(file, read_obj)
 
 
 def read_obj(data: bytes) -> Polygons:
@@ -242,3 +251,15 @@ def _scan(data: Any, most: int) -> tuple[int, int, Any, int, Any, int, Any, int,
             ignored += 1
         place = skip_line(data, place)
     return code, wrong, values, vertices, corners, filled, counts, polygons, unknown, ignored
+
+
+def write(path: Path, mesh: trimesh.Trimesh, note: str) -> None:
+    """Write the mesh's geometry, as many digits as the object's size asks for."""
+    write_rows(path, _rows(mesh, note))
+
+
+def _rows(mesh: trimesh.Trimesh, note: str) -> Iterator[str]:
+    """Yield the text of an OBJ file."""
+    yield f"# {note}\n" if note else ""
+    yield from rows_of(f"v {row_of(mesh.vertices)}\n", mesh.vertices)
+    yield from rows_of("f %d %d %d\n", np.asarray(mesh.faces) + 1)

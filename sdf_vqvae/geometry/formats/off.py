@@ -1,16 +1,23 @@
-"""Reader of OFF files, as text and binary: vertices and polygons. Colors, normals and the like are not read."""
+"""OFF files: vertices and polygons, read from text and binary, written as text.
+
+Colors, normals and the like are not read.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import trimesh
 
 from sdf_vqvae.geometry.formats.binary_rows import Column, column_of
-from sdf_vqvae.geometry.formats.mesh_file import check_size
-from sdf_vqvae.geometry.formats.polygons import Polygons, polygons_of
+from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_size
+from sdf_vqvae.geometry.formats.polygons import Polygons, polygons_of, read_polygons
 from sdf_vqvae.geometry.formats.text_rows import CORNERS, read_rows, white_end
 from sdf_vqvae.geometry.formats.text_scan import as_text, decoded, line_of, word_at
+from sdf_vqvae.geometry.formats.writing import row_of, rows_of, write_rows
 
 _KEYWORD = re.compile(rb"((?:ST|C|N|4|n)*)(OFF|off)(?=[\s#\d])[ \t]*(BINARY\b)?")
 _COUNT = re.compile(rb"\d{1,18}(?=[\s#]|$)")
@@ -18,6 +25,11 @@ _EDGES = re.compile(rb"\s*\d+[ \t]*(?=[\r\n#]|$)")  # may be left out; nobody ne
 _POINT = ((False, 0), (False, 1), (False, 2))
 _FACE = ((True, CORNERS),)
 _INT, _FLOAT = np.dtype(">i4"), np.dtype(">f4")
+
+
+def read(file: Path, folder: OwnFolder) -> trimesh.Trimesh:
+    """Read an OFF file."""
+    return read_polygons(file, read_off)
 
 
 def read_off(data: bytes) -> Polygons:
@@ -83,3 +95,16 @@ def _binary(data: bytes, place: int, kind: str) -> Polygons:
     corners, counts, place = column_of(data, place, "face", faces, columns, 0)
     notes = (f"{len(data) - place:,} bytes behind its last face are not read",) if data[place:].strip() else ()
     return polygons_of(points, corners.astype(np.int64), counts, notes)
+
+
+def write(path: Path, mesh: trimesh.Trimesh, note: str) -> None:
+    """Write the mesh's geometry, as many digits as the object's size asks for."""
+    write_rows(path, _rows(mesh, note))
+
+
+def _rows(mesh: trimesh.Trimesh, note: str) -> Iterator[str]:
+    """Yield the text of an OFF file."""
+    yield "OFF\n" + (f"# {note}\n" if note else "")
+    yield f"{len(mesh.vertices)} {len(mesh.faces)} 0\n"
+    yield from rows_of(f"{row_of(mesh.vertices)}\n", mesh.vertices)
+    yield from rows_of("3 %d %d %d\n", mesh.faces)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import trimesh
 
 from sdf_vqvae.geometry.formats.binary_rows import Column, column_of
-from sdf_vqvae.geometry.formats.mesh_file import check_size, short
-from sdf_vqvae.geometry.formats.polygons import Polygons, polygons_of, strip_triangles
+from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_size, short
+from sdf_vqvae.geometry.formats.polygons import Polygons, polygons_of, read_polygons, strip_triangles
 from sdf_vqvae.geometry.formats.text_rows import CORNERS, SKIPPED, read_rows, white_end
 from sdf_vqvae.geometry.formats.text_scan import decoded
+from sdf_vqvae.utils.files import atomic_path
 
 MAX_HEADER = 2**16
 """Longest header of a PLY file; a hundred properties need 3 KB, comments some more."""
@@ -45,6 +48,11 @@ class _Element:
         """Which property lists vertices, or -1."""
         names = [p.name if p.length is not None else "" for p in self.properties]
         return next((names.index(name) for name in _CORNER_LISTS if name in names), -1)
+
+
+def read(file: Path, folder: OwnFolder) -> trimesh.Trimesh:
+    """Read a PLY file."""
+    return read_polygons(file, read_ply)
 
 
 def read_ply(data: bytes) -> Polygons:
@@ -214,3 +222,16 @@ def _strips(corners: np.ndarray, counts: np.ndarray, stored: np.dtype) -> np.nda
     # What -1 is when an exporter stores it without a sign.
     restarts = (corners == -1) | ((stored.kind == "u") & (stored.itemsize == 4) & (corners == 2**32 - 1))
     return strip_triangles(corners, restarts)
+
+
+def write(path: Path, mesh: trimesh.Trimesh, note: str) -> None:
+    """Write the mesh's geometry in binary, coordinates as 64-bit floats."""
+    vertices = np.asarray(mesh.vertices, dtype="<f8")
+    faces = np.empty(len(mesh.faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
+    faces["count"], faces["corners"] = 3, mesh.faces
+    header = ["ply", "format binary_little_endian 1.0"] + ([f"comment {note}"] if note else [])
+    header += [f"element vertex {len(vertices)}"]
+    header += [f"property double {axis}" for axis in "xyz"]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes("\n".join(header).encode() + vertices.tobytes() + faces.tobytes())

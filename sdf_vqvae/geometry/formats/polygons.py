@@ -6,14 +6,20 @@ none is added, left out or moved, so neighbors keep sharing edges and a closed m
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numba import njit
 
-from sdf_vqvae.geometry.formats.mesh_file import check_size
+from sdf_vqvae.geometry.formats.mesh_file import check_file_size, check_size
 from sdf_vqvae.geometry.formats.text_scan import COMPILED
+
+logger = logging.getLogger(__name__)
 
 MAX_CORNER_PAIRS = 2**31
 """Most pairs of corners of polygons whose triangles have to be looked for; a star of n corners needs time in n²."""
@@ -33,6 +39,19 @@ class Polygons:
     """How many of them each polygon has, 3 or more, int64 `[P]`."""
     notes: tuple[str, ...] = ()
     """What was left aside in reading, for the log."""
+
+
+def read_polygons(file: Path, parse: Callable[[bytes], Polygons]) -> trimesh.Trimesh:
+    """Read a file whose content `parse` reads; what was left aside is logged.
+
+    Raises:
+        ValueError: the file is empty, too large or damaged.
+    """
+    check_file_size(file)
+    polygons = parse(file.read_bytes())
+    for note in polygons.notes:
+        logger.warning("%s: %s", file, note)
+    return trimesh.Trimesh(polygons.vertices, in_triangles(polygons), process=False)
 
 
 def polygons_of(

@@ -1,15 +1,18 @@
-"""Reader of STL files, binary and as text."""
+"""STL files, read in binary and as text, written in binary."""
 
 from __future__ import annotations
 
+import logging
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numba import njit
 
-from sdf_vqvae.geometry.formats.mesh_file import check_size
-from sdf_vqvae.geometry.formats.polygons import Polygons
+from sdf_vqvae.geometry.formats.mesh_file import OwnFolder, check_size
+from sdf_vqvae.geometry.formats.polygons import Polygons, read_polygons
 from sdf_vqvae.geometry.formats.text_scan import (
     COMPILED,
     as_text,
@@ -26,9 +29,22 @@ from sdf_vqvae.geometry.formats.text_scan import (
     word_at,
     word_code,
 )
+from sdf_vqvae.geometry.formats.writing import half_side, loses_in_float32, round_center
+from sdf_vqvae.utils.files import atomic_path
 
-_HEADER = 84
+logger = logging.getLogger(__name__)
+
+_TITLE = 80  # bytes before the number of triangles
+_HEADER = _TITLE + 4
+_LOST = 2e-5
+"""What writing 32-bit floats may cost, in parts of the object's longest side: a two-hundredth of a voxel at 256^3. To
+do better would cost the object's place."""
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+
+def read(file: Path, folder: OwnFolder) -> trimesh.Trimesh:
+    """Read an STL file."""
+    return read_polygons(file, read_stl)
 
 
 def read_stl(data: bytes) -> Polygons:
@@ -164,3 +180,49 @@ def _facets(data: Any) -> tuple[int, int, Any, Any, int]:
             return _UNKNOWN, start, values, counts, facets
         place = skip_white(data, place)
     return (_DONE if closed and state == _BETWEEN else _ENDED), place, values, counts, facets
+
+
+def write(path: Path, mesh: trimesh.Trimesh, note: str) -> tuple[float, float, float] | None:
+    """Write a binary file, near the origin where 32-bit floats can't hold the mesh in place: the header says so."""
+    taken = _place_taken(path, mesh)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(_bytes_of(mesh, taken, note))
+    if taken is not None:
+        logger.warning(
+            "%s: STL holds 32-bit floats, too coarse for an object that far from the origin: %s were taken from its "
+            "x, y and z (GLB, PLY, OBJ and OFF keep its place)",
+            path,
+            ", ".join(map(repr, taken)),
+        )
+    return taken
+
+
+def _place_taken(path: Path, mesh: trimesh.Trimesh) -> tuple[float, float, float] | None:
+    """Return what has to be taken from a mesh's coordinates for STL to hold it; None where nothing has to be."""
+    vertices = np.asarray(mesh.vertices, dtype=np.float64)
+    if not loses_in_float32(vertices, _LOST):
+        return None
+    center = round_center(vertices)
+    if loses_in_float32(vertices - center, _LOST):
+        raise ValueError(
+            f"{path}: STL holds 32-bit floats, and none for an object of size {2 * half_side(vertices):g}: write "
+            "GLB, PLY, OBJ or OFF"
+        )
+    x, y, z = (float(value) for value in center)
+    return x, y, z
+
+
+def _bytes_of(mesh: trimesh.Trimesh, taken: tuple[float, float, float] | None, up_note: str) -> bytes:
+    """Return a binary STL file; its header names what was taken from the coordinates."""
+    corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)]  # [F, 3, 3]
+    note = up_note.encode()
+    if taken is not None:
+        corners = corners - taken
+        note = f"{up_note} moved by {' '.join(f'{-value:.12g}' for value in taken)}".strip().encode()
+    sides = corners[:, 1:] - corners[:, :1]
+    sides /= np.maximum(np.abs(sides).max(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny)
+    normals = np.cross(sides[:, 0], sides[:, 1])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    rows = np.zeros(len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attributes", "<u2")])
+    rows["normal"], rows["corners"] = normals, corners
+    return note[:_TITLE].ljust(_TITLE, b"\0") + struct.pack("<I", len(rows)) + rows.tobytes()

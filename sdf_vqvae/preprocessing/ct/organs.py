@@ -13,7 +13,7 @@ import numpy as np
 from sdf_vqvae.data.captions import captions_cell
 from sdf_vqvae.data.field_folder import field_file_name
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
-from sdf_vqvae.geometry.formats.writing import write_mesh
+from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.geometry.volume import SIGN_METHOD, LabelSurface, label_surface
 from sdf_vqvae.preprocessing.ct.cases import Case

@@ -26,6 +26,18 @@ def installed_package() -> str | None:
     return None
 
 
+def unfit(device_type: str) -> str:
+    """Return why it doesn't run on a kind of device; empty if it does."""
+    return "" if device_type == "cuda" else "runs on CUDA only (its CPU kernels are wrong)"
+
+
+def lacking() -> str:
+    """Return, in a sentence, what has to be installed before it runs; empty if nothing."""
+    if installed_package() is not None:
+        return ""
+    return "no spconv package is installed, using the slower torch backend: pip install spconv-triton"
+
+
 def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet) -> Tensor:
     """Return `out[p] = bias + sum_k weight[:, k] @ feats[p + k - 1]` over the active neighbours. [N, Cout]"""
     package = installed_package()

@@ -18,6 +18,16 @@ _CPU_BLOCK = 1 << 20
 _CUDA_BLOCK = 1 << 27
 
 
+def unfit(device_type: str) -> str:
+    """Return why it doesn't run on a kind of device: it runs on all."""
+    return ""
+
+
+def lacking() -> str:
+    """Return what has to be installed before it runs: nothing."""
+    return ""
+
+
 def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet) -> Tensor:
     """Return `out[p] = bias + sum_k weight[:, k] @ feats[p + k - 1]` over the active neighbours. [N, Cout]"""
     out = _Convolve.apply(feats, weight, coordinates.neighbors())

@@ -9,13 +9,14 @@ import pytest
 import trimesh
 from trimesh.transformations import rotation_matrix, translation_matrix
 
-from sdf_vqvae.geometry.formats.writing import WRITABLE, write_mesh
+from sdf_vqvae.geometry.formats.table import WRITABLE
 from sdf_vqvae.geometry.mesh import (
     LONGEST_SIDE,
     READABLE,
     load_mesh,
     normalize_mesh,
     to_source_units,
+    write_mesh,
 )
 
 

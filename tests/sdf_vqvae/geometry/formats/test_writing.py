@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from sdf_vqvae.geometry.formats.writing import WRITABLE, write_mesh
-from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh, to_source_units
+from sdf_vqvae.geometry.formats.table import WRITABLE
+from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh, to_source_units, write_mesh
 from sdf_vqvae.geometry.up import Up, up_of
 
 BALL = trimesh.creation.icosphere(subdivisions=2)
