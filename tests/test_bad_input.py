@@ -35,6 +35,8 @@ from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, sav
 
 GIGABYTE = 2**20  # of ru_maxrss, in KiB
 SECONDS = 10
+GOOD = ("-o out.safetensors", "-o out.glb", "--vae_ckpt vae/model.safetensors", "--vae_config vae/config.json")
+"""What is right in the commands, and left out of the page's table."""
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,32 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): links.get(f) or (f.read_bytes() if f.is_file() else b"") for f in files}
 
 
+@pytest.fixture(scope="module")
+def page(repository: Path) -> list[str]:
+    """The rows of the page's last table, which says what is printed."""
+    text = (repository / "docs" / "bad-input.md").read_text(encoding="utf-8")
+    return text.partition("| bad input | command | line |\n|---|---|---|\n")[2].partition("\n\n")[0].split("\n")
+
+
+def row_of(case: Any, line: str) -> str:
+    """Return a case's row: its name, what was typed but for what is right in it, and what was said."""
+    command = " ".join(case.command)
+    for good in GOOD:
+        command = command.replace(f" {good}", "")
+    said = line.strip("\n").split("error: ", 1)[-1].replace("|", "\\|")
+    return f"| {case.name} | `{command}` | {said} |"
+
+
+def test_the_page_has_a_row_for_each_case_and_no_other(page: list[str]) -> None:
+    assert len(page) == len(bad_inputs.bad_inputs())
+
+
 @pytest.mark.parametrize(
     "case", bad_inputs.bad_inputs(), ids=lambda case: f"{case.name}: {' '.join(case.command[:2])}"
 )
-def test_bad_input_is_one_line_and_nothing_else(folder: Path, capfd: pytest.CaptureFixture[str], case: Any) -> None:
+def test_bad_input_is_one_line_and_nothing_else(
+    folder: Path, capfd: pytest.CaptureFixture[str], case: Any, page: list[str]
+) -> None:
     case.write(folder / case.file)
     before = everything(folder)
     capfd.readouterr()
@@ -75,6 +99,7 @@ def test_bad_input_is_one_line_and_nothing_else(folder: Path, capfd: pytest.Capt
     assert err.startswith(f"vae-qwen3vl {case.command[0]}: error: ") and err.count("\n") == 1, err
     assert case.says in err and Path(case.file).name in err
     assert "Traceback" not in err and str(folder) not in err
+    assert row_of(case, err) in page, "docs/bad-input.md does not say what is printed"
     assert everything(folder) == before, "something was written"
     assert seconds < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < GIGABYTE // 2

@@ -1,4 +1,4 @@
-"""Inputs that once broke a reader, found by `benchmarks/fuzz.py`: each is refused in one line."""
+"""Inputs that once broke a reader, found by `benchmarks/quality/fuzz.py`: each is refused in one line."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import pytest
 
 from dataset_toolkits import process_m3d_seg_format, sdf_voxelize
 from sdf_vqvae.commands.options import add_vae_options
+from sdf_vqvae.utils.measurements import add_measuring_options
 from sdf_vqvae.utils.programs import add_run_options, run_program
 from vae_qwen3vl import eval_3d_vl, run_smoke_test, train_finetune
 from vae_qwen3vl.commands import main as cli
@@ -69,6 +70,7 @@ def flags_in(program: str) -> frozenset[str]:
     add_run_options(shared)
     add_vae_options(shared)
     add_language_options(shared)
+    add_measuring_options(shared, ROOT)
     flags = flags_of(shared)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":

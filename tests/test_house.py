@@ -64,7 +64,11 @@ def python_files(repository: Path) -> list[Path]:
     return [path for path in tracked_files(repository) if path.suffix == ".py"]
 
 
-@pytest.mark.parametrize("folder", ["vae_qwen3vl", "dataset_toolkits", "scripts", "benchmarks", "tests/support"])
+@pytest.mark.parametrize(
+    "folder",
+    ["vae_qwen3vl", "dataset_toolkits", "scripts", "tests/support"]
+    + [f"benchmarks/{room}" for room in ("speed", "quality", "parity", "rival")],
+)
 def test_no_module_or_folder_beside_a_script_shadows_a_library(repository, folder):
     # `python vae_qwen3vl/train_finetune.py` puts that folder first on the import path, as pytest does the last one.
     taken = set(sys.stdlib_module_names) | set(metadata.packages_distributions())

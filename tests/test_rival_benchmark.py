@@ -1,4 +1,4 @@
-"""The rival design of `benchmarks/rival_*.py`: its voxels, tokens, size and the readings of its grids."""
+"""The rival design of `benchmarks/rival`: its voxels, tokens, size and the readings of its grids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
 @pytest.fixture
 def rival(repository, monkeypatch):
     """Import a module of the benchmark by its name."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "rival"))
     return importlib.import_module
 
 
@@ -25,14 +25,14 @@ def test_occupied_voxels_are_those_that_the_metrics_find(rival):
     small = rng.uniform(1, 60, (300, 1, 3)) + rng.normal(0, 0.7, (300, 3, 3))
     corners = np.concatenate([small, rng.uniform(0, 64, (40, 3, 3))])
     owner = torch.arange(len(corners)) % 2
-    found = rival("rival_occupancy").surface_voxels(torch.from_numpy(corners), owner, 2)
+    found = rival("occupancy").surface_voxels(torch.from_numpy(corners), owner, 2)
     for number in range(2):
         expected = surface_voxels(corners[number::2] / 64 - 0.5)
         assert np.array_equal(found[number].numpy(), expected)
 
 
 def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles(rival):
-    occupancy = rival("rival_occupancy")
+    occupancy = rival("occupancy")
     large = torch.tensor([[[10.0, 0, 0], [10, 64, 0], [10, 0, 64]]], dtype=torch.float64)
     small = torch.tensor([[[10.0, 3, 3], [10, 3.5, 3], [10, 3, 3.5]]], dtype=torch.float64)
     for corners in (large, small):
@@ -41,7 +41,7 @@ def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles
 
 
 def test_grids_survive_packing_and_turning(rival):
-    occupancy = rival("rival_occupancy")
+    occupancy = rival("occupancy")
     grids = torch.rand(3, 64, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.1
     bits = occupancy.packed(grids)
     assert bits.shape == (3, 32768)
@@ -53,7 +53,7 @@ def test_grids_survive_packing_and_turning(rival):
 
 
 def test_the_network_keeps_to_its_budget_and_to_1024_tokens(rival):
-    model = rival("rival_model")
+    model = rival("network")
     with torch.device("meta"):
         count = model.parameter_count(model.DenseOccupancyVQVAE(model.config_for(10_000_000)))
     assert 9_000_000 < count <= 10_000_000
@@ -66,7 +66,7 @@ def test_the_network_keeps_to_its_budget_and_to_1024_tokens(rival):
 
 
 def test_a_token_is_four_cells_in_a_row(rival):
-    model = rival("rival_model")
+    model = rival("network")
     grids = torch.zeros(1, 64, 64, 64, dtype=torch.bool)
     grids[0, 5, 9, 40] = True
     surface = model.tokens_of_surface(grids)
@@ -88,7 +88,7 @@ class _Answers(torch.nn.Module):
 
 
 def test_the_middle_of_the_shell_is_nearer_to_a_sphere_than_its_walls(rival):
-    occupancy, meshes = rival("rival_occupancy"), rival("rival_meshes")
+    occupancy, meshes = rival("occupancy"), rival("meshes")
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
     corners = torch.from_numpy((ball.triangles + 0.5) * 64)
     (grid,) = occupancy.surface_voxels(corners, torch.zeros(len(corners), dtype=torch.int64), 1)

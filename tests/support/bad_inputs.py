@@ -1,7 +1,6 @@
 """Bad inputs by name: what is written into a folder, the command that reads it, and words of the line it must print.
 
-Shared by `tests/test_bad_input.py`, which holds each to one line and exit code 2, and by `benchmarks/bad_input.py`,
-which writes the lines down.
+`test_bad_input.py` holds each to one line and exit code 2, and to its row in `docs/bad-input.md`.
 """
 
 from __future__ import annotations

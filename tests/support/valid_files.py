@@ -1,6 +1,6 @@
 """Small valid files of every format that is read, and the call that reads each: what fuzzing starts from.
 
-Shared by `tests/test_fuzz.py` and `benchmarks/fuzz.py`.
+Shared by `tests/test_fuzz.py` and `benchmarks/quality/fuzz.py`.
 """
 
 from __future__ import annotations

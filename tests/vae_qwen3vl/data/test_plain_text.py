@@ -262,7 +262,7 @@ def test_the_program_writes_what_training_reads(tmp_path: Path, vl: str, capsys)
 @pytest.fixture
 def cost(repository, monkeypatch):
     """The benchmark of what adapters cost."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
     return importlib.import_module("plain_text_cost")
 
 
