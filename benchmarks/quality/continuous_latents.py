@@ -1,6 +1,6 @@
 """Latents before quantization, in the form of cached codes, beside the codes of the same objects.
 
-    python benchmarks/quality/continuous_latents.py --codes train_codes --pack ../shared/data/shapes --count 4000 -o latents
+    python benchmarks/quality/continuous_latents.py --codes train_codes --pack PACK --count 4000 -o latents
     python benchmarks/quality/alignment_choices.py --codes train_codes --compile_layers --latents latents
 
 What training would see without a codebook. Of the `train` objects that have a mesh in the pack, so many are drawn

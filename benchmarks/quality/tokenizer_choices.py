@@ -1,6 +1,6 @@
 """One change at a time: variants of the tokenizer, each trained for the same seconds on the same stream of objects.
 
-python benchmarks/quality/tokenizer_choices.py --pack ../shared/data/shapes --max_seconds 45 --variants base,cosine,rotation
+python benchmarks/quality/tokenizer_choices.py --pack PACK --max_seconds 45 --variants base,cosine,rotation
 
 Every variant starts from `configs/vae/sdf_vqvae_256.json` with one thing changed, a warm-up of 50 steps, and kernels
 compiled before its clock starts. Measured are the averaged weights on objects of `val`, with codes: the mean error

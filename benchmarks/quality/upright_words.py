@@ -1,6 +1,6 @@
 """What standing the wrong way costs words, and whether the language model itself can tell which way is up.
 
-    python benchmarks/quality/upright_words.py encode PACK --split val -o outputs_upright/turned     # a minute on a GPU
+    python benchmarks/quality/upright_words.py encode PACK --split val -o outputs_upright/turned   # a minute on a GPU
     python benchmarks/quality/upright_words.py ask outputs_upright/turned -o outputs_upright/answers.json
     python benchmarks/quality/upright_words.py measure PACK outputs_upright/answers.json
 

@@ -1,7 +1,7 @@
 """How time and memory of voxelizing, encoding, decoding and meshing grow with the grid's side and with the surface.
 
-    python benchmarks/speed/tokenizer_growth.py --pack ../shared/data/shapes                         # the shipped tokenizer
-    python benchmarks/speed/tokenizer_growth.py --pack ../shared/data/shapes --dtype bfloat16 --candidates 200 --name NAME
+    python benchmarks/speed/tokenizer_growth.py --pack PACK                         # the shipped tokenizer
+    python benchmarks/speed/tokenizer_growth.py --pack PACK --dtype bfloat16 --candidates 200 --name NAME
 
 Objects come from the pack, evenly spaced by their number of codes between the 5th and the 95th percentile. With the
 surface: all of them at the tokenizer's own R. With the grid: three of them at each of --resolutions.

@@ -1,6 +1,7 @@
 """Edits of valid files that keep their syntax: a number, name or line is changed, and lengths are set right again.
 
-Fuzzing by bytes alone rarely gets past the outermost syntax. Shared by `tests/test_fuzz.py` and `benchmarks/quality/fuzz.py`.
+Fuzzing by bytes alone rarely gets past the outermost syntax. Shared by `tests/test_fuzz.py`
+and `benchmarks/quality/fuzz.py`.
 """
 
 from __future__ import annotations
