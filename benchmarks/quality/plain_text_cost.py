@@ -1,7 +1,7 @@
 """What adapters cost the language model's own skills: text without any object, with each adapter and with none.
 
     vae-qwen3vl make-plain-text -o held_out.jsonl --count 200 --split held_out
-    python benchmarks/quality/plain_text_cost.py --records held_out.jsonl --lora with=A/lora_final --lora no=B/lora_final
+    python benchmarks/quality/plain_text_cost.py --records held_out.jsonl --lora a=A/lora_final --lora b=B/lora_final
 
 Two measures, in float32: the mean negative log-likelihood (nats a token) of the answers of the records, end of turn
 included, and the perplexity of documentation strings of Python's standard library, read without a chat in pieces of
