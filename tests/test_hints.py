@@ -36,9 +36,9 @@ FOREIGN = {
     *("--version", "--help", "--index-url", "--no-deps", "--no-input", "--disable-pip-version-check"),
     *("--only-binary", "--timeout", "--retries", "--dest", "--force-reinstall", "--num_processes"),
     *("--mixed_precision", "--config_file", "--fsdp_version", "--use_fsdp", "--multi_gpu", "--nproc_per_node"),
-    *("--gpus", "--sparse", "--local-dir"),
+    *("--gpus", "--sparse", "--local-dir", "--short"),
 }
-"""Flags of other programs that our texts name: pip, accelerate, torchrun, docker, cp, hf."""
+"""Flags of other programs that our texts name: pip, accelerate, torchrun, docker, cp, hf, git."""
 FLAG = re.compile(r"(?<![\w/.-])(--[a-z][\w-]*\w)(?![\w-])")
 COMMAND = re.compile(
     r"(?:(?P<cli>(?:python -m vae_qwen3vl|vae-qwen3vl)(?= [a-z]))"
