@@ -1,5 +1,5 @@
 # make demo [MESH=file]   everything on one mesh; the first run installs and fetches (minutes)
-# make test               the tests
+# make test               the tests, one process for each core (WORKERS=1: in a single process)
 # make lint               format, lint, types, layers
 #
 # Needs python3 (3.10 or newer) with venv, make and git. PYTHON and VENV choose another interpreter or folder.
@@ -8,9 +8,13 @@ PYTHON ?= python3
 VENV ?= .venv
 MESH ?= examples/chair.glb
 OUT ?= demo_out
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# More than eight would want more memory than most machines have.
+SPREAD := $(if $(filter 1,$(WORKERS)),,-n $(WORKERS) --maxprocesses 8 --dist worksteal)
+# Without --no-compile pip compiles every module, also those that are never imported.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
@@ -21,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m vae_qwen3vl demo "$(MESH)" -o "$(OUT)/$(basename $(notdir $(MESH)))"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -34,17 +38,17 @@ lint: $(VENV)/.installed-dev
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),0)
-	$(PIP) install --quiet --retries 1 --index-url $(TORCH_CPU_INDEX) torch==$(TORCH_VERSION) \
-		|| $(PIP) install --quiet torch==$(TORCH_VERSION)
+	$(INSTALL) --retries 1 --index-url $(TORCH_CPU_INDEX) torch==$(TORCH_VERSION) \
+		|| $(INSTALL) torch==$(TORCH_VERSION)
 endif
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -e '.[language$(if $(filter-out 0,$(GPU)),$(comma)gpu)]'
+	$(INSTALL) -e '.[language$(if $(filter-out 0,$(GPU)),$(comma)gpu)]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet -e '.[dev$(if $(filter-out 0,$(GPU)),$(comma)gpu)]'
+	$(INSTALL) -e '.[dev$(if $(filter-out 0,$(GPU)),$(comma)gpu)]'
 	touch $@
 
 clean:

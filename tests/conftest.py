@@ -1,4 +1,4 @@
-"""What every test shares: the reference data, where it is present, and a bounded number of threads."""
+"""What every test shares: the reference data, where it is present, few threads, and slow modules first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Tests run beside each other on small machines; set before PyTorch starts its thread pools.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+# Set before PyTorch starts its thread pools.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if BESIDE_OTHERS else str(min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +39,25 @@ def user_document() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
 
 
-_COMMANDS = pytest.StashKey[list[tuple[str, int]]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the list that `record_command` fills."""
-    config.stash[_COMMANDS] = []
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of processes that share the tests none shall be left with a slow one at the end: their modules come first."""
+    if not BESIDE_OTHERS:
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture
-def record_command(pytestconfig: pytest.Config) -> Callable[[str, int], None]:
+def record_command(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
     """Leave a documented command and its exit code for the end of the report."""
-    return lambda command, code: pytestconfig.stash[_COMMANDS].append((command, code))
+    return lambda command, code: record_property("command", f"{code}  {command}")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the documented commands that were run, with their exit codes."""
-    if config.stash[_COMMANDS]:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [line for report in reports for name, line in report.user_properties if name == "command"]
+    if lines:
         terminalreporter.section("documented commands and their exit codes")
-        for command, code in config.stash[_COMMANDS]:
-            terminalreporter.write_line(f"{code}  {command}")
+        for line in lines:
+            terminalreporter.write_line(line)
