@@ -29,7 +29,7 @@ def main() -> None:
     parser = measuring_parser(__doc__, __file__)
     parser.add_argument("--ours", type=Path, required=True, help="folder that `vae-qwen3vl evaluate` wrote")
     parser.add_argument("--log", type=Path, required=True, help="log.jsonl of our training run")
-    parser.add_argument("--rival", default="cuda", help="name of the rival's run (default: %(default)s)")
+    parser.add_argument("--rival", default="dense 64^3", help="name of the rival's run (default: %(default)s)")
     options = parser.parse_args()
     rival = read_runs(options.out / "dense_occupancy.json")[options.rival]
     scored = (options.out / OBJECTS.format(options.rival)).read_bytes().splitlines()
@@ -63,14 +63,14 @@ def main() -> None:
             "steps": log[-1]["step"],
         },
     }
-    found = {
+    compared = {
         "objects": len(shared),
         "reading": READING,
         "clock": clock,
         "codes_median": statistics.median(ours[name]["codes"] for name in shared),
         "table": table,
     }
-    print(write_run(options, found))
+    print(write_run(options, compared, f"{len(shared)} objects"))
 
 
 if __name__ == "__main__":

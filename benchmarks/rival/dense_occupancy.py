@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from meshes import scores, table_of
 from network import CHANNELS, CODES, JOINED, TOKENS, DenseOccupancyVQVAE, config_for, parameter_count
 from occupancy import MeshVariants, occupancy_grids, unpacked
-from rebuilding import OBJECTS, Rebuilt, print_table, rebuild, scored
+from rebuilding import OBJECTS, Rebuilt, print_table, rebuild
 from torch import Tensor
 from training import RivalTrainer
 
@@ -31,6 +32,8 @@ from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry, source_weights
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, results_file, run_name, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
+
+RUN = "dense 64^3"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--score", type=Path, metavar="NPZ", help="train nothing: score such grids and add to the result"
     )
     parser.add_argument("--samples", type=int, default=30_000, help="points on each surface")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read meshes and score them")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read meshes and score them")
     parser.add_argument("--device")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -76,9 +79,12 @@ def training_grids(
     everything = pack.select("train")
     entries = [everything[i] for i in chosen(everything, options.max_objects).tolist()]
     shares = {name: float(share) for name, share in (part.split("=", 1) for part in options.share)}
-    each = source_weights(entries, shares)
+    weights = source_weights(entries, shares)
     bits, numbers = occupancy_grids(
-        MeshVariants(pack, entries, options.variants, options.seed), device, options.workers, "training grids"
+        MeshVariants(pack=pack, entries=entries, variants=options.variants, seed=options.seed),
+        device,
+        options.workers,
+        "training grids",
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -87,7 +93,7 @@ def training_grids(
         "seconds": round(time.perf_counter() - start, 1),
         "occupied_voxels_median": float(unpacked(bits[:256]).flatten(1).sum(1).float().median()),
     }
-    return bits, each[numbers % len(entries)], made
+    return bits, weights[numbers % len(entries)], made
 
 
 def main() -> None:
@@ -103,7 +109,7 @@ def main() -> None:
     pack = MeshPack(options.pack)
     grids, weights, made = training_grids(pack, options, device)
     val = pack.select("val")[: min(64, options.max_objects or 64)]
-    held_out, _ = occupancy_grids(MeshVariants(pack, val, 1, 0), device, 0, "held-out grids")
+    held_out, _ = occupancy_grids(MeshVariants(pack=pack, entries=val), device, 1, "held-out grids")
     model = DenseOccupancyVQVAE(config_for(options.parameters)).to(device, memory_format=torch.channels_last_3d)
     trainer = RivalTrainer(model.train(), grids, weights, held_out, options)
     trainer.run()
@@ -127,14 +133,14 @@ def main() -> None:
     }
     if device.type == "cuda":
         result["training"]["peak_gigabytes"] = torch.cuda.max_memory_allocated(device) / 1e9
-    write_run(options, result)  # a failure below leaves at least this
+    write_run(options, result, RUN)  # a failure below leaves at least this
     entries = pack.select(options.split)
     places = chosen(entries, options.max_objects)
-    meshes = MeshVariants(pack, [entries[i] for i in places.tolist()], 1, 0)
+    meshes = MeshVariants(pack=pack, entries=[entries[i] for i in places.tolist()])
     bits, numbers = occupancy_grids(meshes, device, options.workers, f"{options.split} grids")
-    found, grids = rebuild(trainer.averaged(), bits, places[numbers])
-    print(found, flush=True)
-    print(write_run(options, {**result, **found}))
+    measured, grids = rebuild(trainer.averaged(), bits, places[numbers])
+    print(measured, flush=True)
+    print(write_run(options, {**result, **measured}, RUN))
     if options.grids is not None:
         grids.save(options.grids)
     else:
@@ -143,13 +149,21 @@ def main() -> None:
 
 def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
-    file, name = results_file(options), run_name(options)
+    file, name = results_file(options), run_name(options, RUN)
     before = read_runs(file)[name]
-    found, lines = scored(grids, options.pack, before["split"], options.samples, options.workers)
+    lines = scores(
+        grids.jobs(),
+        len(grids.numbers),
+        pack=options.pack,
+        split=before["split"],
+        samples=options.samples,
+        workers=options.workers,
+    )
     write_json_lines(file.with_name(OBJECTS.format(name)), lines)
-    print_table(found["table"])
+    table = table_of(lines)
+    print_table(table)
     # Command, commit and hardware stay those of the training.
-    print(write_run(options, {**before, **found}))
+    print(write_run(options, {**before, "samples": options.samples, "table": table}, RUN))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from sdf_vqvae.data.mesh_pack import MeshPack
 from sdf_vqvae.geometry.isosurface import extract_isosurface
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE, normalize_mesh
 from sdf_vqvae.geometry.metrics.scores import GroundTruth
+from sdf_vqvae.utils.jobs import run_jobs
 
 READINGS = ("shell", "filled", "middle")
 THRESHOLDS = (0.001, 0.002, 0.005, 0.01, 0.02)
@@ -100,39 +100,31 @@ class Scorer:
         mesh = trimesh.Trimesh(normalized.vertices.numpy(), normalized.faces.numpy(), process=False)
         closed = normalized.watertight
         truth = GroundTruth(mesh, samples=self.samples, thresholds=THRESHOLDS, watertight=closed)
-        found: dict[str, Any] = {"number": job.number, "id": entry.id, "watertight": closed}
+        line: dict[str, Any] = {"number": job.number, "id": entry.id, "watertight": closed}
         for row, readings in job.readings.items():
             for reading in readings:
                 start = time.perf_counter()
                 rebuilt = mesh_of(job.grids[row], reading)
                 seconds = time.perf_counter() - start
-                found[f"{row} {reading}"] = {**truth.score(rebuilt).to_dict(), "mesh_seconds": seconds}
-        return found
+                line[f"{row} {reading}"] = {**truth.score(rebuilt).to_dict(), "mesh_seconds": seconds}
+        return line
 
 
-_scorer: list[Scorer] = []
+def _make_scorer(device: str, *, pack: Path, split: str, samples: int) -> Scorer:
+    return Scorer(pack, split, samples)
 
 
-def _start(pack: Path, split: str, samples: int) -> None:
-    torch.set_num_threads(1)
-    _scorer.append(Scorer(pack, split, samples))
-
-
-def _score(job: Job) -> dict[str, Any]:
-    return _scorer[0](job)
-
-
-def scores(jobs: Iterable[Job], count: int, scorer: tuple[Path, str, int], workers: int) -> list[dict[str, Any]]:
-    """Score jobs in worker processes (0: in this one), in the order of their numbers."""
-    bar = functools.partial(tqdm, desc="meshes", total=count, unit="object", disable=None)
-    if workers == 0:
-        here = Scorer(*scorer)
-        return [here(job) for job in bar(jobs)]
-    with get_context("spawn").Pool(workers, _start, scorer) as pool:
-        found = list(bar(pool.imap_unordered(_score, jobs)))
-        pool.close()
-        pool.join()
-    return sorted(found, key=lambda line: line["number"])
+def scores(
+    jobs: Iterable[Job], count: int, *, pack: Path, split: str, samples: int, workers: int
+) -> list[dict[str, Any]]:
+    """Score so many jobs in worker processes; in the order of their numbers."""
+    make = functools.partial(_make_scorer, pack=pack, split=split, samples=samples)
+    lines = []
+    for done in tqdm(run_jobs(make, jobs, workers=workers), desc="meshes", total=count, unit="object", disable=None):
+        if done.result is None:
+            raise ValueError(f"object {done.number} can't be scored: {done.error}")
+        lines.append(done.result)
+    return sorted(lines, key=lambda line: line["number"])
 
 
 def table_of(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from meshes import LEVELS, READINGS, Job, as_levels, scores, table_of
+from meshes import LEVELS, READINGS, Job, as_levels
 from network import CODES, DenseOccupancyVQVAE, voxel_iou
 from numpy.typing import NDArray
 from occupancy import SIDE, unpacked
@@ -27,6 +26,7 @@ from training import precision
 from sdf_vqvae.quantizers.health import codebook_health
 from sdf_vqvae.utils.archives import read_npz, write_npz
 from sdf_vqvae.utils.files import atomic_path
+from sdf_vqvae.utils.runtime import Stopwatch
 
 _READ_FOR = {"ceiling": READINGS, "continuous": ("middle",), "discrete": READINGS}
 _MOST_BYTES = 2**31
@@ -83,36 +83,27 @@ def rebuilt(model: DenseOccupancyVQVAE, bits: Tensor) -> Iterator[tuple[Tensor, 
 @torch.no_grad()
 def times(model: DenseOccupancyVQVAE, bits: Tensor, count: int = 20) -> dict[str, float]:
     """Return the median milliseconds of encoding and of decoding one object, and the peak memory in megabytes."""
-    device = bits.device
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    spent: dict[str, list[float]] = {"encode": [], "decode": []}
-
-    def timed(name: str, work: Callable[[], Tensor]) -> Tensor:
-        if cuda:
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        result = work()
-        if cuda:
-            torch.cuda.synchronize(device)
-        spent[name].append(1000 * (time.perf_counter() - start))
-        return result
-
-    for row in [*bits[:3], *bits[:count]]:
+    watch = Stopwatch(bits.device)
+    for row in [*bits[:3], *bits[:count]]:  # the first three choose kernels
         grid = unpacked(row[None])
-        with precision(device):
-            codes = timed("encode", lambda grid=grid: model.encode(grid))
-            timed("decode", lambda codes=codes: model.decode(codes))
-    found = {f"{name}_milliseconds": statistics.median(values[3:]) for name, values in spent.items()}
-    if cuda:
-        found["peak_megabytes"] = torch.cuda.max_memory_allocated(device) / 1e6
-    return found
+        with precision(bits.device):
+            with watch("encode"):
+                codes = model.encode(grid)
+            with watch("decode"):
+                model.decode(codes)
+    counted = watch.costs[2 * 3 :]
+    costs = {
+        f"{name}_milliseconds": statistics.median(1000 * cost.seconds for cost in counted if cost.name == name)
+        for name in ("encode", "decode")
+    }
+    if bits.device.type == "cuda":
+        costs["peak_megabytes"] = max(cost.peak_device_bytes for cost in watch.costs) / 1e6
+    return costs
 
 
 def rebuild(model: DenseOccupancyVQVAE, bits: Tensor, numbers: Tensor) -> tuple[dict[str, Any], Rebuilt]:
     """Return voxel IoU, codebook health and times over bit-packed grids, and the rebuilt grids."""
-    found: dict[str, Any] = {"times": {bits.device.type: times(model, bits)}}
+    measured: dict[str, Any] = {"times": {bits.device.type: times(model, bits)}}
     iou: dict[str, list[float]] = {"continuous": [], "discrete": []}
     counts = torch.zeros(CODES, dtype=torch.int64, device=bits.device)
     grids: dict[str, list[NDArray[np.uint8]]] = {row: [] for row in iou}
@@ -121,7 +112,7 @@ def rebuild(model: DenseOccupancyVQVAE, bits: Tensor, numbers: Tensor) -> tuple[
             iou[row].append(float(voxel_iou(probability[None], grid[None])))
             grids[row].append(as_levels(probability))
         counts += torch.bincount(codes, minlength=CODES)
-    found["voxel_iou"] = {
+    measured["voxel_iou"] = {
         row: {
             "mean": statistics.fmean(values),
             "median": statistics.median(values),
@@ -131,22 +122,14 @@ def rebuild(model: DenseOccupancyVQVAE, bits: Tensor, numbers: Tensor) -> tuple[
         for row, values in iou.items()
     }
     health = codebook_health(counts)
-    found["codebook"] = {k: getattr(health, k) for k in ("used", "perplexity", "dead", "top_percent_mass")}
+    measured["codebook"] = {k: getattr(health, k) for k in ("used", "perplexity", "dead", "top_percent_mass")}
     if bits.device.type == "cuda":
         threads = torch.get_num_threads()
         torch.set_num_threads(2)
-        found["times"]["cpu, 2 threads"] = times(copy.deepcopy(model).cpu(), bits[:5].cpu(), 5)
+        measured["times"]["cpu, 2 threads"] = times(copy.deepcopy(model).cpu(), bits[:5].cpu(), 5)
         torch.set_num_threads(threads)
     arrays = {row: np.stack(values) for row, values in grids.items()}
-    return found, Rebuilt(numbers=numbers.numpy(), ceiling=bits.cpu().numpy(), **arrays)
-
-
-def scored(
-    grids: Rebuilt, pack: Path, split: str, samples: int, workers: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the table of all scores, and those of each object."""
-    lines = scores(grids.jobs(), len(grids.numbers), (pack, split, samples), workers)
-    return {"samples": samples, "table": table_of(lines)}, lines
+    return measured, Rebuilt(numbers=numbers.numpy(), ceiling=bits.cpu().numpy(), **arrays)
 
 
 def print_table(table: dict[str, dict[str, float]]) -> None:
