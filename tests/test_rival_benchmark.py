@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
+import meshes
+import network
 import numpy as np
+import occupancy
 import pytest
 import torch
 import trimesh
@@ -13,30 +14,21 @@ from sdf_vqvae.geometry.mesh import LONGEST_SIDE
 from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
 
 
-@pytest.fixture
-def rival(repository, monkeypatch):
-    """Import a module of the benchmark by its name."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "rival"))
-    return importlib.import_module
-
-
-def test_occupied_voxels_are_those_that_the_metrics_find(rival):
+def test_occupied_voxels_are_those_that_the_metrics_find():
     rng = np.random.default_rng(0)
     small = rng.uniform(1, 60, (300, 1, 3)) + rng.normal(0, 0.7, (300, 3, 3))
     corners = np.concatenate([small, rng.uniform(0, 64, (40, 3, 3))])
-    assert np.array_equal(rival("occupancy").occupied_voxels(corners), surface_voxels(corners / 64 - 0.5))
+    assert np.array_equal(occupancy.occupied_voxels(corners), surface_voxels(corners / 64 - 0.5))
 
 
-def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles(rival):
-    occupancy = rival("occupancy")
+def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles():
     large = np.array([[[10.0, 0, 0], [10, 64, 0], [10, 0, 64]]])
     small = np.array([[[10.0, 3, 3], [10, 3.5, 3], [10, 3, 3.5]]])
     for corners in (large, small):
         assert set(occupancy.occupied_voxels(corners).nonzero()[0].tolist()) == {10}
 
 
-def test_grids_survive_packing_and_turning(rival):
-    occupancy = rival("occupancy")
+def test_grids_survive_packing_and_turning():
     grids = torch.rand(3, 64, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.1
     bits = torch.from_numpy(np.stack([occupancy.packed(grid) for grid in grids.numpy()]))
     assert bits.shape == (3, 32768)
@@ -47,28 +39,26 @@ def test_grids_survive_packing_and_turning(rival):
     assert torch.equal(turned.flatten(1).sum(1), grids.flatten(1).sum(1))
 
 
-def test_the_network_keeps_to_its_budget_and_to_1024_tokens(rival):
-    model = rival("network")
+def test_the_network_keeps_to_its_budget_and_to_1024_tokens():
     with torch.device("meta"):
-        count = model.parameter_count(model.DenseOccupancyVQVAE(model.config_for(10_000_000)))
+        count = network.parameter_count(network.DenseOccupancyVQVAE(network.config_for(10_000_000)))
     assert 9_000_000 < count <= 10_000_000
     with pytest.raises(ValueError, match="at least"):
-        model.config_for(1000)
-    vae = model.DenseOccupancyVQVAE(model.RivalConfig(widths=(8, 8, 8), blocks=1)).eval()
+        network.config_for(1000)
+    vae = network.DenseOccupancyVQVAE(network.RivalConfig(widths=(8, 8, 8), blocks=1)).eval()
     codes = vae.encode(torch.zeros(1, 64, 64, 64, dtype=torch.bool))
     assert codes.shape == (1, 1024)
     assert vae.decode(codes).shape == (1, 64, 64, 64)
 
 
-def test_a_token_is_four_cells_in_a_row(rival):
-    model = rival("network")
+def test_a_token_is_four_cells_in_a_row():
     grids = torch.zeros(1, 64, 64, 64, dtype=torch.bool)
     grids[0, 5, 9, 40] = True
-    surface = model.tokens_of_surface(grids)
+    surface = network.tokens_of_surface(grids)
     assert surface.nonzero().tolist() == [[(1 * 16 + 2) * 4 + 2]]
     cells = torch.zeros(1, 8, 16, 16, 16)
     cells[0, :, 1, 2, 10] = 1  # the cell that holds the voxel
-    vae = model.DenseOccupancyVQVAE(model.RivalConfig(widths=(8, 8, 8), blocks=1))
+    vae = network.DenseOccupancyVQVAE(network.RivalConfig(widths=(8, 8, 8), blocks=1))
     vae.encoder = _Answers(cells)
     assert vae.latent(grids).abs().sum(1).nonzero().tolist() == surface.nonzero().tolist()
 
@@ -82,8 +72,7 @@ class _Answers(torch.nn.Module):
         return self.answer
 
 
-def test_the_middle_of_the_shell_is_nearer_to_a_sphere_than_its_walls(rival):
-    occupancy, meshes = rival("occupancy"), rival("meshes")
+def test_the_middle_of_the_shell_is_nearer_to_a_sphere_than_its_walls():
     ball = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
     grid = occupancy.occupied_voxels((ball.triangles + 0.5) * 64)
     levels = meshes.as_levels(torch.from_numpy(grid).float())

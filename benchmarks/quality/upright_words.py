@@ -1,14 +1,13 @@
 """What standing the wrong way costs words, and whether the language model itself can tell which way is up.
 
-    python benchmarks/quality/upright_words.py encode PACK --split val -o outputs_upright/turned   # a minute on a GPU
-    python benchmarks/quality/upright_words.py ask outputs_upright/turned -o outputs_upright/answers.json
-    python benchmarks/quality/upright_words.py measure PACK outputs_upright/answers.json
+    python benchmarks/quality/upright_words.py PACK --work outputs_upright     # a minute on a GPU, then some
 
-The first encodes every mesh of a split in six ways of standing: as it is (it stands along y), and as if another axis
-were up; the folder of codes calls them splits `y`, `z`, `-z` and so on. The second asks the model about each,
-greedily, and keeps its answers with how sure it is of them (mean log-likelihood of an answer's words).
+Every mesh of a split is encoded in six ways of standing: as it is (it stands along y), and as if another axis were
+up; the folder of codes, WORK/turned, calls them splits `y`, `z`, `-z` and so on. The model is asked about each,
+greedily; WORK/answers.json has its answers with how sure it is of them (mean log-likelihood of an answer's words).
+What is there of both is not made again.
 
-The third prints how often the way of standing that the model is surest of is the right one, beside the network of
+Printed is how often the way of standing that the model is surest of is the right one, beside the network of
 `sdf_vqvae.geometry.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes
 that stand along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
 """
@@ -18,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from tqdm import tqdm
 
 from sdf_vqvae.codes.folder import CodeFolder, CodeFolderWriter
 from sdf_vqvae.codes.pipeline import voxelize_many_for
-from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
 from sdf_vqvae.geometry.upright import UP_AXES, guess_up, turns_to_upright, usual_up
@@ -53,46 +51,48 @@ def turned(vertices: np.ndarray, up: str) -> np.ndarray:
     return vertices[:, order] * signs
 
 
-def encode(options: argparse.Namespace) -> None:
+def encode(options: argparse.Namespace, folder: Path) -> None:
     """Write the folder of codes."""
     vae = load_vae_from_config(device=resolve_device(options.device))
     pack = MeshPack(options.pack)
-    entries = pack.select(options.split)[: options.max_samples]
-    writer = CodeFolderWriter(options.output, vae)
+    writer = CodeFolderWriter(folder, vae)
     rows = []
-    for entry in tqdm(entries, unit="mesh"):
+    for entry in tqdm(pack.select(options.split)[: options.max_samples], unit="mesh"):
         mesh = pack.mesh(entry)
         stands = []
         for up in UP_AXES:
-            other = mesh.copy()
-            other.vertices = turned(np.asarray(mesh.vertices), up)
-            stands.append(other)
-        made = voxelize_many_for(vae, stands)
-        for up, field in zip(UP_AXES, made, strict=True):
-            if isinstance(field, str):
+            stands.append(mesh.copy())
+            stands[-1].vertices = turned(np.asarray(mesh.vertices), up)
+        fields = {}
+        for up, field in zip(UP_AXES, voxelize_many_for(vae, stands), strict=True):
+            if isinstance(field, SparseSDF):
+                fields[up] = field
+            else:
                 print(f"{entry.id}, up {up}: {field}", file=sys.stderr)
-        fields = {up: field for up, field in zip(UP_AXES, made, strict=True) if isinstance(field, SparseSDF)}
         if not fields:
             continue
         with torch.no_grad():
             codes = vae.Encode(collate_sparse_sdf(list(fields.values())))
-        record = entry.record
+        captions = json.dumps(captions_of(entry), ensure_ascii=False)
         for number, up in enumerate(fields):
-            own = codes.coords[:, 0] == number
-            values, coords = codes.feats[own, 0], codes.coords[own, 1:]
+            here = codes.coords[:, 0] == number
             name = f"{entry.offset}.{up}"
+            values, coords = codes.feats[here, 0], codes.coords[here, 1:]
             writer.add(name, values.to("cpu", torch.int32), coords.to("cpu", torch.int16))
-            rows.append(
-                {ID_COLUMN: name, "split": up, "object": str(entry.offset), "source": entry.source,
-                 "captions": json.dumps(record.get("captions") or [record["name"]], ensure_ascii=False)}
-            )  # fmt: skip
+            about = {"split": up, "object": str(entry.offset), "source": entry.source, "captions": captions}
+            rows.append({ID_COLUMN: name, **about})
     writer.flush()
-    write_table(options.output / METADATA, rows)
+    write_table(folder / METADATA, rows)
 
 
-def ask(options: argparse.Namespace) -> None:
+def captions_of(entry: PackEntry) -> list[str]:
+    """Return an object's captions, or else its name."""
+    return entry.record.get("captions") or [entry.record["name"]]
+
+
+def ask(options: argparse.Namespace, codes: Path, file: Path) -> None:
     """Write the model's answers: id of the object -> way of standing -> what is said, and how surely."""
-    folder = CodeFolder(options.codes)
+    folder = CodeFolder(codes)
     model = load_describer(None, vae_hash=folder.manifest.vae_hash, device=options.device)
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     prompt = model.prompt or DEFAULT_PROMPT
@@ -113,34 +113,33 @@ def ask(options: argparse.Namespace) -> None:
                 )  # fmt: skip
             words = said.sequences[:, -len(said.logits) :]
             logs = torch.stack([step.float().log_softmax(-1) for step in said.logits], 1)
-            own = logs.gather(2, words[..., None])[..., 0]
+            log_of_words = logs.gather(2, words[..., None])[..., 0]
             ended = words == processor.tokenizer.eos_token_id
             spoken = (ended.cumsum(1) - ended.int()) == 0  # the end itself counts
-            means = ((own * spoken).sum(1) / spoken.sum(1)).tolist()
+            means = ((log_of_words * spoken).sum(1) / spoken.sum(1)).tolist()
             texts = processor.tokenizer.batch_decode(words, skip_special_tokens=True)
-            for one, text, value in zip(part, texts, means, strict=True):
-                answers.setdefault(one.row["object"], {})[up] = {"text": text.strip(), "mean_log": value}
-    write_json(options.output, answers, indent=1)
+            for shape, text, mean in zip(part, texts, means, strict=True):
+                answers.setdefault(shape.row["object"], {})[up] = {"text": text.strip(), "mean_log": mean}
+    write_json(file, answers, indent=1)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Print and write what the answers say."""
-    answers = json.loads(options.answers.read_text(encoding="utf-8"))
+def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Return what the answers say."""
+    answers = json.loads(file.read_text(encoding="utf-8"))
     pack = MeshPack(options.pack)
     entries = [e for e in pack.select(options.split) if set(answers.get(str(e.offset), ())) == set(UP_AXES)]
-    own = [answers[str(e.offset)] for e in entries]
-    captions = [e.record.get("captions") or [e.record["name"]] for e in entries]
+    by_way = [answers[str(e.offset)] for e in entries]
     network = [guess_up(pack.mesh(e)).up for e in tqdm(entries, unit="mesh")]
     weighed = []
     for entry in tqdm(entries, unit="mesh"):
         mesh = pack.mesh(entry)
         mesh.vertices = turned(np.asarray(mesh.vertices), "-z")  # now it stands along z
         weighed.append(usual_up(mesh).up)
-    sure = np.array([[one[up]["mean_log"] for up in UP_AXES] for one in own])
+    sure = np.array([[ways[up]["mean_log"] for up in UP_AXES] for ways in by_way])
     right = UP_AXES.index(STANDS_ALONG)
-    pairs = np.stack([sure[:, right] > sure[:, UP_AXES.index(other)] for other in ("z", "-z")]).mean()
+    pairs = np.stack([sure[:, right] > sure[:, UP_AXES.index(axis)] for axis in ("z", "-z")]).mean()
     encoder = load_sentence_encoder()
-    untouched, upright = [one["-z"]["text"] for one in own], [one["y"]["text"] for one in own]
+    untouched, upright = [ways["-z"]["text"] for ways in by_way], [ways["y"]["text"] for ways in by_way]
     rows = {
         "as they are": untouched,
         "turned by the network": [
@@ -148,8 +147,9 @@ def measure(options: argparse.Namespace) -> None:
         ],
         "turned rightly": upright,
     }
+    captions = [captions_of(e) for e in entries]
     scores = {row: sentence_similarities(encoder, texts, captions) for row, texts in rows.items()}
-    result: dict[str, Any] = {
+    return {
         "objects": len(entries),
         "split": options.split,
         "the language model": {"six": float((sure.argmax(1) == right).mean()), "y or z": float(pairs)},
@@ -159,42 +159,28 @@ def measure(options: argparse.Namespace) -> None:
             "sentence_bert": {row: round(100 * float(np.mean(values)), 2) for row, values in scores.items()},
         },
     }
-    print(json.dumps(result, indent=1))
-    write_run(options, result)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the program's parser."""
+def main() -> None:
+    """Encode and ask where that was not done before; print and write what the answers say."""
     parser = measuring_parser(__doc__, __file__)
-    commands = parser.add_subparsers(required=True)
-    first = commands.add_parser("encode")
-    first.add_argument("pack", type=Path)
-    first.add_argument("--split", default="val")
-    first.add_argument("-o", "--output", type=Path, required=True)
-    first.set_defaults(work=encode)
-    second = commands.add_parser("ask")
-    second.add_argument("codes", type=Path)
-    second.add_argument("-o", "--output", type=Path, required=True)
-    second.add_argument("--batch_size", type=int, default=16)
-    second.add_argument("--max_new_tokens", type=int, default=24)
-    second.set_defaults(work=ask)
-    third = commands.add_parser("measure")
-    third.add_argument("pack", type=Path)
-    third.add_argument("answers", type=Path)
-    third.add_argument("--split", default="val")
-    third.set_defaults(work=measure)
-    for command in (first, second):
-        command.add_argument("--max_samples", type=int)
-        command.add_argument("--device")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code."""
-    options = make_parser().parse_args(argv)
-    options.work(options)
-    return 0
+    parser.add_argument("pack", type=Path, help="folder with meshes.bin and meshes.jsonl")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--work", type=Path, default=Path("outputs_upright"), help="folder of codes and answers")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--max_new_tokens", type=int, default=24)
+    parser.add_argument("--max_samples", type=int)
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    codes, answers = options.work / "turned", options.work / "answers.json"
+    if not (codes / METADATA).is_file():
+        encode(options, codes)
+    if not answers.is_file():
+        ask(options, codes, answers)
+    result = measure(options, answers)
+    print(json.dumps(result, indent=1))
+    print(write_run(options, result, options.split))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,31 +1,16 @@
 """The architecture reproduces the original system's numbers."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from original_numbers import fill_by_name, relative_error
 
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.coordinates import linear_keys
-
-
-def fill_by_name(vae: SparseSDFVQVAE) -> None:
-    for name, parameter in vae.named_parameters():
-        generator = np.random.default_rng(zlib.crc32(name.encode()))
-        values = generator.standard_normal(parameter.numel(), dtype=np.float32).reshape(parameter.shape)
-        if values.ndim == 1:
-            values = 0.05 * values + (1.0 if name.endswith("weight") else 0.0)
-        else:
-            values = values * 1.4 / np.sqrt(values.size / values.shape[0])
-        parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
-
-
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
 
 
 @pytest.fixture(scope="module")

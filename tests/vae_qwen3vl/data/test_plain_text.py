@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
 import sys
 from pathlib import Path
 
+import plain_text_cost
 import pytest
 import torch
 
@@ -259,20 +259,13 @@ def test_the_program_writes_what_training_reads(tmp_path: Path, vl: str, capsys)
     assert "ends in .jsonl" in capsys.readouterr().err
 
 
-@pytest.fixture
-def cost(repository, monkeypatch):
-    """The benchmark of what adapters cost."""
-    monkeypatch.syspath_prepend(str(repository / "benchmarks" / "quality"))
-    return importlib.import_module("plain_text_cost")
-
-
-def test_the_cost_is_what_one_text_after_another_says(cost, tokenizer, make_vl) -> None:
+def test_the_cost_is_what_one_text_after_another_says(tokenizer, make_vl) -> None:
     model, processor = (
         Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8).eval(),
         Processor3D(tokenizer),
     )
     some = [*texts(5), Text(answer="A chair.", conversation=tuple(CHAT[:1]))]
-    loss, tokens = cost.answer_loss(model, processor, some, batch_size=4)
+    loss, tokens = plain_text_cost.answer_loss(model, processor, some, batch_size=4)
     total = counted = 0
     for text in some:
         alone = collate_codes_caption([{"caption": text.answer, "conversation": text.conversation}], processor)
@@ -282,13 +275,13 @@ def test_the_cost_is_what_one_text_after_another_says(cost, tokenizer, make_vl) 
     assert loss == pytest.approx(total / counted, rel=1e-4)
     prose = "Describe this 3D shape in one sentence: a red robot. " * 4
     ids = torch.tensor(processor.encode_text(prose))
-    found, tokens = cost.perplexity(model, processor, prose, piece=len(ids))
+    found, tokens = plain_text_cost.perplexity(model, processor, prose, piece=len(ids))
     assert tokens == len(ids) - 1
     own = float(model.vl_model(input_ids=ids[None], labels=ids[None]).loss)
     assert found == pytest.approx(math.exp(own), rel=1e-4)
 
 
-def test_the_cost_of_no_change_is_nothing(cost, vl: str, tmp_path: Path, monkeypatch, plain_text: Path) -> None:
+def test_the_cost_of_no_change_is_nothing(vl: str, tmp_path: Path, monkeypatch, plain_text: Path) -> None:
     for name in ("untrained", "trained"):
         torch.manual_seed(0)
         model = Qwen3VLWith3DBranch(vl, latent_dim=8)
@@ -300,14 +293,14 @@ def test_the_cost_of_no_change_is_nothing(cost, vl: str, tmp_path: Path, monkeyp
     adapters = [f"--lora={name}={tmp_path / name}" for name in ("untrained", "trained")]
     command = ["plain_text_cost.py", *adapters, "--records", str(plain_text), "--vl_model", vl]
     monkeypatch.setattr(sys, "argv", [*command, "--device", "cpu", "--out", str(tmp_path)])
-    monkeypatch.setattr(cost, "docstrings", lambda: "A chair with four legs. " * 9)
-    cost.main()
-    rows = json.loads((tmp_path / "plain_text_cost.json").read_text())["rows"]
+    monkeypatch.setattr(plain_text_cost, "docstrings", lambda: "A chair with four legs. " * 9)
+    plain_text_cost.main()
+    rows = json.loads((tmp_path / "plain_text_cost.json").read_text())["cpu"]["rows"]
     assert rows["untrained"] == pytest.approx(rows["no adapter"])
     assert rows["trained"]["perplexity"] > rows["no adapter"]["perplexity"] * 1.01
 
 
-def test_the_text_that_every_machine_has(cost) -> None:
-    prose = cost.docstrings()
+def test_the_text_that_every_machine_has() -> None:
+    prose = plain_text_cost.docstrings()
     assert 60_000 < len(prose) < 120_000
     assert "Command-line parsing library" in prose
