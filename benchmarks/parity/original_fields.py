@@ -81,10 +81,12 @@ def measure(mesh: trimesh.Trimesh, resolution: int) -> list[tuple[str, tuple[flo
     widest = field_in_world(normalized.vertices, normalized.faces, old, band=max(THRESHOLDS))
     fields: dict[str, SparseSDF | None] = {"ours, signed (ceiling)": ours}
     for threshold in THRESHOLDS:
-        kept = widest.sdf < threshold / resolution
-        narrow = dataclasses.replace(widest, sdf=widest.sdf[kept], index=widest.index[kept]) if kept.any() else None
+        within = widest.sdf < threshold / resolution
+        narrow = None
+        if within.any():
+            narrow = dataclasses.replace(widest, sdf=widest.sdf[within], index=widest.index[within])
         fields[f"theirs, threshold {threshold:g}"] = narrow
-    found = []
+    results = []
     for name, field in fields.items():
         start = time.perf_counter()
         method, score, seconds = "no surface", (CUBE_DIAGONAL, 0.0), 0.0
@@ -99,8 +101,8 @@ def measure(mesh: trimesh.Trimesh, resolution: int) -> list[tuple[str, tuple[flo
             if field.field.kind == "udf":
                 by_flood = sign_by_flood(field.sdf * field.field.voxels_per_unit, field.index)
                 method = f"{by_flood.method}, grid coarser by {by_flood.factor}"
-        found.append((name, score, seconds, method))
-    return found
+        results.append((name, score, seconds, method))
+    return results
 
 
 if __name__ == "__main__":

@@ -111,10 +111,10 @@ KINDS = ("category", "organ", "side", "system", "longest_side", "shape", "pieces
 
 def flags(settings: dict[str, Any]) -> list[str]:
     """Return settings as a command line."""
-    made: list[str] = []
+    words: list[str] = []
     for name, value in settings.items():
-        made += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return made
+        words += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return words
 
 
 def printed(program: Any, arguments: list[str]) -> str:
@@ -147,7 +147,7 @@ def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Names
     log = read_log(folder / "log.jsonl")
     val = [record for record in log if record["kind"] == "val"][-1]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    found = {
+    numbers = {
         "settings": changed,
         "steps": result["steps"],
         "objects": result["objects"],
@@ -159,8 +159,8 @@ def run(name: str, codes: Path, changed: dict[str, Any], options: argparse.Names
     }
     lesson = folder / PRETRAINING_LOG
     if lesson.is_file():
-        found["pretraining"] = json.loads(lesson.read_text(encoding="utf-8").splitlines()[-1])
-    return found | (closed_sets(folder, common, options) if options.closed_sets else {})
+        numbers["pretraining"] = json.loads(lesson.read_text(encoding="utf-8").splitlines()[-1])
+    return numbers | (closed_sets(folder, common, options) if options.closed_sets else {})
 
 
 def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -173,8 +173,8 @@ def closed_sets(folder: Path, common: list[str], options: argparse.Namespace) ->
     summary = json.loads((folder / "val" / "eval_summary.json").read_text(encoding="utf-8"))
     closed = {kind: summary["closed"][kind] for kind in KINDS if "rows" in summary["closed"].get(kind, {})}
     return {
-        "top_1": {kind: found["rows"][OWN]["top_1"]["mean"] for kind, found in closed.items()},
-        "top_1_blind": {kind: _best_blind(found) for kind, found in closed.items()},
+        "top_1": {kind: measured["rows"][OWN]["top_1"]["mean"] for kind, measured in closed.items()},
+        "top_1_blind": {kind: _best_blind(measured) for kind, measured in closed.items()},
     }
 
 
@@ -200,8 +200,8 @@ def tokens_of(codes: CodeFolder, changed: dict[str, Any]) -> int:
     return sorted(counts)[len(counts) // 2]
 
 
-def _best_blind(found: dict[str, Any]) -> float:
-    return found["rows"][found["gaps"]["top_1"]["control"]]["top_1"]["mean"]
+def _best_blind(question: dict[str, Any]) -> float:
+    return question["rows"][question["gaps"]["top_1"]["control"]]["top_1"]["mean"]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -237,9 +237,9 @@ def finished(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str, An
 def main() -> None:
     """Run the variants, print their numbers and write the result after each."""
     parser = measuring_parser(__doc__, __file__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--codes", type=Path, help="folder of cached codes with splits and questions")
-    what.add_argument("--table", type=Path, metavar="FILE", help="print a file of results as a table in Markdown")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--codes", type=Path, help="folder of cached codes with splits and questions")
+    task.add_argument("--table", type=Path, metavar="FILE", help="print a file of results as a table in Markdown")
     parser.add_argument("--latents", type=Path, help="folder of continuous_latents.py")
     parser.add_argument("--mirrored", type=Path, help="folder of cached codes of the objects' mirror images")
     parser.add_argument("--vl_model", help="language model (default: the embedded one)")
@@ -271,17 +271,17 @@ def main() -> None:
     if options.mirrored is not None:
         jobs["mirrored"] = (options.codes, {"mirrored_dir": str(options.mirrored)})
     asked = {name: value if isinstance(value := getattr(options, name), int) else str(value) for name in ASKED}
-    found = finished(options, asked) if options.resume else {}
+    runs = finished(options, asked) if options.resume else {}
     for name, (codes, changed) in jobs.items():
-        if name in found:
+        if name in runs:
             continue
         try:
             tokens = tokens_of(opened(codes), changed)
-            found[name] = {"tokens_3d": tokens, **run(name, codes, changed, options)}
+            runs[name] = {"tokens_3d": tokens, **run(name, codes, changed, options)}
         except (RuntimeError, OSError, ValueError) as error:
-            found[name] = {"error": str(error)[:500]}
-        print(name, json.dumps(found[name]), flush=True)
-        write_run(options, {"base": BASE, **asked, "runs": found})
+            runs[name] = {"error": str(error)[:500]}
+        print(name, json.dumps(runs[name]), flush=True)
+        write_run(options, {"base": BASE, **asked, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -77,14 +77,15 @@ def main() -> None:
         raise SystemExit("the codes are of another tokenizer than the shipped one")
     places = {place.name: place for place in objects_of(settings, worker.vae).places}
     rows = chosen_rows(codes, places, options.count)
-    found = list(latents_of(worker, [places[row[ID_COLUMN]] for row in rows]))
-    names, latents, coords = zip(*found, strict=True)
+    encoded = list(latents_of(worker, [places[row[ID_COLUMN]] for row in rows]))
+    names, latents, coords = zip(*encoded, strict=True)
     table = torch.cat(latents)
-    kept = [row for row in rows if row[ID_COLUMN] in names]
+    encoded_rows = [row for row in rows if row[ID_COLUMN] in names]
     numbers = torch.arange(len(table), dtype=torch.int32)
-    write(options.output / "latents", codes, kept, numbers, coords, names, table)
-    own, places_of = zip(*(codes[name] for name in names), strict=True)
-    write(options.output / "codes", codes, kept, torch.cat(own).int(), [xyz.short() for xyz in places_of], names)
+    write(options.output / "latents", codes, encoded_rows, numbers, coords, names, table)
+    indices, cells = zip(*(codes[name] for name in names), strict=True)
+    quantized = torch.cat(indices).int()
+    write(options.output / "codes", codes, encoded_rows, quantized, [xyz.short() for xyz in cells], names)
     print(f"{len(names)} objects, {len(table):,} latents, {time.perf_counter() - start:.0f} s: {options.output}")
 
 

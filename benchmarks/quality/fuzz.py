@@ -213,7 +213,7 @@ def run(work: Path, seconds: float, names: list[str]) -> dict[str, dict[str, Any
 
 def findings_of(work: Path, names: list[str]) -> list[dict[str, str]]:
     """Return every finding with its reason and with what comes of the same input now."""
-    found = []
+    findings = []
     for name in names:
         for file in sorted((work / name / "findings").glob("*")):
             if file.suffix == ".txt" or file.name.startswith("slow-unit"):
@@ -221,8 +221,8 @@ def findings_of(work: Path, names: list[str]) -> list[dict[str, str]]:
             note = file.with_name(file.name + ".txt")
             kinds = {"timeout": f"more than {SECONDS} s", "oom": f"more than {MEGABYTES} MB", "crash": "crash"}
             reason = note.read_text() if note.is_file() else kinds.get(file.name.split("-")[0], file.name)
-            found.append({"target": name, "reason": reason, "now": replay(name, file)})
-    return found
+            findings.append({"target": name, "reason": reason, "now": replay(name, file)})
+    return findings
 
 
 def one_target() -> None:

@@ -40,11 +40,11 @@ def main() -> None:
             ("val", "val_loss", {"linewidth": 2, "marker": "o", "markersize": 3, "label": name}),
             ("val", "val_loss_other_shape", {"linewidth": 1.2, "linestyle": "--"}),
         ):
-            found = [
+            points = [
                 (record["step"] * objects_a_step / 1e3, record[key]) for record in records if record["kind"] == kind
             ]
-            if found:
-                axes.plot(*zip(*found, strict=True), color=f"C{number}", **style)
+            if points:
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", **style)
     axes.legend(title="validation; dashed: another shape")
     axes.grid(alpha=0.3)
     with atomic_path(options.output) as temporary:

@@ -34,15 +34,15 @@ def organs_of(codes: CodeFolder) -> list[dict[str, str]]:
     Of the held-out ones those whose names training has.
     """
     splits = {row[ID_COLUMN]: row["split"] for row in codes.table()}
-    found: dict[str, dict[str, str]] = {"train": {}, "val": {}, "test": {}}
+    organs: dict[str, dict[str, str]] = {"train": {}, "val": {}, "test": {}}
     for part in ("", "_val", "_test"):
         for line in (codes.folder / f"conversations{part}.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             name = record["sample_id"]
             if record["kind"] == "organ" and record["language"] == "en" and name in codes:
-                found[splits[name]][name] = group_of("organ", record["answer"])
-    known = set(found["train"].values())
-    return [{name: organ for name, organ in own.items() if organ in known} for own in found.values()]
+                organs[splits[name]][name] = group_of("organ", record["answer"])
+    trained = set(organs["train"].values())
+    return [{name: organ for name, organ in names.items() if organ in trained} for names in organs.values()]
 
 
 def grid_of(codes: CodeFolder, name: str) -> Array:
@@ -60,19 +60,19 @@ def rows_of(grids: list[Array]) -> Array:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def hits(likeness: Array, known: list[str], asked: list[str]) -> dict[str, Any]:
+def hits(likeness: Array, trained_names: list[str], asked: list[str]) -> dict[str, Any]:
     """Return how often an organ's name is among the first different names of its neighbours."""
     right: dict[int, list[bool]] = {top: [] for top in TOPS}
     for row, name in zip(likeness, asked, strict=True):
-        names = list(dict.fromkeys(known[number] for number in np.argsort(-row, kind="stable")))
+        names = list(dict.fromkeys(trained_names[number] for number in np.argsort(-row, kind="stable")))
         for top in TOPS:
             right[top].append(name in names[:top])
-    found = {}
+    shares = {}
     for top, values in right.items():
         interval = mean_interval(np.array(values, dtype=float))
         assert interval is not None
-        found[f"top_{top}"] = {key: round(getattr(interval, key), 4) for key in ("mean", "low", "high")}
-    return found
+        shares[f"top_{top}"] = {key: round(getattr(interval, key), 4) for key in ("mean", "low", "high")}
+    return shares
 
 
 def main() -> None:
@@ -84,21 +84,21 @@ def main() -> None:
     options = parser.parse_args()
     codes = CodeFolder(options.codes)
     train, *held_out = organs_of(codes)
-    known = list(train.values())
+    trained_names = list(train.values())
     grids = [grid_of(codes, name) for name in train]
     references = rows_of(grids), rows_of([grid[::-1] for grid in grids])
-    found: dict[str, Any] = {"training_organs": len(train), "training_names": len(set(known))}
+    result: dict[str, Any] = {"training_organs": len(train), "training_names": len(set(trained_names))}
     for split, organs in zip(("val", "test"), held_out, strict=True):
         names, asked = list(organs), list(organs.values())
         rows = rows_of([grid_of(codes, name) for name in names])
         plain, mirrored = (rows @ reference.T for reference in references)
-        found[split] = {
+        result[split] = {
             "organs": len(names),
-            "as they are": hits(plain, known, asked),
-            "with mirror images": hits(np.maximum(plain, mirrored), known, asked),
+            "as they are": hits(plain, trained_names, asked),
+            "with mirror images": hits(np.maximum(plain, mirrored), trained_names, asked),
         }
-        print(split, json.dumps(found[split]))
-    write_run(options, found, "cpu")
+        print(split, json.dumps(result[split]))
+    write_run(options, result, "cpu")
 
 
 if __name__ == "__main__":

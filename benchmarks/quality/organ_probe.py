@@ -54,8 +54,8 @@ def fit(cells: list[Tensor], names: Tensor, augmentation: CodeAugmentation, side
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in tqdm(range(steps), unit="step", leave=False):
         chosen = torch.randint(len(names), (BATCH,))
-        made = occupancy_of([changed(cells[n], augmentation, side) for n in chosen.tolist()])
-        loss = F.cross_entropy(network(made), names[chosen])
+        batch = occupancy_of([changed(cells[n], augmentation, side) for n in chosen.tolist()])
+        loss = F.cross_entropy(network(batch), names[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -79,28 +79,28 @@ def main() -> None:
     train, val, test = organs_of(codes)
     numbers = {name: number for number, name in enumerate(sorted(set(train.values())))}
     asked = val | test
-    known, right = (torch.tensor([numbers[name] for name in part.values()]) for part in (train, asked))
+    classes, right = (torch.tensor([numbers[name] for name in part.values()]) for part in (train, asked))
     of_test = torch.tensor([name in test for name in asked])
     cells = [codes[name][1] for name in train]
     held_out = occupancy_of([codes[name][1] for name in asked])
-    found: dict[str, Any] = {"training_organs": len(train), "names": len(numbers), "asked": len(asked)}
+    result: dict[str, Any] = {"training_organs": len(train), "names": len(numbers), "asked": len(asked)}
     for turn in options.turns:
         augmentation = CodeAugmentation(drop_cells=0.3, turn_degrees=turn, shift_cells=3)
         shares: dict[str, list[float]] = {}
         for seed in range(options.seeds):
             torch.manual_seed(seed)
-            network = fit(cells, known, augmentation, codes.manifest.latent_resolution, options.steps)
+            network = fit(cells, classes, augmentation, codes.manifest.latent_resolution, options.steps)
             with torch.no_grad():
                 places = network(held_out).argsort(dim=1, descending=True)
             for top in TOPS:
                 hit = (places[:, :top] == right[:, None]).any(1).float()
                 shares.setdefault(f"top_{top}", []).append(round(float(hit.mean()), 4))
                 shares.setdefault(f"top_{top}_of_test", []).append(round(float(hit[of_test].mean()), 4))
-        row = found[f"turned by {turn:g} degrees"] = {
+        row = result[f"turned by {turn:g} degrees"] = {
             key: {"mean": round(statistics.mean(values), 4), "seeds": values} for key, values in shares.items()
         }
         print(f"turned by {turn:g} degrees: {row}", flush=True)
-    write_run(options, found, "cpu")
+    write_run(options, result, "cpu")
 
 
 if __name__ == "__main__":

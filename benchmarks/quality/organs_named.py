@@ -34,8 +34,8 @@ WAYS = ("as the scanner has it", "turned", "turned, and by half round +y")
 
 def words(text: str) -> frozenset[str]:
     """Return the words of a name; a vertebra is one of the vertebrae."""
-    found = re.findall(r"[^\W_]+", re.split(r"[(,;]", text)[0].lower())
-    return frozenset("vertebrae" if word == "vertebra" else word for word in found)
+    words_of_name = re.findall(r"[^\W_]+", re.split(r"[(,;]", text)[0].lower())
+    return frozenset("vertebrae" if word == "vertebra" else word for word in words_of_name)
 
 
 def main() -> None:

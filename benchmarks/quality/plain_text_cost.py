@@ -41,14 +41,14 @@ NO_ADAPTER = "no adapter"
 
 def docstrings(modules: Iterable[str] = MODULES) -> str:
     """Return the documentation strings of modules, their classes and functions, in the order of the source."""
-    found = []
+    strings = []
     for name in modules:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
         for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                found.append(ast.get_docstring(node) or "")
-    return "\n\n".join(filter(None, found))
+                strings.append(ast.get_docstring(node) or "")
+    return "\n\n".join(filter(None, strings))
 
 
 @torch.no_grad()
@@ -97,23 +97,23 @@ def measure(
         model.load_lora(lora)
     model.to(device).eval()
     processor = Processor3D.from_pretrained(source)
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     if texts:
-        found["answer_loss"], found["answer_tokens"] = answer_loss(model, processor, texts, batch_size)
-    found["perplexity"], found["text_tokens"] = perplexity(model, processor, prose)
-    return found
+        numbers["answer_loss"], numbers["answer_tokens"] = answer_loss(model, processor, texts, batch_size)
+    numbers["perplexity"], numbers["text_tokens"] = perplexity(model, processor, prose)
+    return numbers
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows, each beside what it lost against no adapter."""
     lines = [f"{'adapter':<20}{'nats/answer token':>19}{'change':>9}{'perplexity':>12}{'change':>9}"]
     base = rows[NO_ADAPTER]
-    for name, found in rows.items():
+    for name, row in rows.items():
         answers = f"{'-':>19}{'-':>9}"
-        if "answer_loss" in found:
-            answers = f"{found['answer_loss']:>19.4f}{found['answer_loss'] - base['answer_loss']:>+9.4f}"
-        change = found["perplexity"] / base["perplexity"] - 1
-        lines.append(f"{name:<20}{answers}{found['perplexity']:>12.3f}{change:>+9.1%}")
+        if "answer_loss" in row:
+            answers = f"{row['answer_loss']:>19.4f}{row['answer_loss'] - base['answer_loss']:>+9.4f}"
+        change = row["perplexity"] / base["perplexity"] - 1
+        lines.append(f"{name:<20}{answers}{row['perplexity']:>12.3f}{change:>+9.1%}")
     return "\n".join(lines)
 
 

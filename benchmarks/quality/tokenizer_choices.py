@@ -193,8 +193,8 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         rows.append(measure_variant(name, config, settings, data[grid], device, options.resolution))
         print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("curve", "change")}), flush=True)
-        found = {"resolution": options.resolution, "seconds": options.max_seconds, "rows": rows}
-        write_run(options, found)
+        result = {"resolution": options.resolution, "seconds": options.max_seconds, "rows": rows}
+        write_run(options, result)
 
 
 if __name__ == "__main__":

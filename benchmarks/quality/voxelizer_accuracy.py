@@ -36,7 +36,7 @@ def sample(pack: MeshPack, count: int) -> list[PackEntry]:
     for entry in pack.entries:
         sources.setdefault(entry.source, []).append(entry)
     random = np.random.default_rng(0)
-    return [own[i] for _, own in sorted(sources.items()) for i in random.permutation(len(own))[:count]]
+    return [entries[i] for _, entries in sorted(sources.items()) for i in random.permutation(len(entries))[:count]]
 
 
 def check(entry: PackEntry, *, folder: Path, resolution: int, device: str) -> dict[str, Any]:
@@ -58,27 +58,28 @@ def check(entry: PackEntry, *, folder: Path, resolution: int, device: str) -> di
     rows = torch.randperm(len(field.index), generator=torch.Generator().manual_seed(0))[:VOXELS]
     points = (field.index.cpu()[rows].double().numpy() + 0.5) / resolution - 0.5
     exact = np.sqrt(igl.point_mesh_squared_distance(points, vertices, faces)[0]) * resolution
-    found = field.distance.cpu()[rows].double().numpy() * BAND
+    distances = field.distance.cpu()[rows].double().numpy() * BAND
     row |= {"watertight": mesh.watertight, "sign_method": field.sign_method, "voxels": len(field.index)}
     if field.sign_method == "winding":
         winding = igl.winding_number(vertices, faces, points)
-        if not mesh.watertight and ((winding < -0.5) == (found < 0)).mean() > ((winding > 0.5) == (found < 0)).mean():
+        inside = distances < 0
+        if not mesh.watertight and ((winding < -0.5) == inside).mean() > ((winding > 0.5) == inside).mean():
             winding = -winding  # a mesh that looks inward was turned round
         elif mesh.watertight and winding.mean() < 0:
             winding = -winding
         sure = (exact > 0.01) & (np.abs(winding - 0.5) > 1e-3)
-        row["wrong_signs"] = int(((found < 0) != (winding > 0.5))[sure].sum())
+        row["wrong_signs"] = int((inside != (winding > 0.5))[sure].sum())
         row["checked_signs"] = int(sure.sum())
-        row["largest_error"] = float(np.abs(np.abs(found) - np.minimum(exact, BAND)).max())
+        row["largest_error"] = float(np.abs(np.abs(distances) - np.minimum(exact, BAND)).max())
     surface, triangles = extract_isosurface(field.distance, field.index)
     row |= {"chamfer": None, "fscore_1": 0.0, "fscore_2": 0.0}
     if len(triangles):
         rebuilt = (surface.cpu().double().numpy() + 0.5) / resolution - 0.5
         built = trimesh.Trimesh(rebuilt, triangles.cpu().numpy(), process=False)
         source = trimesh.Trimesh(vertices, faces, process=False)
-        own, _ = sample_surface(built, POINTS, 0)
+        of_surface, _ = sample_surface(built, POINTS, 0)
         true, _ = sample_surface(source, POINTS, 1)
-        to_mesh = np.sqrt(igl.point_mesh_squared_distance(own, vertices, faces)[0]) * resolution
+        to_mesh = np.sqrt(igl.point_mesh_squared_distance(of_surface, vertices, faces)[0]) * resolution
         to_built = np.sqrt(igl.point_mesh_squared_distance(true, rebuilt, triangles.cpu().numpy())[0]) * resolution
         row["chamfer"] = float((to_mesh.mean() + to_built.mean()) / 2)
         for step in (1, 2):

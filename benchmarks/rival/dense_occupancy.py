@@ -88,12 +88,12 @@ def training_grids(
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    made = {
+    summary = {
         "grids": len(bits),
         "seconds": round(time.perf_counter() - start, 1),
         "occupied_voxels_median": float(unpacked(bits[:256]).flatten(1).sum(1).float().median()),
     }
-    return bits, weights[numbers % len(entries)], made
+    return bits, weights[numbers % len(entries)], summary
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     seed_everything(options.seed)
     torch.backends.cudnn.benchmark = True
     pack = MeshPack(options.pack)
-    grids, weights, made = training_grids(pack, options, device)
+    grids, weights, summary = training_grids(pack, options, device)
     val = pack.select("val")[: min(64, options.max_objects or 64)]
     held_out, _ = occupancy_grids(MeshVariants(pack=pack, entries=val), device, 1, "held-out grids")
     model = DenseOccupancyVQVAE(config_for(options.parameters)).to(device, memory_format=torch.channels_last_3d)
@@ -121,7 +121,7 @@ def main() -> None:
         "token_width": CHANNELS * JOINED,
         "codes": CODES,
         "bits_an_object": TOKENS * math.ceil(math.log2(CODES)),
-        "training_grids": made,
+        "training_grids": summary,
         "training": {
             "seconds": round(trainer.seconds, 1),
             "steps": trainer.steps,

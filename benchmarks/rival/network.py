@@ -201,5 +201,5 @@ def occupancy_loss(logits: Tensor, grids: Tensor) -> tuple[Tensor, dict[str, Ten
 
 def voxel_iou(probability: Tensor, grids: Tensor) -> Tensor:
     """Return the intersection over union of each object's voxels of probability at least one half. `[B]`"""
-    found, truth = (probability >= 0.5).flatten(1), grids.flatten(1)
-    return (found & truth).sum(1) / (found | truth).sum(1).clamp(min=1)
+    occupied, truth = (probability >= 0.5).flatten(1), grids.flatten(1)
+    return (occupied & truth).sum(1) / (occupied | truth).sum(1).clamp(min=1)

@@ -100,8 +100,8 @@ class RivalTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         keep = min(_AVERAGE, (1 + self.steps) / (10 + self.steps))
-        own = [p for p in self.average.parameters()]
-        torch._foreach_lerp_(own, [p.detach() for p in self.model.parameters()], 1 - keep)
+        averaged = [p for p in self.average.parameters()]
+        torch._foreach_lerp_(averaged, [p.detach() for p in self.model.parameters()], 1 - keep)
         return parts
 
     def _loss(self, grids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,12 +156,12 @@ class RivalTrainer:
         return self.average
 
     def _measure(self, losses: dict[str, Tensor], bar: Any) -> None:
-        found = held_out_iou(self.averaged(), self.held_out, self.quantizing)
+        iou = held_out_iou(self.averaged(), self.held_out, self.quantizing)
         record = {
             "seconds": round(self.seconds, 2),
             "steps": self.steps,
             "objects": self.steps * self.options.batch,
-            "held_out_iou": found,
+            "held_out_iou": iou,
             **{name: float(value.detach()) for name, value in losses.items()},
         }
         self.curve.append(record)
@@ -176,12 +176,12 @@ def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 @torch.no_grad()
 def held_out_iou(model: DenseOccupancyVQVAE, bits: Tensor, quantizing: bool) -> float:
     """Return the mean voxel IoU of bit-packed grids."""
-    found = []
+    parts = []
     for part in bits.split(8):
         grids = unpacked(part)
         with precision(bits.device):
             vectors = model.latent(grids)
             if quantizing:
                 vectors = model.vq.embeddings(model.vq.nearest(vectors))
-            found.append(voxel_iou(model.logits(vectors).sigmoid(), grids))
-    return float(torch.cat(found).mean())
+            parts.append(voxel_iou(model.logits(vectors).sigmoid(), grids))
+    return float(torch.cat(parts).mean())

@@ -299,12 +299,12 @@ def encoded_objects(
     pairs: list[tuple[Tensor, Tensor]] = []
     for numbers in order[: options.objects].split(settings.objects_at_a_time):
         group = [places[number] for number in numbers.tolist()]
-        found = [
+        voxelized = [
             (place.name, field)
             for place, field in zip(group, worker.fields_of(group), strict=True)
             if not isinstance(field, str)
         ]
-        for (_, field), (_, codes, cells, _, reason) in zip(found, worker.encode_fields(found), strict=True):
+        for (_, field), (_, codes, cells, _, reason) in zip(voxelized, worker.encode_fields(voxelized), strict=True):
             if codes is None or cells is None:
                 logger.warning("left out: %s", reason)
                 continue
@@ -379,7 +379,7 @@ def measure_sources(
                 ("cached codes", functools.partial(codes_batch, pairs)),
                 ("fields, encoded in the step", functools.partial(fields_batch, fields)),
             ):
-                made = [joined(*both) for both in zip(groups, texts, strict=True)]
+                batches = [joined(*both) for both in zip(groups, texts, strict=True)]
                 row = {
                     "trained": trained,
                     "from": source,
@@ -389,8 +389,8 @@ def measure_sources(
                     "tokens_3d_an_object": round(sum(lengths) / len(lengths)),
                     "processes": accelerator.num_processes,
                     "batch_size": size,
-                    "megabytes_moved_an_object": round(sum(map(bytes_of, made)) / len(made) / size / 1e6, 3),
-                    **timed_row(branch, accelerator, size, made, options.steps, table),
+                    "megabytes_moved_an_object": round(sum(map(bytes_of, batches)) / len(batches) / size / 1e6, 3),
+                    **timed_row(branch, accelerator, size, batches, options.steps, table),
                 }
                 keep(rows, row, accelerator)
         del branch
@@ -446,22 +446,22 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     options = parser.parse_args()
     accelerator = make_accelerator(cpu=options.cpu or not torch.cuda.is_available())
-    found: dict[str, Any] = {"processes": accelerator.num_processes}
-    found |= {"compiled": options.compile, "sharded": is_sharding(accelerator)}
+    result: dict[str, Any] = {"processes": accelerator.num_processes}
+    result |= {"compiled": options.compile, "sharded": is_sharding(accelerator)}
     if "large" in options.parts:
         rate = peak(accelerator.device, 512 if options.tiny else 8192)
-        found["peak_tflops"] = round(rate, 1)
-        found["large"] = measure_large(options, accelerator, rate)
+        result["peak_tflops"] = round(rate, 1)
+        result["large"] = measure_large(options, accelerator, rate)
     if "inside" in options.parts:
-        found["inside"] = measure_inside(options, accelerator)
+        result["inside"] = measure_inside(options, accelerator)
     if "default" in options.parts:
-        found["default"] = measure_default(options, accelerator)
+        result["default"] = measure_default(options, accelerator)
     if accelerator.is_main_process:
         many = [f"{accelerator.num_processes} GPUs"] if accelerator.num_processes > 1 else []
-        how = [word for word, so in (("compiled", options.compile), ("sharded", found["sharded"])) if so]
-        write_run(options, found, ", ".join([*options.parts, *how, *many]))
+        how = [word for word, so in (("compiled", options.compile), ("sharded", result["sharded"])) if so]
+        write_run(options, result, ", ".join([*options.parts, *how, *many]))
     accelerator.end_training()
-    return int(any(row.get("failed") for part in PARTS for row in found.get(part, [])))
+    return int(any(row.get("failed") for part in PARTS for row in result.get(part, [])))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def fields_of(
         collate_fn=prepare,
         multiprocessing_context="spawn" if options.workers else None,
     )
-    found: list[Field] = []
+    fields: list[Field] = []
     bar = tqdm(total=count, desc=f"fields of {split}", disable=None)
     for prepared in loader:
         counts = prepared.sizes.T.tolist()
@@ -99,20 +99,20 @@ def fields_of(
         ):
             if not _may_fit(vertices[faces], config, options):
                 continue
-            made = field_in_world(
+            field = field_in_world(
                 vertices.to(device), faces.to(device), config.field, band=options.band, watertight=watertight
             )
-            if options.min_points <= len(made.sdf) <= options.max_points:
-                found.append((made.index.to(torch.int16), made.sdf))
+            if options.min_points <= len(field.sdf) <= options.max_points:
+                fields.append((field.index.to(torch.int16), field.sdf))
                 bar.update()
-            if len(found) == count:
-                return found
-    if not found:
+            if len(fields) == count:
+                return fields
+    if not fields:
         raise ValueError(
             f"none of {50 * count} meshes of {split} has {options.min_points} to {options.max_points} voxels at "
             f"{config.data_resolution}^3: give another --max_points"
         )
-    return found
+    return fields
 
 
 def _may_fit(corners: Tensor, config: VAEConfig, options: argparse.Namespace) -> bool:
@@ -147,7 +147,7 @@ def summary(records: Sequence[dict[str, Any]], steps: dict[str, Any]) -> dict[st
     tenth = max(1, len(train) // 10)
     first, last = train[min(tenth, len(train) - 1)], train[-1]
     seconds = last["seconds"] - first["seconds"]
-    found = {
+    result = {
         **steps,
         "steps": last["step"],
         "seconds": round(last["seconds"], 1),
@@ -164,8 +164,8 @@ def summary(records: Sequence[dict[str, Any]], steps: dict[str, Any]) -> dict[st
         ],
     }
     if held_out:
-        found["held_out"] = {k: held_out[-1][k] for k in ("l1", "perplexity", "used") if k in held_out[-1]}
-    return found
+        result["held_out"] = {k: held_out[-1][k] for k in ("l1", "perplexity", "used") if k in held_out[-1]}
+    return result
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -204,7 +204,7 @@ def main() -> None:
     start = time.perf_counter()
     train = fields_of(pack, "train", options.objects, config, options, device)
     held_out = fields_of(pack, "val", options.held_out, config, options, device)
-    made = time.perf_counter() - start
+    fields_seconds = time.perf_counter() - start
     vae = SparseSDFVQVAE(config).to(device)
     about = {
         "config": options.vae_config.name,
@@ -216,7 +216,7 @@ def main() -> None:
         "objects": len(train),
         "voxels_an_object": round(statistics.fmean(len(sdf) for _, sdf in train)),
         "most_voxels": max(len(sdf) for _, sdf in train),
-        "fields_seconds": round(made, 1),
+        "fields_seconds": round(fields_seconds, 1),
     }
     print(about, flush=True)
     stream = KeptFields(train, config.data_resolution, options.seed)

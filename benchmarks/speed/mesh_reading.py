@@ -155,15 +155,15 @@ def in_a_process(*arguments: str) -> str:
 
 def measure(path: Path, reader: str, repeats: int) -> dict[str, Any]:
     """Read a file some times, each in a process of its own."""
-    found = [json.loads(in_a_process("--read", str(path), "--reader", reader)) for _ in range(repeats)]
+    readings = [json.loads(in_a_process("--read", str(path), "--reader", reader)) for _ in range(repeats)]
     return {
         "kind": "".join(path.suffixes),
         "megabytes": round(path.stat().st_size / 1e6, 1),
         "reader": reader,
-        "vertices": found[0]["vertices"],
-        "faces": found[0]["faces"],
-        "seconds": round(statistics.median(f["seconds"] for f in found), 2),
-        "peak_megabytes": max(f["peak_megabytes"] for f in found),
+        "vertices": readings[0]["vertices"],
+        "faces": readings[0]["faces"],
+        "seconds": round(statistics.median(f["seconds"] for f in readings), 2),
+        "peak_megabytes": max(f["peak_megabytes"] for f in readings),
     }
 
 

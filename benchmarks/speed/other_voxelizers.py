@@ -33,8 +33,8 @@ def one_of_each_source(pack: MeshPack, count: int, split: str) -> list[PackEntry
     for entry in pack.select(split):
         sources.setdefault(entry.source, []).append(entry)
     random = np.random.default_rng(0)
-    shuffled = [[own[i] for i in random.permutation(len(own))] for _, own in sorted(sources.items())]
-    rounds = [own[i] for i in range(max(map(len, shuffled))) for own in shuffled if i < len(own)]
+    shuffled = [[entries[i] for i in random.permutation(len(entries))] for _, entries in sorted(sources.items())]
+    rounds = [entries[i] for i in range(max(map(len, shuffled))) for entries in shuffled if i < len(entries)]
     return rounds[:count]
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     import igl
 
-    others = options.others.split(",")
+    libraries = options.others.split(",")
     pack, side = MeshPack(options.pack), options.resolution
     random = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -92,11 +92,11 @@ def main() -> None:
         winding = igl.winding_number(mesh.vertices.numpy(), mesh.faces.numpy(), points[checked])
         distance = np.abs(field.distance.numpy()) * 3
         inside = {"ours": field.distance.numpy() < 0}
-        for name in others:
+        for name in libraries:
             start = time.perf_counter()
-            found = OTHERS[name](points, mesh)
+            signed = OTHERS[name](points, mesh)
             seconds[name] = time.perf_counter() - start
-            inside[name] = found < 0
+            inside[name] = signed < 0
         if number == 0:  # the first is compiled in
             continue
         shell = field.sign_method != "winding"
@@ -112,7 +112,7 @@ def main() -> None:
             }
         )
         print(entry.id, len(mesh.faces), len(points), {k: round(v, 3) for k, v in seconds.items()}, flush=True)
-    names = ["ours", *others]
+    names = ["ours", *libraries]
     totals = {name: sum(r["seconds"][name] for r in rows) for name in names}
     ratios = {name: [r["seconds"][name] / r["seconds"]["ours"] for r in rows] for name in names}
     signs = [r["wrong_sign"] for r in rows if r["wrong_sign"]]

@@ -131,19 +131,19 @@ def tokenizer(options: argparse.Namespace, resolution: int | None, device: torch
     Raises:
         ValueError: the latent grid would not be whole.
     """
-    own = load_vae_from_config(options.vae_config, options.vae_ckpt, device)
-    if resolution in (None, own.config.data_resolution):
-        return own
-    factor = 2**own.config.levels
+    trained = load_vae_from_config(options.vae_config, options.vae_ckpt, device)
+    if resolution in (None, trained.config.data_resolution):
+        return trained
+    factor = 2**trained.config.levels
     if resolution % factor:
         raise ValueError(f"--resolutions: {resolution} is not a multiple of {factor}, the tokenizer's factor")
     config: VAEConfig = dataclasses.replace(
-        own.config,
+        trained.config,
         resolution=resolution // factor,
-        field=dataclasses.replace(own.config.field, resolution=resolution),
+        field=dataclasses.replace(trained.config.field, resolution=resolution),
     )
     vae = SparseSDFVQVAE(config)
-    vae.load_state_dict(own.state_dict())
+    vae.load_state_dict(trained.state_dict())
     return vae.to(device).eval()
 
 
@@ -164,7 +164,7 @@ def candidates(options: argparse.Namespace, entries: Sequence[PackEntry], device
     vae = tokenizer(options, None, device)
     pack = MeshPack(options.pack)
     order = np.random.default_rng(0).permutation(len(entries))[: options.candidates]
-    found = []
+    sized = []
     for number in tqdm(sorted(order.tolist()), desc="candidates", disable=None):
         try:
             mesh = normalize_mesh(pack.mesh(entries[number]))
@@ -175,16 +175,16 @@ def candidates(options: argparse.Namespace, entries: Sequence[PackEntry], device
         cells = torch.unique(field.index.long() // 2**vae.config.levels, dim=0)
         corners = mesh.vertices[mesh.faces] / mesh.vertices.abs().max() / 2
         area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1).sum() / 2
-        found.append(Candidate(number=number, name=entries[number].id, codes=len(cells), area=float(area)))
-    return sorted(found, key=lambda c: c.codes)
+        sized.append(Candidate(number=number, name=entries[number].id, codes=len(cells), area=float(area)))
+    return sorted(sized, key=lambda c: c.codes)
 
 
-def spread(found: Sequence[Candidate], count: int) -> list[Candidate]:
+def spread(sample: Sequence[Candidate], count: int) -> list[Candidate]:
     """Return so many candidates, evenly spaced by codes between the two percentiles."""
-    low, high = np.percentile([c.codes for c in found], _PERCENTILES)
+    low, high = np.percentile([c.codes for c in sample], _PERCENTILES)
     wanted = np.linspace(low, high, count)
-    nearest = {min(found, key=lambda c, w=w: abs(c.codes - w)).number for w in wanted}
-    return [c for c in found if c.number in nearest]
+    nearest = {min(sample, key=lambda c, w=w: abs(c.codes - w)).number for w in wanted}
+    return [c for c in sample if c.number in nearest]
 
 
 @torch.no_grad()
@@ -247,28 +247,28 @@ def _faces(vae: SparseSDFVQVAE, decoded: SparseTensor) -> int:
 def fitted(rows: Sequence[dict[str, Any]], over: str) -> dict[str, dict[str, float]]:
     """Fit each cost by a power of `over` and by a straight line (slopes: a thousand codes, or one unit of area)."""
     x = np.array([row[over] for row in rows], dtype=np.float64)
-    found = {}
+    fits = {}
     for name in rows[0]:
         if not name.endswith(("_seconds", "_megabytes")) or len(set(x)) < 2:
             continue
         y = np.array([row[name] for row in rows], dtype=np.float64)
         slope, offset = np.polyfit(x, y, 1)
-        found[name] = {"slope": float(slope * (1 if over == "area" else 1000)), "offset": float(offset)}
+        fits[name] = {"slope": float(slope * (1 if over == "area" else 1000)), "offset": float(offset)}
         if over == "resolution":
-            del found[name]["slope"], found[name]["offset"]  # no line
+            del fits[name]["slope"], fits[name]["offset"]  # no line
         if (y > 0).all():
-            found[name]["exponent"] = float(np.polyfit(np.log(x), np.log(y), 1)[0])
-    return found
+            fits[name]["exponent"] = float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    return fits
 
 
 def by_resolution(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the mean of every number over the objects of each resolution."""
-    found: dict[str, dict[str, float]] = {}
+    means: dict[str, dict[str, float]] = {}
     for side in sorted({row["resolution"] for row in rows}):
-        own = [row for row in rows if row["resolution"] == side]
-        names = [name for name, value in own[0].items() if isinstance(value, int | float)]
-        found[str(side)] = {name: round(statistics.fmean(row[name] for row in own), 5) for name in names}
-    return found
+        of_side = [row for row in rows if row["resolution"] == side]
+        names = [name for name, value in of_side[0].items() if isinstance(value, int | float)]
+        means[str(side)] = {name: round(statistics.fmean(row[name] for row in of_side), 5) for name in names}
+    return means
 
 
 def print_fits(title: str, fits: dict[str, dict[str, float]], unit: str) -> None:
@@ -297,9 +297,9 @@ def main() -> None:
     options = parser.parse_args()
     setup_logging()
     torch.set_num_threads(options.threads)
-    found = candidates(options, MeshPack(options.pack).select(options.split), resolve_device(options.device))
-    chosen = spread(found, options.objects)
-    middle = spread(found, 5)[1:4] if len(found) >= 5 else chosen
+    sample = candidates(options, MeshPack(options.pack).select(options.split), resolve_device(options.device))
+    chosen = spread(sample, options.objects)
+    middle = spread(sample, 5)[1:4] if len(sample) >= 5 else chosen
     runs: list[tuple[int | None, list[Candidate]]] = [(None, chosen)]
     runs += [(int(side), middle) for side in options.resolutions.split(",")]
     measured = []
@@ -315,18 +315,18 @@ def main() -> None:
     print_fits("growth with codes, at the tokenizer's own R", fits["codes"], "a thousand codes")
     print_fits("growth with the area of the surface", fits["area"], "a longest side squared")
     means = [
-        {"resolution": int(side), **{k: v for k, v in own.items() if k != "resolution"}}
-        for side, own in sides.items()
+        {"resolution": int(side), **{k: v for k, v in mean.items() if k != "resolution"}}
+        for side, mean in sides.items()
     ]
     fits["resolution"] = fitted(means, "resolution")
     print_fits("growth with the side of the grid", fits["resolution"], "")
-    for side, own in sides.items():
-        print(side, own)
+    for side, mean in sides.items():
+        print(side, mean)
     result = {
         **measured[0][1],
         "dtype": options.dtype,
         "codes_percentiles": dict(
-            zip(map(str, _PERCENTILES), np.percentile([c.codes for c in found], _PERCENTILES).tolist(), strict=True)
+            zip(map(str, _PERCENTILES), np.percentile([c.codes for c in sample], _PERCENTILES).tolist(), strict=True)
         ),
         "surface": rows,
         "grid": grids,

@@ -95,11 +95,11 @@ def row(name: str, field: VoxelField) -> Row:
 def from_workers(results: Queue[Any], workers: int) -> Iterator[Any]:
     """Yield what the workers hand on until all have finished."""
     while workers:
-        found = results.get(timeout=600)
-        if found is None:
+        handed = results.get(timeout=600)
+        if handed is None:
             workers -= 1
-        elif found:
-            yield found
+        elif handed:
+            yield handed
 
 
 def on_gpu(part: list[tuple[str, Any]], device: torch.device, resolution: int) -> list[Row]:
@@ -108,8 +108,8 @@ def on_gpu(part: list[tuple[str, Any]], device: torch.device, resolution: int) -
     rows: list[Row] = [(name, 0, "", why) for name, why in part if isinstance(why, str)]
     tensors = [(torch.from_numpy(v), torch.from_numpy(f), closed) for _, (v, f, closed) in usable]
     try:
-        found = voxelize_batch(tensors, resolution=resolution, device=device)
-        return rows + [row(name, field) for (name, _), field in zip(usable, found, strict=True)]
+        voxelized = voxelize_batch(tensors, resolution=resolution, device=device)
+        return rows + [row(name, field) for (name, _), field in zip(usable, voxelized, strict=True)]
     except ValueError:
         for (name, _), (vertices, faces, closed) in zip(usable, tensors, strict=True):
             try:
