@@ -19,7 +19,6 @@ from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
-from vae_qwen3vl.training.run_folder import ARGUMENTS, LORA_FINAL, PROJECTOR_FINAL
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -28,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_NAME = "projector.safetensors"
 LORA_NAME = "lora"
+"""Names of the shipped parts."""
+PROJECTOR_FINAL = "projector_final.pt"
+LORA_FINAL = "lora_final"
+ARGUMENTS = "train_args.json"
+"""Names of the parts in a run's folder, and of the settings that they were trained with."""
 NO_LORA = "none"
 """Instead of an adapter's folder: none, even where one lies beside the projector."""
 

@@ -29,6 +29,8 @@ class BranchInputs:
     """int64 `[3, B, S']`."""
     labels: Tensor | None
     """int64 `[B, S']`, -100 over 3D blocks and padding."""
+    tokens_3d: Tokens3D
+    """The 3D tokens of all blocks."""
     encoding_indices_3d: Any = None
     """The VAE's codes object, where raw `inputs_3d` were encoded."""
 
@@ -88,8 +90,18 @@ def merge_inputs(
         attention_mask=layout.attention_mask,
         position_ids=layout.position_ids,
         labels=None if labels is None else _fill_labels(layout, labels),
+        tokens_3d=tokens,
         encoding_indices_3d=encoding_indices_3d,
     )
+
+
+def merging_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what merging reads of the arguments that are for the language model: where its images stand.
+
+    `mm_token_type_ids` are taken out of `arguments`, for they fit the sequence before it is merged.
+    """
+    grids = {name: arguments.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+    return {"mm_token_type_ids": arguments.pop("mm_token_type_ids", None), **grids}
 
 
 def unpadded(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

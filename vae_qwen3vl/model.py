@@ -15,15 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vae_qwen3vl.inputs import BranchInputs, merge_inputs, unpadded
+from vae_qwen3vl.inputs import BranchInputs, merge_inputs, merging_arguments, unpadded
 from vae_qwen3vl.language import adapters
 from vae_qwen3vl.language.backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
-from vae_qwen3vl.layout import Positions, without_object
+from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
-from vae_qwen3vl.training.objective import answer_loss, title_contrast
 from vae_qwen3vl.vae_latent_extractor import (
     ShapeVAE,
     codebook,
@@ -219,30 +218,6 @@ class Qwen3VLWith3DBranch(nn.Module):
             mm_token_type_ids: `[B, S]` as for the language model; found from the ids if None.
         """
         tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
-        return self._merge(
-            tokens,
-            input_ids,
-            attention_mask,
-            labels,
-            padding_side=padding_side,
-            image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw,
-            mm_token_type_ids=mm_token_type_ids,
-            encoding_indices_3d=encoding_indices,
-        )
-
-    def _merge(
-        self,
-        tokens: Tokens3D,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        *,
-        padding_side: Literal["left", "right"] = "right",
-        mm_token_type_ids: Tensor | None = None,
-        **merging: Any,
-    ) -> BranchInputs:
-        """Merge text and 3D tokens on the language model's device."""
         device = self.device
         input_ids = input_ids.to(device)
         return merge_inputs(
@@ -254,8 +229,10 @@ class Qwen3VLWith3DBranch(nn.Module):
             self.projector.markers(),
             positions=self.positions,
             padding_side=padding_side,
+            image_grid_thw=image_grid_thw,
+            video_grid_thw=video_grid_thw,
             mm_token_type_ids=None if mm_token_type_ids is None else mm_token_type_ids.to(device),
-            **merging,
+            encoding_indices_3d=encoding_indices,
         )
 
     def _tokens_of(
@@ -291,43 +268,16 @@ class Qwen3VLWith3DBranch(nn.Module):
         feats_3d: Tensor | None = None,
         coords_3d: Tensor | None = None,
         mask_3d: Tensor | None = None,
-        *,
-        loss_only: bool = False,
-        keep_plain: bool = False,
-        title_ids: Tensor | None = None,
-        contrastive_weight: float = 0.0,
         **kwargs: Any,
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
 
-        With `loss_only`, as in training, logits are computed where an answer's token is predicted, and nowhere else.
-        Then `keep_plain` holds adapters to the model without them in rows without a placeholder (`answer_loss`), and
-        `title_ids [O, T]`, the tokens of each object's name (-1 is padding), add `contrastive_weight` times
-        `title_contrast`.
-
         Returns:
-            With `loss_only`: `loss`, and `answer_loss`, the part of it that the answers make. Else:
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
             with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
         """
-        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
-        inputs = self._merge(
-            tokens,
-            input_ids,
-            attention_mask,
-            labels,
-            mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
-            image_grid_thw=kwargs.get("image_grid_thw"),
-            video_grid_thw=kwargs.get("video_grid_thw"),
-            encoding_indices_3d=encoding_indices,
-        )
-        if loss_only:
-            plain = without_object(input_ids.to(self.device)) if keep_plain else None
-            answers = total = answer_loss(self.vl_model, inputs, kwargs, plain)
-            if title_ids is not None and contrastive_weight > 0 and len(tokens.coords):
-                table = embedding_table(self.vl_model)
-                total = answers + contrastive_weight * title_contrast(tokens, title_ids.to(self.device), table)
-            return {"loss": total, "answer_loss": answers.detach()}
+        shapes = inputs_3d, feats_3d, coords_3d, mask_3d
+        inputs = self.build_inputs(input_ids, attention_mask, labels, *shapes, **merging_arguments(kwargs))
         outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
@@ -359,19 +309,10 @@ class Qwen3VLWith3DBranch(nn.Module):
         """
         if input_ids is None:
             return self.vl_model.generate(**name_cache(self.vl_model, kwargs))
-        inputs = self.build_inputs(
-            input_ids,
-            attention_mask,
-            None,
-            inputs_3d,
-            feats_3d,
-            coords_3d,
-            mask_3d,
-            padding_side="left",  # generation continues from the last slot
-            mm_token_type_ids=kwargs.pop("mm_token_type_ids", None),
-            image_grid_thw=kwargs.get("image_grid_thw"),
-            video_grid_thw=kwargs.get("video_grid_thw"),
-        )
+        shapes = inputs_3d, feats_3d, coords_3d, mask_3d
+        merging = merging_arguments(kwargs)
+        # Generation continues from the last slot.
+        inputs = self.build_inputs(input_ids, attention_mask, None, *shapes, padding_side="left", **merging)
         if not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = 128
         return self.vl_model.generate(**inputs.model_kwargs(), **name_cache(self.vl_model, kwargs))

@@ -87,10 +87,11 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     Raises:
         ValueError: the run does not exist or has not ended.
     """
+    from vae_qwen3vl.describer import ARGUMENTS, PROJECTOR_FINAL
     from vae_qwen3vl.evaluation.run import Parts
     from vae_qwen3vl.training.learned_objects import run_of
-    from vae_qwen3vl.training.run_folder import ARGUMENTS, PROJECTOR_FINAL, run_to_evaluate
-    from vae_qwen3vl.training.starting_weights import settled
+    from vae_qwen3vl.training.run_folder import run_to_evaluate
+    from vae_qwen3vl.training.starting_model import settled
 
     given = given_settings(options)
     projector, run, output = options.projector_ckpt, run_of(options.projector_ckpt), options.output_dir

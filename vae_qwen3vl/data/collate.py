@@ -1,6 +1,6 @@
 """Joins items of datasets to batches that `Qwen3VLWith3DBranch.forward_with_3d` takes as they are.
 
-Only `codes_3d` are looked up first, by the trainer on its device.
+Only `codes_3d` are looked up first, by the trainer on its device, and `title_ids` are for its objective alone.
 
 Text is written by `Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
 it never becomes a token. Items without a shape (plain text) may stand among the others.
@@ -50,14 +50,20 @@ def collate_sdf_caption(
 
 
 def collate_codes_caption(
-    batch: Sequence[Item], tokenizer: Any, prompt: str = DEFAULT_PROMPT, max_length: int | None = 256
+    batch: Sequence[Item],
+    tokenizer: Any,
+    prompt: str = DEFAULT_PROMPT,
+    max_length: int | None = 256,
+    *,
+    titles: bool = False,
 ) -> dict[str, Any]:
     """Join items of `CachedCodesDataset`; arguments and errors as for `collate_sdf_caption`.
 
     Returns:
         `feats_3d [M, D]`, or where items have no vectors `codes_3d` int32 `[M]`, and `coords_3d` int32 `[M, 4]` =
-        (object, x, y, z), unless all is plain text; the text as in `collate_sdf_caption`; and `title_ids` int64
-        `[O, T]`, the tokens of each object's `title` (-1 is padding), where all have one.
+        (object, x, y, z), unless all is plain text; the text as in `collate_sdf_caption`; and if `titles` are asked
+        for, which are for the trainer's objective, `title_ids` int64 `[O, T]`, the tokens of each object's `title`
+        (-1 is padding), where all have one.
     """
     bare = any("codes" in item and "feats_3d" not in item for item in batch)
     given, made = ("codes", "codes_3d") if bare else ("feats_3d", "feats_3d")
@@ -65,10 +71,10 @@ def collate_codes_caption(
     shapes = [item for item in batch if given in item]
     if not shapes:
         return dict(words)
-    if all(item.get("title") for item in shapes):
-        titles = [_processor(tokenizer).encode_text(item["title"]) for item in shapes]
-        longest = max(map(len, titles))
-        words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in titles])
+    if titles and all(item.get("title") for item in shapes):
+        encoded = [_processor(tokenizer).encode_text(item["title"]) for item in shapes]
+        longest = max(map(len, encoded))
+        words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in encoded])
     joined = torch.cat([item[given] for item in shapes])
     coords = joined_coords([item["coords"] for item in shapes])
     return {made: joined.int() if bare else joined, "coords_3d": coords, **words}

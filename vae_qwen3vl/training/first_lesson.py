@@ -4,7 +4,7 @@ A linear map of the mean of an object's 3D tokens, and of its tokens of the whol
 Sentence-BERT embedding of its own caption than to those of the batch's other captions (the symmetric loss of CLIP,
 Radford et al. 2021). The map is thrown away; what stays is a projector whose tokens say what they are part of.
 Without the language model an object costs a hundredth of a training step, so dozens of passes are cheap. Knows
-datasets with captions, projector and sentence model; of the trainer its schedule alone.
+datasets with captions, projector and sentence model; of the run that follows its settings and its schedule.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.progress import Progress
+from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.data.splits import AlignmentData
 from vae_qwen3vl.data.workers import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
 from vae_qwen3vl.training.objective import symmetric_contrast
-from vae_qwen3vl.training.trainer import rate
+from vae_qwen3vl.training.run_folder import PRETRAINED
+from vae_qwen3vl.training.schedule import rate
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from vae_qwen3vl.language.sentence_encoder import SentenceEncoder
 
 logger = logging.getLogger(__name__)
@@ -42,6 +48,57 @@ _RATE, _DECAY, _BETAS = 1e-3, 0.05, (0.9, 0.98)
 _WARM_UP = 0.05
 """Share of the steps in which the rate rises; then it falls by a cosine."""
 _TEMPERATURE, _LEAST_TEMPERATURE = 0.07, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorLesson:
+    """What the projector learns alone, opened before a run has a folder: whatever is wrong shows then."""
+
+    config: AlignmentConfig
+    train: Dataset[Any]
+    val: Dataset[Any] | None
+    codebook: Tensor
+    encoder: SentenceEncoder
+
+    @classmethod
+    def of(cls, config: AlignmentConfig, data: AlignmentData, device: torch.device) -> ProjectorLesson | None:
+        """Return the lesson that the settings ask for, None if they ask for none.
+
+        Raises:
+            ValueError: the data is no folder of cached codes, or the sentence model can't be had.
+        """
+        from vae_qwen3vl.language.sentence_encoder import load_sentence_encoder
+
+        if not config.pretrain_epochs:
+            return None
+        if data.captioned is None or data.codebook is None:
+            raise ValueError(
+                "pretrain_epochs needs cached codes: vae-qwen3vl encode DATASET -o codes, then --data_dir codes"
+            )
+        encoder = load_sentence_encoder(device=device)
+        return cls(config=config, train=data.captioned, val=data.val, codebook=data.codebook, encoder=encoder)
+
+    def __call__(
+        self, model: Qwen3VLWith3DBranch, folder: Path, accelerator: Accelerator, vae_hash: str | None
+    ) -> None:
+        """Give the model the taught projector; the first process teaches it, unless the folder has it already."""
+        path = folder / PRETRAINED
+        if accelerator.is_main_process and not path.is_file():
+            pretrain_projector(
+                model,
+                self.train,
+                self.val,
+                self.encoder,
+                self.config.pretrain_epochs,
+                codebook=self.codebook,
+                folder=folder,
+                device=accelerator.device,
+                num_workers=self.config.num_workers,
+                seed=self.config.seed,
+            )
+            model.save_projector(path, prompt=self.config.prompt, vae_hash=vae_hash)
+        accelerator.wait_for_everyone()
+        model.load_projector(path, vae_hash=vae_hash)
 
 
 class CaptionContrast(nn.Module):

@@ -15,8 +15,8 @@ from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.splits import Learned, held_out
 from vae_qwen3vl.data.texts import texts_of_table
-from vae_qwen3vl.describer import shipped_weights
-from vae_qwen3vl.training.run_folder import ARGUMENTS, OBJECTS, RunObjects
+from vae_qwen3vl.describer import ARGUMENTS, shipped_weights
+from vae_qwen3vl.training.run_folder import OBJECTS, RunObjects
 
 SHIPPED = "the shipped weights learned from the split train of their own data"
 _TRAIN, _VAL = "train", "val"

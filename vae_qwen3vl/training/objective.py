@@ -1,4 +1,7 @@
-"""What training minimises: the loss of the answers, and a lesson that ties 3D tokens to names directly."""
+"""What training minimises: the loss of the answers, and a lesson that ties 3D tokens to names directly.
+
+`AlignmentObjective` wraps the 3D branch, which knows nothing of it. Knows neither data nor the loop.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,76 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vae_qwen3vl.inputs import BranchInputs
-from vae_qwen3vl.language.backbone import uncompiled, without_wrapper
+from vae_qwen3vl.inputs import BranchInputs, merging_arguments
+from vae_qwen3vl.language.backbone import embedding_table, uncompiled, without_wrapper
+from vae_qwen3vl.layout import without_object
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
 
 _TEMPERATURE = 0.07
 _SAME = 0.999
 """Texts whose embeddings agree so far are one text; they are no rivals."""
+
+
+class AlignmentObjective(nn.Module):
+    """A 3D branch with the loss that it learns by: what is prepared for processes, and run in a step.
+
+    Args:
+        branch: the model.
+        contrastive_weight: of `title_contrast` beside the answers' loss.
+    """
+
+    def __init__(self, branch: Qwen3VLWith3DBranch, contrastive_weight: float = 0.0) -> None:
+        super().__init__()
+        self.branch = branch
+        self.contrastive_weight = contrastive_weight
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """Where Accelerate looks for what FSDP shards one by one."""
+        return self.branch._no_split_modules
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_3d: Any = None,
+        feats_3d: Tensor | None = None,
+        coords_3d: Tensor | None = None,
+        mask_3d: Tensor | None = None,
+        *,
+        title_ids: Tensor | None = None,
+        keep_plain: bool = False,
+        **arguments: Any,
+    ) -> dict[str, Tensor]:
+        """Return `loss`, and `answer_loss`, the part of it that the answers make.
+
+        Args:
+            input_ids: this and what follows are a batch, as the branch takes it, with labels.
+            attention_mask: see `Qwen3VLWith3DBranch.build_inputs`.
+            labels: likewise.
+            inputs_3d: likewise.
+            feats_3d: likewise.
+            coords_3d: likewise.
+            mask_3d: likewise.
+            title_ids: int64 `[O, T]`, the tokens of each object's name (-1 is padding), for `title_contrast`.
+            keep_plain: hold adapters to the model without them in rows without a placeholder (`answer_loss`).
+            **arguments: more for the language model.
+        """
+        branch = self.branch
+        shapes = inputs_3d, feats_3d, coords_3d, mask_3d
+        inputs = branch.build_inputs(input_ids, attention_mask, labels, *shapes, **merging_arguments(arguments))
+        plain = without_object(input_ids.to(branch.device)) if keep_plain else None
+        answers = total = answer_loss(branch.vl_model, inputs, arguments, plain)
+        if title_ids is not None and self.contrastive_weight > 0 and len(inputs.tokens_3d.coords):
+            table = embedding_table(branch.vl_model)
+            contrast = title_contrast(inputs.tokens_3d, title_ids.to(branch.device), table)
+            total = answers + self.contrastive_weight * contrast
+        return {"loss": total, "answer_loss": answers.detach()}
 
 
 def answer_loss(

@@ -105,7 +105,10 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     rows = list(codes.table())
     splits = _splits_of(rows, codes.folder)
     sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
-    collate = functools.partial(collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
+    titles = config.contrastive_weight > 0
+    collate = functools.partial(
+        collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None, titles=titles
+    )
     data = CachedCodesDataset(
         codes,
         split=_TRAIN if splits else None,

@@ -17,18 +17,16 @@ from sdf_vqvae.training.checkpoints import checkpoint_steps
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.config import AUTO, AlignmentConfig
+from vae_qwen3vl.describer import ARGUMENTS, PROJECTOR_FINAL
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
-ARGUMENTS = "train_args.json"
 OBJECTS = "objects.json"
 PRETRAINED = "projector_pretrained.pt"
 RESULT = "result.json"
-PROJECTOR_FINAL = "projector_final.pt"
-LORA_FINAL = "lora_final"
 _DEBUG = "[DEBUG"
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

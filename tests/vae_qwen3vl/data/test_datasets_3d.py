@@ -15,6 +15,7 @@ import trimesh
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from vae_qwen3vl import (
     Dummy3DTextDataset,
+    Processor3D,
     Qwen3VLWith3DBranch,
     SDF3DCaptionDataset,
     collate_3d_text,
@@ -402,6 +403,17 @@ def test_without_vectors_a_batch_has_codes_that_the_codebook_turns_into_the_same
     assert torch.equal(bare.codes.codebook[found], batches[0].pop("feats_3d"))
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0] | batches[1])
     assert set(collate_codes_caption([text], tokenizer)) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_titles_are_joined_where_they_are_asked_for_and_all_objects_have_one(codes, tokenizer):
+    data = CachedCodesDataset(codes, split="train", caption_share=1.0)
+    items = [{**data[0], "title": "A chair."}, {**data[1], "title": "A red robot."}]
+    assert "title_ids" not in collate_codes_caption(items, tokenizer)  # so that the model takes the batch as it is
+    found = collate_codes_caption(items, tokenizer, titles=True)["title_ids"]
+    names = [[token for token in row if token >= 0] for row in found.tolist()]
+    assert Processor3D(tokenizer).decode(names) == ["A chair.", "A red robot."]
+    del items[1]["title"]
+    assert "title_ids" not in collate_codes_caption(items, tokenizer, titles=True)
 
 
 def test_an_object_is_turned_anew_each_epoch_within_its_grid(codes):

@@ -169,7 +169,7 @@ def test_an_adapter_goes_with_the_projector_that_it_was_trained_with(
 
 
 def test_one_line_starts_from_the_shipped_weights_in_their_shape(repository: Path) -> None:
-    from vae_qwen3vl.training.starting_weights import parts_to_start_from, settled
+    from vae_qwen3vl.training.starting_model import parts_to_start_from, settled
 
     text = (repository / "configs" / "3d_align_train.yaml").read_text(encoding="utf-8")
     config = AlignmentConfig.from_file(repository / "configs" / "3d_align_train.yaml")

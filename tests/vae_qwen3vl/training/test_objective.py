@@ -1,4 +1,4 @@
-"""The contrastive loss: low where objects lie at their own names, blind to equal names, felt by the projector."""
+"""What is minimised: the answers' loss, and a contrastive one that is low where objects lie at their own names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.training.objective import title_contrast
+from vae_qwen3vl.training.objective import AlignmentObjective, title_contrast
 
 TABLE = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
 
@@ -43,15 +43,44 @@ def test_training_adds_it_to_the_loss_and_the_projector_learns_from_it(make_vl, 
     model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
     feats, coords = make_codes([9, 30])
     ids = torch.randint(10, 300, (2, 8))
-    given = {"labels": ids, "feats_3d": feats, "coords_3d": coords, "title_ids": torch.tensor([[20, 21], [30, -1]])}
-    plain = model(ids, **given, loss_only=True)
-    both = model(ids, **given, loss_only=True, contrastive_weight=0.5)
+    given = {"labels": ids, "feats_3d": feats, "coords_3d": coords}
+    titles = torch.tensor([[20, 21], [30, -1]])
+    plain = AlignmentObjective(model)(ids, **given, title_ids=titles)
+    both = AlignmentObjective(model, contrastive_weight=0.5)(ids, **given, title_ids=titles)
     assert float(both["answer_loss"]) == pytest.approx(float(plain["loss"].detach()))
     extra = both["loss"] - plain["loss"].detach()
     assert float(extra.detach()) > 0
     (gradient,) = torch.autograd.grad(both["loss"] - both["answer_loss"], [model.projector.proj.weight])
     assert float(gradient.norm()) > 0
-    model.forward_with_3d(ids, **given)  # a batch of training goes into it as it is
+    assert float(plain["loss"].detach()) == float(AlignmentObjective(model, 0.5)(ids, **given)["loss"].detach())
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_the_loss_alone_is_the_loss_of_all_logits_and_so_are_its_gradients(make_vl, make_codes, kind, adapters):
+    torch.manual_seed(0)
+    model = Qwen3VLWith3DBranch(use_vl_model=make_vl(kind), latent_dim=8, merge=2)
+    if adapters:
+        pytest.importorskip("peft")
+        model.add_lora(4, dropout=0.0)
+    feats, coords = make_codes([9, 30])
+    ids = torch.randint(10, 300, (2, 12))
+    labels = torch.where(torch.rand(2, 12) < 0.4, ids, -100)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    labels[1, 9:] = -100
+    objective = AlignmentObjective(model)
+    found = []
+    for losses in (model, objective):
+        model.zero_grad()
+        loss = losses(ids, mask, labels, feats_3d=feats, coords_3d=coords)["loss"]
+        loss.backward()
+        found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 4
+    for full, short in zip(*found, strict=True):
+        torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-6)
+    nothing = objective(ids, mask, torch.full_like(labels, -100), feats_3d=feats, coords_3d=coords)
+    assert float(nothing["loss"].detach()) == 0.0
 
 
 def mixed_batch(make_codes) -> dict[str, torch.Tensor]:
@@ -71,9 +100,10 @@ def test_adapters_are_held_to_the_untouched_model_where_no_object_is_spoken_of(m
     torch.manual_seed(0)
     model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8)
     model.add_lora(r=4, alpha=8, dropout=0.0)
+    objective = AlignmentObjective(model)
     batch = mixed_batch(make_codes)
     plain = {name: batch[name][1:] for name in ("input_ids", "attention_mask", "labels")}
-    new = model(**plain, loss_only=True, keep_plain=True)["loss"]
+    new = objective(**plain, keep_plain=True)["loss"]
     new.backward()
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
     assert float(new.detach()) == pytest.approx(0, abs=1e-6)
@@ -86,7 +116,7 @@ def test_adapters_are_held_to_the_untouched_model_where_no_object_is_spoken_of(m
         torch.nn.init.normal_(p, std=0.2)
     with torch.no_grad():
         now = model(**batch)
-        found = float(model(**batch, loss_only=True, keep_plain=True)["loss"])
+        found = float(objective(**batch, keep_plain=True)["loss"])
     labels = model.build_inputs(**batch).labels[:, 1:]
     kept = labels != -100
     ours, theirs = (out.logits[:, :-1].log_softmax(-1) for out in (now, before))
@@ -97,5 +127,5 @@ def test_adapters_are_held_to_the_untouched_model_where_no_object_is_spoken_of(m
     assert found == pytest.approx(float(expected), rel=1e-4)
     alone = {name: value[:1] for name, value in batch.items() if name not in ("feats_3d", "coords_3d")}
     alone |= {name: batch[name] for name in ("feats_3d", "coords_3d")}
-    losses = [float(model(**alone, loss_only=True, keep_plain=keep)["loss"]) for keep in (True, False)]
+    losses = [float(objective(**alone, keep_plain=keep)["loss"]) for keep in (True, False)]
     assert losses[0] == losses[1]  # nothing to keep, nothing changed

@@ -20,10 +20,11 @@ from sdf_vqvae.training.checkpoints import FOLDER, checkpoint_steps, path_of
 from sdf_vqvae.utils.archives import read_safetensors
 from vae_qwen3vl.data.collate import collate_codes_caption
 from vae_qwen3vl.data.splits import Tolerant
+from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
-from vae_qwen3vl.training.run_folder import LORA_FINAL, PROJECTOR_FINAL
-from vae_qwen3vl.training.trainer import rate, with_other_shapes
+from vae_qwen3vl.training.schedule import rate
+from vae_qwen3vl.training.validation import with_other_shapes
 
 NAMES = ("whole", "parts")
 
@@ -172,22 +173,22 @@ def test_what_is_best_is_what_the_settings_say(
     trainer = align.make_trainer(tmp_path, accelerator, data, best_by=best_by)
     own, other = [3.0, 2.0, 2.5, 2.6], [3.1, 2.4, 3.0, 2.9]
     told = iter([value for pair in zip(own, other, strict=True) for value in pair])
-    monkeypatch.setattr(trainer.branch, "forward", lambda **_: {"loss": torch.tensor(next(told))})
+    monkeypatch.setattr(trainer.objective, "forward", lambda **_: {"answer_loss": torch.tensor(next(told))})
     for step in range(1, 5):
         trainer.step_number = step
         with torch.no_grad():
             next(p for p in trainer.trained.parameters()).fill_(step)
         trainer.validate()
-    assert trainer.best is not None and trainer.best_step == expected
-    assert float(next(iter(trainer.best.values())).flatten()[0]) == expected
-    assert trainer.best_losses["val_loss"] == pytest.approx(own[expected - 1])
+    assert trainer.best.weights is not None and trainer.best.step == expected
+    assert float(next(iter(trainer.best.weights.values())).flatten()[0]) == expected
+    assert trainer.best.losses["val_loss"] == pytest.approx(own[expected - 1])
 
 
 def test_the_best_weights_are_the_result(accelerator, tmp_path: Path) -> None:
     train = align.objects(8)
     trainer = align.make_trainer(tmp_path, accelerator, align.make_data(train, train[:4]))
     best = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
-    trainer.best, trainer.best_score, trainer.best_step = best, 1e9, 1
+    trainer.best.weights, trainer.best.score, trainer.best.step = best, 1e9, 1
     trainer.run()
     assert json.loads((tmp_path / "result.json").read_text())["best_step"] == 1
     assert all(torch.equal(trainer.trained.state_dict()[name], value) for name, value in best.items())

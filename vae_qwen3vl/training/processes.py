@@ -1,8 +1,8 @@
-"""Spreads the frozen language model over processes (FSDP2), for models that one GPU does not hold.
+"""The processes of a run: what starts them, what they sum up, and how a model that one GPU does not hold is shared.
 
-Only what is frozen is sharded. What is trained is small and stays whole on every process, its gradients averaged once
-a step: so optimizer, clipping, checkpoints and results are those of plain data parallelism, and the parameters of an
-FSDP group are all of one dtype. Knows Accelerate's plugin; knows nothing of 3D or of the training loop.
+With FSDP2 only what is frozen is sharded. What is trained is small and stays whole on every process, its gradients
+averaged once a step: so optimizer, clipping, checkpoints and results are those of plain data parallelism, and the
+parameters of an FSDP group are all of one dtype. Knows Accelerate; knows nothing of 3D or of the training loop.
 """
 
 from __future__ import annotations
@@ -21,6 +21,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def make_accelerator(*, cpu: bool) -> Accelerator:
+    """Return devices and processes; bfloat16 on CUDA unless `accelerate launch` says otherwise."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError("training needs accelerate: pip install 'vae-qwen3vl[language]'") from error
+    # The default of `accelerate launch` leaves weights out of all processes but the first; see `shard_frozen`.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("no" if cpu else "bf16")
+    return Accelerator(cpu=cpu, mixed_precision="no" if cpu else precision)
+
+
+def summed(value: float, accelerator: Accelerator) -> float:
+    """Return the sum of a number over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(total)
+    return float(total)
 
 
 def is_sharding(accelerator: Accelerator) -> bool:

@@ -1,26 +1,37 @@
-"""What a training run starts from: new weights, those of an earlier run, or the shipped ones.
+"""The model that a training run starts with: of new weights, those of an earlier run, or the shipped ones.
 
 The parts that it starts from say what shape they have; the settings of the run say the same afterwards, so that its
-folder's name and its arguments are true. Knows settings and files; `settled` loads no model.
+folder's name and its arguments are true. Knows settings, files and models; nothing of data and of the loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.utils.errors import brief
 from vae_qwen3vl.config import AlignmentConfig, flag_of
 from vae_qwen3vl.describer import shipped_weights
 from vae_qwen3vl.language.adapters import TARGETS, read_adapter_config
+from vae_qwen3vl.language.backbone import compile_layers
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sdf_vqvae.codes.folder import CodeFolder
 
 logger = logging.getLogger(__name__)
 
 DATA = "train_sdf_dataset"
 """What is trained on where nothing is named: the folder of the documentation."""
+_DUMMY_WIDTH = 16
+"""Code width of random objects."""
 _SAME = {
     "projector_layers": "num_layers",
     "merge": "merge",
@@ -64,6 +75,58 @@ def _shape_of_adapters(folder: str) -> dict[str, Any]:
     targets = [name for name, modules in TARGETS.items() if set(modules) == set(about.target_modules)]
     shape = {"lora_r": about.r, "lora_alpha": about.lora_alpha}
     return shape | ({"lora_targets": targets[0]} if targets else {})
+
+
+def tokenizer_of(
+    config: AlignmentConfig, codes: CodeFolder | None, accelerator: Accelerator
+) -> tuple[Any, int, str | None]:
+    """Return the tokenizer, or None where cached codes or random objects need none; its code width; its fingerprint.
+
+    Raises:
+        ValueError: the cached codes are of another tokenizer than the one that the settings name.
+    """
+    named = config.vae_config is not None or config.vae_ckpt is not None
+    if not named and (config.dummy_data or codes is not None):
+        if codes is None:
+            return None, _DUMMY_WIDTH, None
+        return None, codes.codebook.shape[1], codes.manifest.vae_hash
+    vae = load_vae_from_config(config.vae_config, config.vae_ckpt, accelerator.device)
+    if codes is not None and codes.manifest.vae_hash != vae.fingerprint():
+        raise ValueError(
+            f"data_dir: the codes in {config.data_dir} are of the VAE {codes.manifest.vae_hash[:12]}, but vae_config "
+            f"and vae_ckpt name {vae.fingerprint()[:12]}: encode the dataset again, or leave both out"
+        )
+    return vae, vae.vq.embeddings.weight.shape[1], vae.fingerprint()
+
+
+def build_model(
+    config: AlignmentConfig, source: str, vae: Any, width: int, device: torch.device, *, vae_hash: str | None = None
+) -> Qwen3VLWith3DBranch:
+    """Return the 3D branch as the settings say, with new projector and adapters or those to start from.
+
+    Raises:
+        ValueError: what is to be started from doesn't fit the settings, the language model or the tokenizer.
+    """
+    model = Qwen3VLWith3DBranch(
+        source,
+        vae_model=vae,
+        latent_dim=width,
+        torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        **config.model_settings(),
+    )
+    projector, lora = parts_to_start_from(config)
+    if projector is not None:
+        start_projector(model, projector, config, vae_hash)
+    if lora is not None:
+        model.load_lora(lora, trainable=True, dropout=config.lora_dropout)
+    elif config.use_lora:
+        alpha = config.lora_alpha or 2 * config.lora_r
+        model.add_lora(config.lora_r, alpha, config.lora_dropout, config.lora_targets)
+    if config.compile_layers:
+        compile_layers(model.vl_model)
+    if config.use_gradient_checkpointing:
+        model.vl_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def parts_to_start_from(config: AlignmentConfig) -> tuple[str | None, str | None]:
