@@ -46,14 +46,14 @@ from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.bucketing import BucketSampler
-from vae_qwen3vl.data.splits import AlignmentData, Batch
+from vae_qwen3vl.data.loading import BucketSampler
 from vae_qwen3vl.language.backbone import compile_layers, embedding_table
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.sequence_3d import coords_of_cells, joined_coords
 from vae_qwen3vl.training.processes import is_sharding, make_accelerator
+from vae_qwen3vl.training.run_data import AlignmentData, Batch
 from vae_qwen3vl.training.trainer import AlignmentTrainer
 
 logger = logging.getLogger(__name__)

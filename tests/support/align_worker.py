@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 import tiny_models
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.collate import collate_codes_caption
+from vae_qwen3vl.data.loading import Tolerant
 from vae_qwen3vl.data.plain_text import WithPlainText
-from vae_qwen3vl.data.splits import AlignmentData, Tolerant
 from vae_qwen3vl.data.texts import Text
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.training.run_data import AlignmentData
 from vae_qwen3vl.training.trainer import AlignmentTrainer
 
 CAPTIONS = ["A red robot.", "A chair.", "A chair with four legs in one sentence.", "Robot."]

@@ -23,9 +23,9 @@ from sdf_vqvae.data.field_folder import FieldFolder, log_left_out
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, find_table, nearest_names
 from sdf_vqvae.fields.sparse_sdf import collate_sparse_sdf
 from vae_qwen3vl.data.augmentation import CodeAugmentation
+from vae_qwen3vl.data.loading import SharedEpoch, SharedTexts
 from vae_qwen3vl.data.mirror_words import looks_like_the_other_side, mirrored_text
 from vae_qwen3vl.data.texts import CAPTION_SHARE, Text, choose, pick, texts_of_table
-from vae_qwen3vl.data.workers import SharedEpoch, SharedTexts
 
 logger = logging.getLogger(__name__)
 

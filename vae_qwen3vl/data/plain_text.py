@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from vae_qwen3vl.data.loading import SharedEpoch
 from vae_qwen3vl.data.texts import Text, pick
-from vae_qwen3vl.data.workers import SharedEpoch
 
 _CHARACTERS_A_TOKEN = 4
 """About; batches of similar length need no more."""

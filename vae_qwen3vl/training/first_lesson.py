@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.splits import AlignmentData
-from vae_qwen3vl.data.workers import worker_options
+from vae_qwen3vl.data.loading import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
 from vae_qwen3vl.training.objective import symmetric_contrast
+from vae_qwen3vl.training.run_data import AlignmentData
 from vae_qwen3vl.training.run_folder import PRETRAINED
 from vae_qwen3vl.training.schedule import rate
 

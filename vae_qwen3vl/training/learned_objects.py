@@ -13,13 +13,12 @@ from sdf_vqvae.codes.folder import MANIFEST, CodeFolder
 from sdf_vqvae.data.field_folder import read_field_table
 from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.splits import Learned, held_out
+from vae_qwen3vl.data.splits import TRAIN, VAL, Learned, held_out
 from vae_qwen3vl.data.texts import texts_of_table
 from vae_qwen3vl.describer import ARGUMENTS, shipped_weights
 from vae_qwen3vl.training.run_folder import OBJECTS, RunObjects
 
 SHIPPED = "the shipped weights learned from the split train of their own data"
-_TRAIN, _VAL = "train", "val"
 
 
 def run_of(part: str | Path | None) -> Path | None:
@@ -105,9 +104,9 @@ def objects_by_rule(config: AlignmentConfig) -> RunObjects:
         names = dict.fromkeys(row[ID_COLUMN] for row in rows if split is None or row.get("split") == split)
         return list(names)[: most or None]
 
-    if _VAL in splits:
-        val = names_of(_VAL, config.val_samples) if config.val_samples else []
-        return RunObjects(train=tuple(names_of(_TRAIN, config.max_samples)), val=tuple(val))
+    if VAL in splits:
+        val = names_of(VAL, config.val_samples) if config.val_samples else []
+        return RunObjects(train=tuple(names_of(TRAIN, config.max_samples)), val=tuple(val))
     names = names_of(None, config.max_samples)
     apart = set(held_out(names, config.val_samples))
     return RunObjects(

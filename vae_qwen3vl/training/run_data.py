@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,47 @@ from sdf_vqvae.data.field_folder import read_field_table
 from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.augmentation import CodeAugmentation
-from vae_qwen3vl.data.bucketing import items_of_an_epoch
 from vae_qwen3vl.data.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
+from vae_qwen3vl.data.loading import Tolerant, items_of_an_epoch
 from vae_qwen3vl.data.plain_text import WithPlainText
-from vae_qwen3vl.data.splits import AlignmentData, Tolerant, held_out
+from vae_qwen3vl.data.splits import TRAIN, VAL, held_out
 from vae_qwen3vl.data.texts import read_plain_texts
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import pool_to_budget, sequence_keys
 
 logger = logging.getLogger(__name__)
 
+Batch = dict[str, Any]
 _DUMMY_CODES, _DUMMY_TEXT = 512, 24
 """Codes and text tokens of random objects: small, for they are there to try things out."""
-_TRAIN, _VAL = "train", "val"
 _FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
 """Settings that do nothing to distance fields and random objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentData:
+    """What a run learns from and is validated on."""
+
+    train: Dataset[Any]
+    lengths: Sequence[float]
+    """Length of every training item, for batches with little padding."""
+    val: Dataset[Any] | None
+    collate: Callable[[list[Any]], Batch]
+    """Joins items to what the model's `forward` takes, or with a `codebook`, to what becomes it."""
+    plain: bool = False
+    """Whether texts without an object stand among the training items."""
+    limited: Sequence[tuple[Sequence[int], int]] = ()
+    """Groups of items of which an epoch takes at most so many each."""
+    captioned: Dataset[Any] | None = None
+    """The objects of `train` with captions alone, where the codes are cached: what the projector's first lesson is
+    about."""
+    names: Sequence[str] = ()
+    """Ids of the objects of `train`, for whoever evaluates the run; of your own data, if they have any."""
+    val_names: Sequence[str] = ()
+    """Ids of the objects of `val`."""
+    codebook: Tensor | None = None
+    """`[K, D]`, where batches have `codes_3d` instead of their vectors."""
 
 
 def check_data(config: AlignmentConfig) -> None:
@@ -102,40 +128,76 @@ def alignment_data(
 
 
 def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFolder) -> AlignmentData:
+    changes = CodeAugmentation(
+        drop_cells=config.drop_cells, turn_degrees=config.turn_degrees, shift_cells=config.shift_cells
+    )
+    collate = functools.partial(
+        collate_codes_caption,
+        tokenizer=processor,
+        prompt=config.prompt,
+        max_length=None,
+        titles=config.contrastive_weight > 0,
+    )
     rows = list(codes.table())
     splits = _splits_of(rows, codes.folder)
-    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
-    titles = config.contrastive_weight > 0
-    collate = functools.partial(
-        collate_codes_caption, tokenizer=processor, prompt=config.prompt, max_length=None, titles=titles
-    )
-    data = CachedCodesDataset(
-        codes,
-        split=_TRAIN if splits else None,
-        max_samples=config.max_samples,
-        seed=config.seed,
-        caption_share=config.caption_share,
-        augmentation=CodeAugmentation(
-            drop_cells=config.drop_cells, turn_degrees=config.turn_degrees, shift_cells=config.shift_cells
-        ),
+    read = functools.partial(CachedCodesDataset, codes, vectors=False)
+    data = read(
+        split=TRAIN if splits else None,
+        **_words(config),
+        augmentation=changes,
         mirrored=config.mirrored_dir,
-        kind_weights=config.numbers("kind_weights"),
-        vectors=False,
     )
-    if _VAL not in splits:
-        own = data.names, _tokens_of(data, config), collate
-        return _split(config, data, data.for_validation(), *own, sources=sources, captioned=data.with_captions())
-    held = None
-    if config.val_samples:
-        most = config.val_samples
-        held = CachedCodesDataset(codes, split=_VAL, max_samples=most, caption_share=1.0, vectors=False)
+    lengths = _tokens_of(data, config)
+    return _apart(config, data, lengths, collate, rows, splits, read, captioned=data.with_captions())
+
+
+def _words(config: AlignmentConfig) -> dict[str, Any]:
+    """Return which objects are trained on, and what is said of them, as datasets of objects take it."""
+    return {
+        "max_samples": config.max_samples,
+        "seed": config.seed,
+        "caption_share": config.caption_share,
+        "kind_weights": config.numbers("kind_weights"),
+    }
+
+
+def _apart(
+    config: AlignmentConfig,
+    data: CachedCodesDataset | SDF3DCaptionDataset,
+    lengths: Sequence[float],
+    collate: Callable[[list[Any]], Batch],
+    rows: Iterable[Mapping[str, str]],
+    splits: Collection[str],
+    read: Callable[..., CachedCodesDataset | SDF3DCaptionDataset],
+    *,
+    captioned: Dataset[Any] | None = None,
+) -> AlignmentData:
+    """Keep objects for validation: those of the split for it, or where there is none, some of those to train on.
+
+    Args:
+        config: how many.
+        data: the objects to train on.
+        lengths: of its items.
+        collate: joins items.
+        rows: the table.
+        splits: values of its column `split`.
+        read: opens the objects of one of them.
+        captioned: the same objects as `data` with captions alone.
+    """
+    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
+    if VAL not in splits:
+        return _split(
+            config, data, data.for_validation(), data.names, lengths, collate, sources=sources, captioned=captioned
+        )
+    most = config.val_samples
+    held = read(split=VAL, max_samples=most, caption_share=1.0) if most else None
     return AlignmentData(
         train=Tolerant(data),
-        lengths=_tokens_of(data, config),
+        lengths=lengths,
         val=None if held is None else Tolerant(held),
         collate=collate,
         limited=_limited(config, data.names, sources),
-        captioned=Tolerant(data.with_captions()),
+        captioned=None if captioned is None else Tolerant(captioned),
         names=data.names,
         val_names=() if held is None else held.names,
     )
@@ -144,10 +206,10 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
 def _splits_of(rows: Iterable[Mapping[str, str]], folder: Path) -> set[str]:
     """Return the values of a table's column `split`. Raises a ValueError where there are some, but no `train`."""
     splits = {row["split"] for row in rows if row.get("split")}
-    if splits and _TRAIN not in splits:
+    if splits and TRAIN not in splits:
         raise ValueError(
             f"data_dir: the table of {folder} has a column split with {', '.join(sorted(splits))}, but no object of "
-            f"the split {_TRAIN}; name it so, or leave the column out"
+            f"the split {TRAIN}; name it so, or leave the column out"
         )
     return splits
 
@@ -180,27 +242,9 @@ def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) 
     rows = [] if gathered is None else gathered.rows
     splits = _splits_of(rows, folder)
     read = functools.partial(SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None)
-    data = read(
-        split=_TRAIN if splits else None,
-        max_samples=config.max_samples,
-        seed=config.seed,
-        caption_share=config.caption_share,
-        kind_weights=config.numbers("kind_weights"),
-    )
+    data = read(split=TRAIN if splits else None, **_words(config))
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
-    sources = {row[ID_COLUMN]: row.get("source", "") for row in rows}
-    if _VAL not in splits:
-        return _split(config, data, data.for_validation(), data.names, data.sizes, collate, sources=sources)
-    held = read(split=_VAL, max_samples=config.val_samples, caption_share=1.0) if config.val_samples else None
-    return AlignmentData(
-        train=Tolerant(data),
-        lengths=data.sizes,
-        val=None if held is None else Tolerant(held),
-        collate=collate,
-        limited=_limited(config, data.names, sources),
-        names=data.names,
-        val_names=() if held is None else held.names,
-    )
+    return _apart(config, data, data.sizes, collate, rows, splits, read)
 
 
 def _dummies(config: AlignmentConfig, processor: Processor3D, latent_dim: int) -> AlignmentData:

@@ -22,7 +22,6 @@ from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.progress import Progress, in_time
 from sdf_vqvae.utils.runtime import StopRequest, stop_requests
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.splits import AlignmentData, Batch
 from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.language import adapters
 from vae_qwen3vl.layout import without_object
@@ -31,6 +30,7 @@ from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.training.batches import TrainingBatches
 from vae_qwen3vl.training.objective import AlignmentObjective
 from vae_qwen3vl.training.processes import average_gradients, is_sharding, shard_frozen, summed
+from vae_qwen3vl.training.run_data import AlignmentData, Batch
 from vae_qwen3vl.training.run_folder import RESULT
 from vae_qwen3vl.training.schedule import is_adapter, make_optimizer, set_rates
 from vae_qwen3vl.training.validation import validation_losses

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vae_qwen3vl.data.splits import Batch
 from vae_qwen3vl.language.backbone import uncompiled
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.training.batches import TrainingBatches
 from vae_qwen3vl.training.objective import AlignmentObjective
 from vae_qwen3vl.training.processes import summed
+from vae_qwen3vl.training.run_data import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

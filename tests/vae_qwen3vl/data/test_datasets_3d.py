@@ -24,8 +24,8 @@ from vae_qwen3vl import (
 )
 from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.data.datasets_3d import KINDS_OF_THE_BOX, CachedCodesDataset
+from vae_qwen3vl.data.loading import worker_options
 from vae_qwen3vl.data.texts import Text, choose, read_records
-from vae_qwen3vl.data.workers import worker_options
 from vae_qwen3vl.synthetic.claims import KINDS
 
 R = 32

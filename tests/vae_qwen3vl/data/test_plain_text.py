@@ -14,8 +14,8 @@ import torch
 
 import align_worker as align
 from vae_qwen3vl.commands.main import main as program
-from vae_qwen3vl.data.bucketing import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.data.collate import collate_codes_caption, collate_sdf_caption
+from vae_qwen3vl.data.loading import BucketSampler, items_of_an_epoch
 from vae_qwen3vl.data.plain_text import WithPlainText
 from vae_qwen3vl.data.texts import Text, read_plain_texts
 from vae_qwen3vl.layout import PLACEHOLDER_3D

