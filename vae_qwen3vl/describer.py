@@ -142,6 +142,7 @@ def load_describer(
     return model.to(target).eval()
 
 
+@torch.no_grad()
 def describe(
     model: Qwen3VLWith3DBranch, codes: ShapeCodes, prompt: str | None = None, *, max_new_tokens: int = 64
 ) -> Description:
@@ -154,7 +155,7 @@ def describe(
         max_new_tokens: length of the answer.
     """
     from sdf_vqvae.codes.pipeline import check_codes
-    from vae_qwen3vl.processor import DEFAULT_PROMPT
+    from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
     from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
     vae = model.vae_model
@@ -162,6 +163,8 @@ def describe(
     sparse = codes.to_sparse_tensor(vae.device)
     feats = codebook_vectors(sparse.feats, vae)  # [M, D]
     asked = prompt or model.prompt or DEFAULT_PROMPT
-    (text,) = model.describe(feats_3d=feats, coords_3d=sparse.coords, prompt=asked, max_new_tokens=max_new_tokens)
-    tokens = int(model.count_3d_tokens(feats, sparse.coords)[0]) - 2
-    return Description(text=text, prompt=asked, tokens_3d=tokens)
+    processor = Processor3D.from_pretrained(model.model_name_or_path)
+    inputs = model.build_inputs(**processor(asked), feats_3d=feats, coords_3d=sparse.coords, padding_side="left")
+    answer = model.vl_model.generate(**inputs.model_kwargs(), do_sample=False, max_new_tokens=max_new_tokens)
+    (text,) = processor.decode(answer)
+    return Description(text=text, prompt=asked, tokens_3d=len(inputs.tokens_3d.coords))

@@ -20,7 +20,7 @@ from vae_qwen3vl.language import adapters
 from vae_qwen3vl.language.backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
 from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
-from vae_qwen3vl.projector import SHAPE_BOXES, OverBudget, Projector3D, Tokens3D
+from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
 from vae_qwen3vl.vae_latent_extractor import (
@@ -246,18 +246,10 @@ class Qwen3VLWith3DBranch(nn.Module):
         if (feats_3d is None) != (coords_3d is None):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
-            return self._no_tokens(), None
-        tokens = self.tokens_3d(*unpadded(feats_3d, coords_3d, mask_3d))
+            tokens = self.projector.no_tokens()
+        else:
+            tokens = self.tokens_3d(*unpadded(feats_3d, coords_3d, mask_3d))
         return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
-
-    def _no_tokens(self) -> Tokens3D:
-        """Return no tokens at all, made by the projector: under DDP a batch of text alone takes part as well."""
-        gain = self.projector.output_gain
-        coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
-        embeds = self.projector(gain.new_zeros((0, self.projector.in_features)), coords)
-        if self.projector.shape_tokens:
-            embeds = torch.cat([embeds, self.projector.shape_vectors(gain.new_zeros((0, SHAPE_BOXES)))])
-        return Tokens3D(embeds=embeds.to(self.device), coords=coords.to(self.device))
 
     def forward(
         self,

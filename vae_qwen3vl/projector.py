@@ -193,6 +193,15 @@ class Projector3D(nn.Module):
         order = merged[:, 0].argsort(stable=True)
         return Tokens3D(embeds=torch.cat([whole, embeds])[order], coords=merged[order])
 
+    def no_tokens(self) -> Tokens3D:
+        """Return the tokens of no object, which hang on the parameters: under DDP a batch of text takes part as well."""
+        gain = self.output_gain
+        coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
+        embeds = self(gain.new_zeros((0, self.in_features)), coords)
+        if self.shape_tokens:
+            embeds = torch.cat([embeds, self.shape_vectors(gain.new_zeros((0, SHAPE_BOXES)))])
+        return Tokens3D(embeds=embeds, coords=coords)
+
     def shape_vectors(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H]
         """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`."""
         made = self.shape(_unit_rms(occupancy.to(self.output_gain.dtype)))
