@@ -194,7 +194,7 @@ class Projector3D(nn.Module):
         return Tokens3D(embeds=torch.cat([whole, embeds])[order], coords=merged[order])
 
     def no_tokens(self) -> Tokens3D:
-        """Return the tokens of no object, which hang on the parameters: under DDP a batch of text takes part as well."""
+        """Return the tokens of no object, which hang on the parameters: under DDP text alone takes part as well."""
         gain = self.output_gain
         coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
         embeds = self(gain.new_zeros((0, self.in_features)), coords)
