@@ -138,22 +138,22 @@ def main() -> None:
     places = chosen(entries, options.max_objects)
     meshes = MeshVariants(pack=pack, entries=[entries[i] for i in places.tolist()])
     bits, numbers = occupancy_grids(meshes, device, options.workers, f"{options.split} grids")
-    measured, grids = rebuild(trainer.averaged(), bits, places[numbers])
+    measured, rebuilt = rebuild(trainer.averaged(), bits, places[numbers])
     print(measured, flush=True)
     print(write_run(options, {**result, **measured}, RUN))
     if options.grids is not None:
-        grids.save(options.grids)
+        rebuilt.save(options.grids)
     else:
-        finish(options, grids)
+        finish(options, rebuilt)
 
 
-def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
+def finish(options: argparse.Namespace, rebuilt: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
     file, name = results_file(options), run_name(options, RUN)
     before = read_runs(file)[name]
     lines = scores(
-        grids.jobs(),
-        len(grids.numbers),
+        rebuilt.jobs(),
+        len(rebuilt.numbers),
         pack=options.pack,
         split=before["split"],
         samples=options.samples,
