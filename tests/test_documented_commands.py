@@ -300,10 +300,11 @@ def small_default(hub: Path, tmp_path: Path) -> str:
     return str(tmp_path / "cache")
 
 
-@pytest.mark.slow
-@needs_language
-def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch):
-    """Every line of training and evaluation, one after the other, on three balls and a small language model."""
+@pytest.fixture
+def ran(
+    checkout: Path, hub: Path, small_default: str, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run a command that has to end well, where three balls, a tokenizer and a small language model lie."""
     pytest.importorskip("accelerate")
     pytest.importorskip("nltk")
     from sdf_vqvae.config.architecture import VAEConfig
@@ -319,39 +320,53 @@ def test_training_and_evaluation(checkout, hub, small_default, run, monkeypatch)
         torch.save(state, checkout / "path" / "to" / name)
     torch.save(sphere_batch(vae.config.field), checkout / "path" / "to" / "one_batch.pt")
 
-    def ran(command: str) -> subprocess.CompletedProcess[str]:
+    def run_well(command: str) -> subprocess.CompletedProcess[str]:
         done = run(command, checkout, HF_HOME=str(hub), XDG_CACHE_HOME=small_default, CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
 
-    def words(folder: str) -> list[str]:
-        return (checkout / folder / "generated.txt").read_text(encoding="utf-8").splitlines()
+    return run_well
 
+
+def words_of(folder: Path) -> list[str]:
+    return (folder / "generated.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.slow
+@needs_language
+def test_training_and_the_evaluation_of_its_last_run(checkout, ran):
+    """One after the other, on three balls and a small language model."""
     ran(TRAIN_DUMMY)
     assert (checkout / "out_3dvl/ep1_lr1e-4_bs2_nd50_nolora/projector_final.pt").is_file()
     ran(TRAIN_LORA)
     assert (checkout / "out_3dvl/ep3_lr1e-4_bs2_nall_lora8/lora_final").is_dir()
-    ran(TRAIN_PROJECTOR)
-    trained = checkout / "outputs_3d_vl/ep3_lr1e-4_bs4_nall_nolora"
-    shutil.copy(trained / "projector_final.pt", checkout / "path" / "to")
     ran(TRAIN_SCRIPT)
     ran(TRAIN_DEBUG)
     runs = checkout / "outputs_3d_align"
     assert {path.name for path in runs.iterdir()} == {f"ep2_lr1e-4_bs4_n5000_lora8{end}" for end in ("", "_2")}
     done = ran(EVALUATE_RUN)  # as it is after training
     assert "ep2_lr1e-4_bs4_n5000_lora8_2" in done.stderr  # the latest run
-    ran(f"{TRAIN_SCRIPT} --batch_size 2 --max_samples 500")  # the run whose adapter a documented line names
-    assert len(words("eval_out")) == 3
+    assert len(words_of(checkout / "eval_out")) == 3
     summary = json.loads((checkout / "eval_out" / "eval_summary.json").read_text(encoding="utf-8"))
     assert summary["settings"]["projector"]["num_layers"] == 3
     assert "no 3D" in summary["captions"]["rows"]
+
+
+@pytest.mark.slow
+@needs_language
+def test_training_a_projector_and_every_line_of_its_evaluation(checkout, ran):
+    """One after the other, on three balls and a small language model."""
+    ran(TRAIN_PROJECTOR)
+    trained = checkout / "outputs_3d_vl/ep3_lr1e-4_bs4_nall_nolora"
+    shutil.copy(trained / "projector_final.pt", checkout / "path" / "to")
+    ran(f"{TRAIN_SCRIPT} --batch_size 2 --max_samples 500")  # the run whose adapter a documented line names
     ran(f"{EVALUATE} {EVALUATE_FLAGS}")
-    assert len(words("eval_out")) == 1
+    assert len(words_of(checkout / "eval_out")) == 1
     flags = " ".join(EVALUATE_FLAGS.replace("\\", " ").split())
     for line in EVALUATE_LINES:
         ran(line.replace("...", flags))
-        assert len(words("eval_out")) == (3 if "--data_dir" in line else 1)
+        assert len(words_of(checkout / "eval_out")) == (3 if "--data_dir" in line else 1)
     (record,) = [json.loads(line) for line in (checkout / "eval_out" / "eval_results.jsonl").open(encoding="utf-8")]
     assert (record["mesh"] is not None) == (checkout / "eval_out" / "recon_mesh_0.obj").is_file()
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import trimesh
 
 from sdf_vqvae.evaluation.rebuild import ROWS
+from vae_qwen3vl.commands.main import main
 
 SMALL = {
     "resolution": 8,
@@ -24,9 +27,22 @@ SMALL = {
 }
 
 
-def run(repository: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vae_qwen3vl", "evaluate", *options]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., CompletedProcess[str]]:
+    """The command, in the repository's folder and in this process: what it returned, printed and said."""
+
+    def run_here(*options: str) -> CompletedProcess[str]:
+        monkeypatch.chdir(repository)
+        capfd.readouterr()
+        try:
+            code = main(["evaluate", *options])
+        except SystemExit as left:  # of argparse
+            code = int(left.code or 0)
+        return CompletedProcess(options, code, *capfd.readouterr())
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +53,13 @@ def small_config(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_a_folder_of_meshes_is_measured_and_goes_on(repository, tmp_path, small_config):
+def test_a_folder_of_meshes_is_measured_and_goes_on(run, tmp_path, small_config):
     folder, out = tmp_path / "meshes", tmp_path / "out"
     folder.mkdir()
     trimesh.creation.icosphere().export(folder / "ball.ply")
     (folder / "broken.ply").write_bytes(b"ply\nno mesh")
     options = (str(folder), "-o", str(out), "--vae_config", small_config, "--samples", "2000", "--device", "cpu")
-    done = run(repository, *options, "--json", "--pictures", "1")
+    done = run(*options, "--json", "--pictures", "1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["objects"] == 2
@@ -56,7 +72,7 @@ def test_a_folder_of_meshes_is_measured_and_goes_on(repository, tmp_path, small_
     assert found["codes"]["median"] > 50
     assert {"settings.json", "objects.jsonl", "summary.json", "report.html"} <= {p.name for p in out.iterdir()}
     before = (out / "objects.jsonl").read_bytes()
-    again = run(repository, *options)
+    again = run(*options)
     assert again.returncode == 0, again.stderr
     assert (out / "objects.jsonl").read_bytes() == before
     for words in (
@@ -69,18 +85,18 @@ def test_a_folder_of_meshes_is_measured_and_goes_on(repository, tmp_path, small_
         "chamfer_l1",
     ):
         assert words in again.stdout
-    other = run(repository, *options[:-4], "--samples", "77", "--device", "cpu")
+    other = run(*options[:-4], "--samples", "77", "--device", "cpu")
     assert other.returncode == 2
     assert "another samples (2000, now 77)" in other.stderr
     assert len(other.stderr.strip().splitlines()) <= 2  # a warning of random weights, and the error
 
 
-def test_the_protocol_and_the_help_teach(repository):
-    protocol = run(repository, "--protocol")
+def test_the_protocol_and_the_help_teach(run):
+    protocol = run("--protocol")
     assert protocol.returncode == 0
     for measure in ("chamfer_l1", "fscore@t", "normal_consistency", "volume_iou", "surface_iou", "voxel_iou"):
         assert measure in protocol.stdout
-    helped = run(repository, "--help")
+    helped = run("--help")
     assert "--split test" in helped.stdout and "worst case" in helped.stdout
 
 
@@ -92,8 +108,8 @@ def test_the_protocol_and_the_help_teach(repository):
         (("tests",), "holds no mesh"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(repository, tmp_path, small_config, options, words):
-    done = run(repository, *options, "-o", str(tmp_path), "--vae_config", small_config, "--device", "cpu")
+def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, small_config, options, words):
+    done = run(*options, "-o", str(tmp_path), "--vae_config", small_config, "--device", "cpu")
     assert done.returncode == 2
     assert words in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -101,7 +117,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(repository, tmp_path, small_con
 
 @pytest.mark.slow
 def test_the_examples_with_the_shipped_tokenizer(repository, tmp_path):
-    done = run(repository, "examples", "-o", str(tmp_path), "--samples", "5000", "--pictures", "1", "--json")
+    command = [sys.executable, "-m", "vae_qwen3vl", "evaluate", "examples", "-o", str(tmp_path), "--samples", "5000"]
+    done = subprocess.run(
+        [*command, "--pictures", "1", "--json"], cwd=repository, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["objects"] == 5 and not found["failures"]
