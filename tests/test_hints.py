@@ -16,10 +16,11 @@ from dataset_toolkits import process_m3d_seg_format, sdf_voxelize
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.utils.measurements import add_measuring_options
 from sdf_vqvae.utils.programs import add_run_options, run_program
+from sdf_vqvae.utils.settings import flag_of
 from vae_qwen3vl import eval_3d_vl, run_smoke_test, train_finetune
 from vae_qwen3vl.commands import main as cli
 from vae_qwen3vl.commands.options import add_language_options
-from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, read_alignment_config
+from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, read_alignment_config
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS = {

@@ -10,7 +10,7 @@ import dataclasses
 from importlib.util import find_spec
 from typing import Any
 
-from sdf_vqvae.config.training import check_keys
+from sdf_vqvae.utils.settings import check_keys
 
 # YAML 1.1 reads an unquoted no as false; in these keys of accelerate it is the word.
 _NO = {"downcast_bf16": "no", "mixed_precision": "no", "distributed_type": "NO", "dynamo_backend": "NO"}

@@ -9,54 +9,39 @@ language model's name stays as it is written (`resolve_vl_model` reads it), and 
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import dataclasses
-import inspect
 import itertools
-import math
 import os
-import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from sdf_vqvae.config.architecture import config_file
-from sdf_vqvae.config.training import check_keys
 from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.settings import (
+    Amount,
+    Count,
+    Option,
+    Positive,
+    Rate,
+    Share,
+    add_options,
+    check,
+    check_keys,
+    given,
+    settings_of,
+)
 from sdf_vqvae.utils.strict_files import named_number, read_mapping
 from vae_qwen3vl.accelerate_section import checked_accelerate
 from vae_qwen3vl.data.texts import CAPTION_SHARE
 from vae_qwen3vl.language import DEFAULT_PROMPT
 
-_LEAST = {
-    **dict.fromkeys(("epochs", "batch_size", "projector_layers", "lora_r", "lora_alpha", "dummy_samples"), 1),
-    **dict.fromkeys(("gradient_accumulation_steps", "log_every", "val_every", "save_every"), 1),
-    **dict.fromkeys(("max_samples", "val_samples", "num_workers", "seed", "shift_cells", "pretrain_epochs"), 0),
-    "shape_tokens": 0,
-}
-_SHARES = ("projector_share", "warmup_ratio", "lora_dropout", "caption_share", "drop_cells", "plain_text_share")
-_FROM_ZERO = (*_SHARES, "weight_decay", "grad_clip", "contrastive_weight", "turn_degrees")
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "data_format": ("sdf_caption",),
-    "truncate_mode": ("pool", "head"),
-    "positions": ("mrope", "sequential"),
-    "merge": (1, 2, 4),
-    "lora_targets": ("attention", "all"),
-    "best_by": ("gap", "val_loss", "last"),
-    "start_from": ("new", "shipped"),
-}
-_NAMES = {"int": "an integer", "float": "a number above 0", "bool": "true or false", "str": "a string"}
-_METAVARS = {
-    **{"vl_model": "NAME", "vae_config": "JSON", "vae_ckpt": "FILE", "prompt": "TEXT", "output_run": "NAME"},
-    **{"plain_text": "JSONL", "epoch_limits": "SOURCE=N", "kind_weights": "KIND=N"},
-    **{"init_projector": "FILE", "init_lora": "DIR"},
-}
-_NUMBERED = {"epoch_limits": "ldraw=2000", "kind_weights": "organ=6"}
-"""Settings that say a number a name, with examples."""
+_EXAMPLES = {"epoch_limits": "ldraw=2000", "kind_weights": "organ=6"}
+"""Settings that say a number a name."""
 FREE = (
     *("resume", "output_dir", "output_run", "accelerate", "num_workers", "log_every", "save_every"),
     *("use_gradient_checkpointing", "compile_layers"),
@@ -66,8 +51,6 @@ far as sums are rounded.)"""
 _PATHS = ("data_dir", "mirrored_dir", "plain_text", "vae_config", "vae_ckpt", "init_projector", "init_lora")
 AUTO = "auto"
 """An `output_run`: the latest one of the settings."""
-_GIVEN = "given:"
-"""Prefix of our flags in argparse's namespace, where a program may have its own `output_dir`."""
 
 # Keys of later versions of the original system. The first group is a trainer's; a trainer that honours one of them
 # moves it into the data class.
@@ -91,133 +74,132 @@ _LATER = {
     "resume_from": "--resume goes on with the latest run of the same settings that was stopped",
     "resume_ckpt_epoch": "--resume goes on from the latest checkpoint",
 }
-_LATER_CHOICES = {"random_sample", "fps"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
     """What one training run does, and what an evaluation needs to know of it."""
 
-    vl_model: str | None = None
+    vl_model: Annotated[str, Option(metavar="NAME")] | None = None
     """Language model: a folder, a Hub id (never turned into a path), or smollm2-135m, which needs no hub."""
-    vae_config: str | None = None
+    vae_config: Annotated[str, Option(metavar="JSON")] | None = None
     """Configuration of the VAE; the shipped tokenizer's by default."""
-    vae_ckpt: str | None = None
+    vae_ckpt: Annotated[str, Option(metavar="FILE")] | None = None
     """Weights of the VAE."""
     data_dir: str | None = None
     """Folder of the captioned data set."""
     mirrored_dir: str | None = None
     """Cached codes of the objects' mirror images (encode --mirror): each epoch half of the objects are theirs, with
     left and right exchanged in what is said."""
-    data_format: str = "sdf_caption"
+    data_format: Literal["sdf_caption"] = "sdf_caption"
     """Its layout: sdf_caption (metadata.csv and {sha256}_r{R}.npz)."""
-    max_samples: int = 0
+    max_samples: Count = 0
     """Objects taken from it; 0 takes all."""
-    epoch_limits: str | None = None
+    epoch_limits: Annotated[str, Option(metavar="SOURCE=N")] | None = None
     """Sources (the table's column) of which an epoch takes at most so many objects, in turn: ldraw=2000,other=500."""
-    plain_text: str | None = None
+    plain_text: Annotated[str, Option(metavar="JSONL")] | None = None
     """Records without an object: adapters are held there to what the language model says without them."""
-    plain_text_share: float = 0.1
+    plain_text_share: Share = 0.1
     """Their share of the training items; each epoch draws anew which ones."""
     dummy_data: bool = False
     """Train on random objects instead, for a quick test."""
-    dummy_samples: int = 50
+    dummy_samples: Positive = 50
     """Number of random objects."""
     output_dir: str = "outputs_3d_vl"
     """Folder of the runs; each makes its own folder in it."""
-    output_run: str | None = None
+    output_run: Annotated[str, Option(metavar="NAME", empty=True)] | None = None
     """Name of the run in output_dir that an evaluation with --config loads; auto, or nothing: the latest one of these
     settings."""
     prompt: str = DEFAULT_PROMPT
     """The question that the captions answer."""
     max_3d_tokens: int = 2048
     """3D tokens an object may have; 0 or less is no limit."""
-    truncate_mode: str = "pool"
+    truncate_mode: Annotated[Literal["pool", "head"], Option(later=("random_sample", "fps"))] = "pool"
     """Over that limit: pool (average blocks, all of the object is seen) or head (cut)."""
     use_3d_pos: bool = False
     """Add a code of the coordinates to the 3D tokens."""
-    projector_layers: int = 1
+    projector_layers: Positive = 1
     """1 is a Linear, 2 and more an MLP."""
     use_lora: bool = False
     """Train adapters of the language model with the projector."""
-    lora_r: int = 8
+    lora_r: Positive = 8
     """Rank of the adapters."""
-    lora_alpha: int | None = None
+    lora_alpha: Positive | None = None
     """Scale of the adapters; twice the rank by default."""
-    lora_dropout: float = 0.05
+    lora_dropout: Share = 0.05
     """Dropout in front of the adapters."""
-    start_from: str = "new"
+    start_from: Literal["new", "shipped"] = "new"
     """What training begins with: new weights, or the shipped projector and adapters, in the shape that they have."""
-    init_projector: str | None = None
+    init_projector: Annotated[str, Option(metavar="FILE")] | None = None
     """Trained projector (a file of an earlier run, or the shipped one) to start from; its layers, merge and position
     encoding must be these settings'."""
-    init_lora: str | None = None
+    init_lora: Annotated[str, Option(metavar="DIR")] | None = None
     """Trained adapters (a folder of an earlier run, or the shipped ones) to start from, with use_lora; their rank,
     scale and targets stay what they are."""
-    lora_targets: str = "attention"
+    lora_targets: Literal["attention", "all"] = "attention"
     """Linear maps of a text layer that get adapters: attention (q, k, v, o) or all (the MLP's too)."""
-    merge: int = 4
+    merge: Literal[1, 2, 4] = 4
     """Cells an axis in one 3D token: 1, 2 or 4."""
-    shape_tokens: int = 0
+    shape_tokens: Count = 0
     """3D tokens in front that tell of the object as a whole, from its coarse occupancy."""
-    caption_share: float = CAPTION_SHARE
+    caption_share: Share = CAPTION_SHARE
     """How often a caption of the table is learned where an object has questions too."""
-    kind_weights: str | None = None
+    kind_weights: Annotated[str, Option(metavar="KIND=N")] | None = None
     """How often kinds of questions are drawn, beside 1 for the others: organ=6,category=4."""
-    shift_cells: int = 0
+    shift_cells: Count = 0
     """Cached codes: each epoch moves an object along every axis by up to so many cells, so blocks of merged cells cut
     it differently."""
-    drop_cells: float = 0.0
+    drop_cells: Share = 0.0
     """Cached codes: each epoch leaves out a random share of an object's codes, up to this one."""
-    turn_degrees: float = 0.0
+    turn_degrees: Amount = 0.0
     """Cached codes: each epoch turns an object a little about its middle; deviation of the angle about each axis."""
-    positions: str = "mrope"
+    positions: Literal["mrope", "sequential"] = "mrope"
     """Positions of the 3D tokens: mrope (their block's coordinates) or sequential."""
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     """Learning rate of the projector."""
-    lora_lr: float | None = None
+    lora_lr: Rate | None = None
     """Learning rate of the adapters; a fifth of lr by default."""
-    contrastive_weight: float = 0.0
+    contrastive_weight: Amount = 0.0
     """Weight of a second loss of the projector: the mean of an object's 3D tokens should be nearer to its own name's
     words than to other names of the batch. Cached codes only."""
-    pretrain_epochs: int = 0
+    pretrain_epochs: Count = 0
     """Passes in which the projector first learns, without the language model, which caption belongs to which object
     (see projector_pretraining.py). Cached codes only."""
-    projector_share: float = 0.3
+    projector_share: Share = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Weight decay (AdamW)."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: Share = 0.03
     """Share of the run in which the rates rise; then they fall by a cosine."""
-    grad_clip: float = 1.0
+    grad_clip: Amount = 1.0
     """Largest norm of the gradients; 0 for any."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Positive = 1
     """Batches a step."""
     compile_layers: bool = False
     """Compile the language model's layers (torch.compile): on CUDA, steps of small models are several times faster
     after a minute."""
     use_gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
-    epochs: int = 3
+    epochs: Positive = 3
     """Passes over the data."""
-    batch_size: int = 2
+    batch_size: Positive = 2
     """Objects a batch and GPU."""
-    max_seconds: float | None = None
+    max_seconds: Rate | None = None
     """Stop after so many seconds; the rates fall accordingly."""
-    num_workers: int = 0
+    num_workers: Count = 0
     """Processes that read data."""
-    val_samples: int = 256
+    val_samples: Count = 256
     """Objects kept from training to validate on, where the data has no split `val`; 0 for none."""
-    val_every: int = 200
+    val_every: Positive = 200
     """Steps between validations."""
-    best_by: str = "gap"
+    best_by: Literal["gap", "val_loss", "last"] = "gap"
     """Which weights are a run's result: those to which other objects' shapes cost most (gap), those with the lowest
     val_loss, or the last step's (last)."""
-    log_every: int = 10
+    log_every: Positive = 10
     """Steps between log records."""
-    save_every: int = 500
+    save_every: Positive = 500
     """Steps between checkpoints; there is one after every quarter of a run too, and where it is told to stop."""
-    seed: int = 42
+    seed: Count = 42
     """Seed of the weights, of the order and of the choice among an object's texts."""
     resume: bool = False
     """Go on with the latest run in output_dir that has these settings and was stopped; an error if there is none."""
@@ -226,9 +208,8 @@ class AlignmentConfig:
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
-        for key in _option_names():
-            _checked(key, getattr(self, key))
-        for key in _NUMBERED:
+        check(self)
+        for key in _EXAMPLES:
             self.numbers(key)
         if 0 < self.max_3d_tokens <= self.shape_tokens:
             raise ValueError(f"{self.shape_tokens} shape_tokens leave nothing of max_3d_tokens {self.max_3d_tokens}")
@@ -243,15 +224,17 @@ class AlignmentConfig:
         Raises:
             ValueError: it says nothing that can be read.
         """
-        text, found = getattr(self, key), {}
+        text, numbers = getattr(self, key), {}
         for part in text.split(",") if text else ():
             pair = named_number(part)
             if pair is None:
-                raise ValueError(f"{key} must be {_METAVARS[key]}, such as {_NUMBERED[key]}, got {part.strip()!r}")
-            if pair[0] in found:
-                raise ValueError(f"{key} names {pair[0]!r} twice")
-            found[pair[0]] = pair[1]
-        return found
+                form = settings_of(AlignmentConfig)[key].option.metavar
+                raise ValueError(f"{key} must be {form}, such as {_EXAMPLES[key]}, got {part.strip()!r}")
+            name, number = pair
+            if name in numbers:
+                raise ValueError(f"{key} names {name!r} twice")
+            numbers[name] = number
+        return numbers
 
     @property
     def lora_rate(self) -> float:
@@ -353,41 +336,17 @@ class AlignmentConfig:
 
 
 def add_alignment_options(
-    parser: argparse.ArgumentParser, leave_out: Iterable[str] = (), *, only: Iterable[str] | None = None
+    parser: argparse.ArgumentParser, leave_out: Collection[str] = (), *, only: Collection[str] | None = None
 ) -> None:
     """Add `--config` and a flag for every setting but those in `leave_out`; `read_alignment_config` reads them.
 
     With `only`, no other settings have flags.
-
-    The flags and their help are the fields of `AlignmentConfig`.
     """
-    # argparse rather than jsonargparse 4.53: there, a flag before --config loses to the file, a key given twice
-    # passes, plain flags want a value, and an error takes five lines.
     if parser.usage is None:  # two dozen flags; --help lists them below
         parser.usage = "%(prog)s [--config YAML] [--SETTING VALUE ...]"
     about_paths = "relative paths in it start at the current directory"
     parser.add_argument("--config", metavar="YAML", help=f"file of settings; flags win over it, {about_paths}")
-    meanings, left_out = _meanings(), set(leave_out)
-    if only is not None:
-        left_out |= set(_option_names()) - set(only)
-    for setting in dataclasses.fields(AlignmentConfig):
-        name, kind = setting.name, str(setting.type).removesuffix(" | None")
-        if name in left_out or name == "accelerate":
-            continue
-        default = "" if kind == "bool" or setting.default is None else f" (default: {setting.default})"
-        about = (meanings.get(name, "").removesuffix(".") + default).replace("%", "%%")
-        flag: dict[str, Any] = {"dest": _GIVEN + name, "default": argparse.SUPPRESS, "help": about}
-        if kind == "bool":
-            flag["help"] += f" (--no-{name} turns it off)"
-            parser.add_argument(f"--{name}", nargs="?", const=True, metavar="true|false", **flag)
-            off: dict[str, Any] = {"dest": _GIVEN + name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            parser.add_argument(f"--no-{name}", action="store_false", **off)
-        else:
-            short = _METAVARS.get(name, "DIR" if name.endswith("_dir") else kind[:1].upper())
-            metavar = (
-                "|".join(map(str, _CHOICES[name])) if name in _CHOICES else {"I": "N", "F": "X"}.get(short, short)
-            )
-            parser.add_argument(f"--{name}", metavar=metavar, **flag)
+    add_options(parser, AlignmentConfig, only, leave_out=leave_out, overrides=True)
 
 
 def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
@@ -404,88 +363,7 @@ def read_alignment_config(options: argparse.Namespace) -> AlignmentConfig:
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that the command line gives itself. Raises a ValueError for a wrong one."""
-    values = {}
-    for dest, given in vars(options).items():
-        if dest.startswith(_GIVEN):
-            key = dest.removeprefix(_GIVEN)
-            try:
-                values[key] = _checked(
-                    key, _READERS.get(_kind(key)[0], str)(given) if isinstance(given, str) else given
-                )
-            except ValueError as error:
-                raise ValueError(f"--{error}") from error
-    return values
-
-
-# -- one value -------------------------------------------------------------------------------------------------
-
-
-def _checked(key: str, value: Any) -> Any:
-    """Return a value as the type of its key. Raises a ValueError that says what is expected."""
-    kind, optional = _kind(key)
-    if optional and (value is None or (key == "output_run" and value == "")):
-        return None
-    expected, least = _NAMES[kind], _LEAST.get(key)
-    if key in _FROM_ZERO:
-        expected = "a number from 0 to 1" if key in _SHARES else "a number of at least 0"
-    if least is not None:
-        expected += f" of at least {least}"
-    if key in _CHOICES:
-        *others, last = map(str, _CHOICES[key])
-        expected = " or ".join(filter(None, (", ".join(others), last)))
-    fits: bool
-    if kind == "float":
-        value, original = _rate(value, zero=key in _FROM_ZERO, most=1.0 if key in _SHARES else math.inf), value
-        fits = value is not None
-        value = original if value is None else value
-    elif kind == "int":
-        fits = isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
-    elif kind == "bool":
-        fits = isinstance(value, bool)
-    else:
-        fits = isinstance(value, str) and bool(value.strip())
-        if isinstance(value, str) and not value.strip():
-            expected += " that is not empty"
-        elif not isinstance(value, str) and key not in _CHOICES:
-            expected += " (in quotes)"
-    if not fits or value not in _CHOICES.get(key, (value,)):
-        later = " (of later versions of the original system)" if value in _LATER_CHOICES else ""
-        raise ValueError(f"{key} must be {expected}, got {value!r}{later}")
-    return value
-
-
-def _rate(value: Any, *, zero: bool = False, most: float = math.inf) -> float | None:
-    """Return a positive number (or `zero`) up to `most`, else None. YAML 1.1 takes `1e-4` for text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) and (number > 0 or (zero and number == 0)) and number <= most else None
-
-
-def _number(text: str) -> int | str:
-    """Return the integer that a flag's text holds, else the text."""
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _truth(text: str) -> bool | str:
-    """Return what a flag's text says, as YAML has it, else the text."""
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {"int": _number, "bool": _truth}
-
-
-def flag_of(key: str, value: Any) -> str:
-    """Return the flag that gives a setting a value, as a person types it: `--merge 2`, `--no-use_3d_pos`."""
-    if isinstance(value, bool):
-        return f"--{key}" if value else f"--no-{key}"
-    return f"--{key} {value}"
+    return given(options, AlignmentConfig)
 
 
 def _short(number: float) -> str:
@@ -496,37 +374,27 @@ def _short(number: float) -> str:
     return f"{first}{'.' if rest else ''}{rest}e{digits.exponent + len(rest)}"
 
 
-# -- the keys --------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------------------
 
 
 @cache
 def _option_names() -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(AlignmentConfig) if f.name != "accelerate")
+    return tuple(name for name in settings_of(AlignmentConfig) if name != "accelerate")
 
 
-@cache
-def _kind(key: str) -> tuple[str, bool]:
-    """Return the type of a key as a word, and whether it may be None."""
-    annotation = next(str(f.type) for f in dataclasses.fields(AlignmentConfig) if f.name == key)
-    return annotation.removesuffix(" | None"), annotation.endswith(" | None")
+def _checked(key: str, value: Any) -> Any:
+    """Return a value of a file as its key has it. Raises a ValueError that says what is expected.
 
-
-def _meanings() -> dict[str, str]:
-    """Return the docstring under each field."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(AlignmentConfig))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        line.target.id: " ".join(below.value.value.split())
-        for line, below in itertools.pairwise(tree.body)
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(line.target, ast.Name)
-        and isinstance(below, ast.Expr)
-        and isinstance(below.value, ast.Constant)
-        and isinstance(below.value.value, str)
-    }
-
-
-# -- the file --------------------------------------------------------------------------------------------------
+    Rates are numbers with or without a dot, and text too: YAML 1.1 takes `1e-4` for that.
+    """
+    setting = settings_of(AlignmentConfig)[key]
+    read = value
+    if setting.option.empty and value == "":
+        read = None
+    elif setting.kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        read = setting.from_text(str(value))
+    setting.check(read, key, value)
+    return read
 
 
 def _read_values(path: str | os.PathLike[str]) -> dict[str, Any]:

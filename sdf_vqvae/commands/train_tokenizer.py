@@ -15,6 +15,7 @@ from sdf_vqvae.config.architecture import VAEConfig, VAEDocument, read_vae_docum
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.programs import add_run_options
+from sdf_vqvae.utils.settings import add_options, given
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for title, section in (("trainer", TrainerConfig), ("dataset", DatasetConfig)):
         group = parser.add_argument_group(f"of the config's section {title}, which they replace")
-        for field in dataclasses.fields(section):
-            if field.name not in _NOT_FLAGS:
-                kind = _READ[str(field.type).removesuffix(" | None")]
-                group.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__.strip("_").upper())
+        add_options(group, section, leave_out=_NOT_FLAGS, overrides=True)
     add_run_options(parser, json_output=False)
 
 
@@ -116,14 +114,14 @@ def sections(document: VAEDocument, options: argparse.Namespace) -> tuple[Datase
     resolution = document.model.data_resolution
     dataset = document.dataset or DatasetConfig(name="Meshes", resolution=resolution)
     trainer = document.trainer or TrainerConfig()
-    dataset = dataclasses.replace(dataset, **_given(options, DatasetConfig))
+    dataset = dataclasses.replace(dataset, **given(options, DatasetConfig, "dataset.args"))
     if options.share:
         shares = dict(part.split("=", 1) if "=" in part else (part, "") for part in options.share)
         try:
             dataset = dataclasses.replace(dataset, shares={name: float(share) for name, share in shares.items()})
         except ValueError as error:
             raise ValueError(f"--share must be SOURCE=SHARE, got {options.share}: {error}") from error
-    trainer = dataclasses.replace(trainer, **_given(options, TrainerConfig))
+    trainer = dataclasses.replace(trainer, **given(options, TrainerConfig, "trainer.args"))
     if options.ema_rate:
         trainer = dataclasses.replace(trainer, ema_rate=tuple(options.ema_rate))
     if dataset.resolution != resolution:
@@ -298,18 +296,3 @@ def write_arguments(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write everything that the run follows, and the command line, into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _WRITTEN, {"command": sys.argv, **settings}, indent=2)
-
-
-def _given(options: argparse.Namespace, section: type) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(section) if f.name not in _NOT_FLAGS]
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-
-
-def _flag(text: str) -> bool:
-    """Read true or false."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-_READ: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": _flag}

@@ -11,11 +11,12 @@ import os
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sdf_vqvae.config.training import DatasetConfig, TrainerConfig, check_keys, check_types, named_section
+from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.utils.files import regular_file
+from sdf_vqvae.utils.settings import Amount, Bounds, Positive, check, check_keys, named_section
 from sdf_vqvae.utils.strict_files import parse_json
 
 logger = logging.getLogger(__name__)
@@ -26,17 +27,11 @@ _MODEL_NAMES = ("SparseSDFVQVAE", "Direct3DS2_VQVAE")  # the second is the origi
 # Arguments that the original also takes for each half; here the halves may differ in their number of blocks only.
 _SPLIT = ("model_channels", "num_heads", "num_head_channels")
 _MOST_LEVELS = 8
-_LEAST = {
-    "resolution": 1, "model_channels": 1, "latent_channels": 1, "num_blocks": 0, "num_blocks_encoder": 0,
-    "num_blocks_decoder": 0, "num_heads": 1, "num_head_channels": 1, "mlp_ratio": 0, "window_size": 1,
-    "num_embeddings": 1, "vq_decay": 0, "vq_epsilon": 0, "kmeans_interval": 1, "reservoir_size": 1, "input_band": 0,
-}  # fmt: skip
-# Far beyond any network of this kind; what exceeds them is a slip that would ask for terabytes.
-_MOST = {
-    "resolution": 1024, "model_channels": 8192, "latent_channels": 4096, "num_blocks": 128, "num_blocks_encoder": 128,
-    "num_blocks_decoder": 128, "num_heads": 1024, "num_head_channels": 8192, "mlp_ratio": 32, "window_size": 1024,
-    "num_embeddings": 2**22,
-}  # fmt: skip
+# The bounds are far beyond any network of this kind; what exceeds them is a slip that would ask for terabytes.
+_WIDEST, _DEEPEST = 8192, 128
+_Blocks = Annotated[int, Bounds(least=0, most=_DEEPEST)]
+_Side = Annotated[int, Bounds(least=1, most=1024)]
+_Width = Annotated[int, Bounds(least=1, most=_WIDEST)]
 _FIXED = {"out_channels": 1, "vq_group_size": 1, "extra_down_up_levels": 0, "train_full_block_decode": False}
 """Arguments of the original, some of later versions, of which one value is the network that is built here."""
 
@@ -45,45 +40,45 @@ _FIXED = {"out_channels": 1, "vq_group_size": 1, "extra_down_up_levels": 0, "tra
 class VAEConfig:
     """Constructor arguments of `SparseSDFVQVAE`; the names are those of the original's JSON files."""
 
-    resolution: int = 64
+    resolution: _Side = 64
     """Side of the latent grid; the data grid is `2 ** levels` times finer."""
-    model_channels: int = 512
+    model_channels: _Width = 512
     """Width C of the transformer trunks."""
-    latent_channels: int = 16
+    latent_channels: Annotated[int, Bounds(least=1, most=4096)] = 16
     """Width D of a code."""
-    num_blocks: int = 4
+    num_blocks: _Blocks = 4
     """Transformer blocks in each trunk."""
-    num_blocks_encoder: int | None = None
+    num_blocks_encoder: _Blocks | None = None
     """Blocks of the encoder's trunk, if not `num_blocks`."""
-    num_blocks_decoder: int | None = None
+    num_blocks_decoder: _Blocks | None = None
     """Blocks of the decoder's trunk, if not `num_blocks`."""
-    num_heads: int | None = None
+    num_heads: _Side | None = None
     """Attention heads; by default `model_channels / num_head_channels`."""
-    num_head_channels: int = 64
+    num_head_channels: _Width = 64
     """Width of a head, where `num_heads` is not given."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Bounds(least=0, most=32)] = 4.0
     """Hidden width of a block's feed-forward layer over C."""
     attn_mode: str = "swin"
     """`swin` (windows, every second block shifted by half a window), `windowed` or `full`."""
-    window_size: int = 8
+    window_size: _Side = 8
     """Side of an attention window in latent cells."""
     pe_mode: str = "ape"
     """Position code of the trunks: `ape` (sines of the coordinates)."""
     qk_rms_norm: bool = False
     """Normalize queries and keys."""
-    num_embeddings: int = 8192
+    num_embeddings: Annotated[int, Bounds(least=1, most=2**22)] = 8192
     """Codebook size K."""
     use_ema_update: bool = False
     """Learn the codebook by moving averages instead of gradients."""
-    vq_decay: float = 0.99
+    vq_decay: Amount = 0.99
     """Decay of those averages."""
-    vq_epsilon: float = 1e-5
+    vq_epsilon: Amount = 1e-5
     """Smoothing of the code counts."""
     use_kmeans_reinit: bool = False
     """Accepted from the original's files. Codes that fall out of use are restarted continually instead."""
-    kmeans_interval: int = 2000
+    kmeans_interval: Positive = 2000
     """See `use_kmeans_reinit`."""
-    reservoir_size: int = 16384
+    reservoir_size: Positive = 16384
     """Encoder outputs kept for the data-dependent start of the codebook."""
     use_fp16: bool = False
     """Run the network in half precision; left to autocast here, so only `False` is accepted."""
@@ -115,14 +110,14 @@ class VAEConfig:
         )
     )
     """The distance field the network was trained on; by default the original system's."""
-    input_band: float | None = None
+    input_band: Amount | None = None
     """The encoder sees voxels within this many voxels of the surface; None: all of the field's."""
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
         from sdf_vqvae.quantizers.table import QUANTIZERS, check_quantizer
 
-        check_types("models.vqvae.args", self, _LEAST, _MOST)
+        check(self, "models.vqvae.args")
         if self.num_heads is None and self.model_channels % self.num_head_channels:
             raise ValueError(
                 f"model_channels ({self.model_channels}) is not a multiple of num_head_channels "
@@ -142,9 +137,8 @@ class VAEConfig:
             raise ValueError(
                 f"model_channels ({self.model_channels}) is not a multiple of num_heads ({self.num_heads})"
             )
-        widest = _MOST["model_channels"]
-        if not all(isinstance(width, int) and 0 < width <= widest for width in self.widths) or not self.widths:
-            raise ValueError(f"level_channels must be integers in 1..{widest}, got {list(self.widths)}")
+        if not all(isinstance(width, int) and 0 < width <= _WIDEST for width in self.widths) or not self.widths:
+            raise ValueError(f"level_channels must be integers in 1..{_WIDEST}, got {list(self.widths)}")
         check_quantizer(vars(self))
         if self.architecture == "original" and (self.predict_occupancy or self.level_blocks):
             raise ValueError("predict_occupancy and level_blocks need architecture='residual'")
@@ -152,8 +146,8 @@ class VAEConfig:
             raise ValueError(
                 f"level_blocks needs {len(self.widths)} numbers, as {list(self.widths)}; got {self.level_blocks}"
             )
-        if not all(type(n) is int and 0 <= n <= _MOST["num_blocks"] for n in self.level_blocks):
-            raise ValueError(f"level_blocks must be integers in 0..{_MOST['num_blocks']}, got {self.level_blocks!r}")
+        if not all(type(n) is int and 0 <= n <= _DEEPEST for n in self.level_blocks):
+            raise ValueError(f"level_blocks must be integers in 0..{_DEEPEST}, got {self.level_blocks!r}")
         if self.architecture == "residual" and not self.level_blocks:
             object.__setattr__(self, "level_blocks", (2,) * len(self.widths))
         if self.data_resolution != self.field.resolution:

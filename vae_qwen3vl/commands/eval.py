@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.utils.programs import add_run_options, positive_int, print_json
+from sdf_vqvae.utils.settings import flag_of
 from vae_qwen3vl.commands.options import quiet_transformers
-from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, flag_of, given_settings, read_alignment_config
+from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, given_settings, read_alignment_config
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,8 @@ import torch
 
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.utils.errors import brief
-from vae_qwen3vl.config import AlignmentConfig, flag_of
+from sdf_vqvae.utils.settings import flag_of
+from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.describer import shipped_weights
 from vae_qwen3vl.language.adapters import TARGETS, read_adapter_config
 from vae_qwen3vl.language.backbone import compile_layers
