@@ -25,8 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdf_vqvae.codes.cache import CodeCache
-from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, Place, objects_of
 from sdf_vqvae.codes.folder import CODEBOOK, CodeFolder
+from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.data.captions import captions_of_row
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf

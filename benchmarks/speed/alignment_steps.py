@@ -287,7 +287,8 @@ def encoded_objects(
     vae: SparseSDFVQVAE, options: argparse.Namespace
 ) -> tuple[list[SparseSDF], list[tuple[Tensor, Tensor]]]:
     """Return fields with their codes `[N]` and cells `[N, 3]`: of the pack, drawn with seed 0, or of the examples."""
-    from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, objects_of
+    from sdf_vqvae.codes.encoding import EncodeWorker, objects_of
+    from sdf_vqvae.codes.settings import EncodeSettings
 
     source = options.pack or ROOT / "examples"
     settings = EncodeSettings(source=source, output=source)

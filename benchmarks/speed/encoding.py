@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdf_vqvae.codes.encoding import EncodeSettings, EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import resolve_device

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from sdf_vqvae.codes.pipeline import field_for, voxelize_many_for
+from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.data.field_folder import FieldFolder, fields_in
 from sdf_vqvae.data.folder_table import TableUse
 from sdf_vqvae.data.mesh_sources import UP, MeshPlace, Source, load_place
@@ -36,37 +36,6 @@ from sdf_vqvae.utils.progress import Progress, follow
 logger = logging.getLogger(__name__)
 
 _OBJECTS_A_SHARD = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeSettings:
-    """What to encode, with what, and how."""
-
-    source: Path
-    """A dataset of fields, a pack, or a folder of meshes."""
-    output: Path
-    """The folder of codes."""
-    vae_config: str | os.PathLike[str] | None = None
-    vae_ckpt: str | os.PathLike[str] | None = None
-    threshold_factor: float | None = None
-    """See `voxelize_for`; for meshes and tokenizers of the original system."""
-    up: str | None = None
-    """The axis of all sources that points up, or `auto`; None takes each object's own (`up_of`)."""
-    split: str | None = None
-    """Only objects whose row says so in its column `split`."""
-    max_samples: int | None = None
-    """The first so many."""
-    mirror: bool = False
-    """Encode the objects' mirror images, left and right exchanged."""
-    batch_voxels: int = 2_000_000
-    """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
-    shard_seconds: float = 10.0
-    """A shard is written so often; what a killed run loses is no older."""
-    objects_at_a_time: int = 16
-    """Objects that a worker is handed at a time."""
-    workers: int = 1
-    devices: tuple[str, ...] = ("cpu",)
-    engine: str = "local"
 
 
 @dataclass(frozen=True, kw_only=True)

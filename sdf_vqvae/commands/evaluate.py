@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
+from sdf_vqvae.evaluation.settings import EvaluationSettings
 from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, positive_int, print_json
+from sdf_vqvae.utils.settings import add_options, given
 
 ABOUT = "Measure how well a tokenizer rebuilds shapes, beside the ceiling of its representation."
 EXAMPLES = (
@@ -48,25 +50,16 @@ class _Protocol(argparse.Action):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "shapes", metavar="SHAPES", type=Path, help="folder of meshes, mesh pack, dataset of fields, or a mesh file"
-    )
+    add_options(parser, EvaluationSettings, ("shapes",), by_hand=("threshold_factor", "up"))
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True, help="folder for the results")
     add_vae_options(parser)
     add_threshold_factor(parser)
     add_up_option(parser)
-    parser.add_argument("--split", help="only objects of this split of a pack or dataset")
+    add_options(parser, EvaluationSettings, ("split",))
     parser.add_argument(
         "--max_samples", type=positive_int, metavar="N", help="N objects, drawn with --seed (default: all)"
     )
-    parser.add_argument(
-        "--samples",
-        type=positive_int,
-        default=100_000,
-        metavar="N",
-        help="points on each surface (default %(default)s; 1000000 as some papers do)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the points, and of --max_samples (default 0)")
+    add_options(parser, EvaluationSettings, ("samples", "seed"))
     parser.add_argument(
         "--workers",
         type=positive_int,
@@ -87,30 +80,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
     from sdf_vqvae.evaluation.report import REPORT, chosen_for_pictures, draw_objects, write_report
-    from sdf_vqvae.evaluation.run import EvaluationSettings, evaluate_shapes, read_objects
+    from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
     from sdf_vqvae.evaluation.shapes import list_shapes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
 
+    settings = EvaluationSettings(**given(options, EvaluationSettings))
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output {options.output}: it is a file; give a folder")
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
     shapes = list_shapes(
-        options.shapes,
-        split=options.split,
+        Path(settings.shapes),
+        split=settings.split,
         max_samples=options.max_samples,
-        seed=options.seed,
+        seed=settings.seed,
         resolution=vae.config.data_resolution,
-        up=options.up,
+        up=settings.up,
     )
     workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
-    settings = EvaluationSettings(
-        samples=options.samples,
-        seed=options.seed,
-        threshold_factor=options.threshold_factor,
-        shapes=str(options.shapes),
-        split=options.split,
-        up=options.up,
-    )
     summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
     records = read_objects(options.output)
     chosen = chosen_for_pictures([records[shape.id] for shape in shapes], options.pictures)
@@ -118,7 +104,7 @@ def work(options: argparse.Namespace) -> int:
     pictures = draw_objects(
         vae,
         [shape for shape in shapes if shape.id in wanted],
-        threshold_factor=options.threshold_factor,
+        threshold_factor=settings.threshold_factor,
         workers=min(workers, max(1, len(chosen))),
     )
     write_report(options.output / REPORT, summary, records, chosen, pictures)

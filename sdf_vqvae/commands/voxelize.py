@@ -6,14 +6,12 @@ import argparse
 import contextlib
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdf_vqvae.commands.options import add_up_option
-from sdf_vqvae.data import FORMATS
-from sdf_vqvae.preprocessing.voxelize.settings import DEFAULT_BAND, VoxelizeSettings
-from sdf_vqvae.utils.jobs import ENGINES
-from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, devices_of, positive_int, print_json
+from sdf_vqvae.preprocessing.voxelize.settings import VoxelizeSettings
+from sdf_vqvae.utils.programs import USER_ERROR, add_gpu_option, add_run_options, devices_of, print_json
+from sdf_vqvae.utils.settings import add_options, given
 
 if TYPE_CHECKING:
     from sdf_vqvae.preprocessing.voxelize.table import Summary
@@ -32,55 +30,15 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--format",
-        required=True,
-        choices=FORMATS,
-        help="trellis500k: ObjaverseXL (object-paths.json) or HSSD; custom: metadata.csv with glb_file; folder: mesh "
-        "files, however deep; pack: meshes.bin and meshes.jsonl",
-    )
-    data.add_argument("--input_dir", required=True, type=Path, metavar="DIR", help="the meshes")
-    data.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="the dataset; made where missing")
+    add_options(data, VoxelizeSettings, ("source_format", "input_dir", "output_dir"))
     add_up_option(data)
-    data.add_argument("--split", help="only rows whose column `split` says this")
-    data.add_argument(
-        "--filter_aesthetic_score", type=float, metavar="X", help="only rows with an aesthetic_score of X or more"
-    )
-    data.add_argument("--max_samples", type=int, metavar="N", help="only the first N of them (0: all)")
+    add_options(data, VoxelizeSettings, ("split", "filter_aesthetic_score", "max_samples"), by_hand=("up",))
     fields = parser.add_argument_group("fields")
-    fields.add_argument(
-        "--resolutions",
-        default="512",
-        type=_resolutions,
-        metavar="R,R",
-        help='grid sides, as in "256,512" (default 512)',
-    )
-    fields.add_argument(
-        "--threshold_factor",
-        type=float,
-        default=DEFAULT_BAND,
-        metavar="B",
-        help="half width in voxels of the stored shell (default %(default)g, which the shipped tokenizer reads). The "
-        "original's default, 0.01, keeps about a fiftieth of the voxels that the surface passes through, too few "
-        "to rebuild it",
-    )
-    fields.add_argument(
-        "--unsigned",
-        action="store_true",
-        help="the original's files: raw unsigned distances in the unit cube, samples at i / (R - 1) - 0.5",
-    )
+    add_options(fields, VoxelizeSettings, ("resolutions", "threshold_factor", "signed"))
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--max_workers",
-        type=positive_int,
-        metavar="N",
-        help="processes (default: one a core, or up to four a GPU)",
-    )
-    run.add_argument(
-        "--gpu_nums", type=int, metavar="N", help="use N GPUs (default -1: all, or the CPU where there is none)"
-    )
-    run.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or a Ray cluster")
-    run.add_argument("--no_skip", action="store_true", help="make all files anew; the default keeps whole ones")
+    add_options(run, VoxelizeSettings, ("workers",))
+    add_gpu_option(run)
+    add_options(run, VoxelizeSettings, ("engine", "skip_existing"))
     add_run_options(parser)
 
 
@@ -89,22 +47,8 @@ def work(options: argparse.Namespace) -> int:
     from sdf_vqvae.preprocessing.voxelize.dataset import default_workers, voxelize_dataset
 
     devices = devices_of(options)
-    settings = VoxelizeSettings(
-        source_format=options.format,
-        input_dir=options.input_dir,
-        output_dir=options.output_dir,
-        resolutions=options.resolutions,
-        threshold_factor=options.threshold_factor,
-        signed=not options.unsigned,
-        up=options.up,
-        split=options.split,
-        filter_aesthetic_score=options.filter_aesthetic_score,
-        max_samples=options.max_samples,
-        skip_existing=not options.no_skip,
-        workers=options.max_workers or default_workers(devices),
-        devices=devices,
-        engine=options.engine,
-    )
+    asked = given(options, VoxelizeSettings)
+    settings = VoxelizeSettings(**{"workers": default_workers(devices)} | asked, devices=devices)
     with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say
         summary = voxelize_dataset(settings)
     if options.json:
@@ -137,10 +81,3 @@ def in_words(summary: Summary) -> list[str]:
     if any(summary.fields.values()) and not any(summary.trainable.values()):
         lines.append("no sample has a caption: training with text needs a column `captions` (docs/datasets.md)")
     return lines
-
-
-def _resolutions(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of grid sides such as 256,512") from error

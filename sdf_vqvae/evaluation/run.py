@@ -11,11 +11,11 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.evaluation.rebuild import ROWS, WARM_UP, Rebuilt, failed_record, rebuild, score_rebuilt
+from sdf_vqvae.evaluation.settings import EvaluationSettings
 from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.evaluation.summary import FORMULAS, summarize
 from sdf_vqvae.geometry.metrics import scores as metrics
@@ -30,38 +30,21 @@ PROTOCOL = 1
 SETTINGS, OBJECTS, SUMMARY = "settings.json", "objects.jsonl", "summary.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """What is measured; the same for all objects of a folder."""
-
-    samples: int = 100_000
-    """Points sampled on each surface."""
-    seed: int = 0
-    """Of the samples."""
-    threshold_factor: float | None = None
-    """See `voxelize_for`."""
-    shapes: str = ""
-    """Where the objects come from."""
-    split: str | None = None
-    """Split of a pack or dataset."""
-    up: str | None = None
-    """The axis that points up, as asked for; None takes each object's own."""
-
-    def to_dict(self, vae: SparseSDFVQVAE) -> dict[str, Any]:
-        """Return all that scores depend on, for `settings.json`."""
-        return {
-            "protocol": PROTOCOL,
-            "shapes": self.shapes,
-            "split": self.split,
-            "up": self.up,
-            "samples": self.samples,
-            "seed": self.seed,
-            "threshold_factor": self.threshold_factor,
-            "thresholds": list(metrics.THRESHOLDS),
-            "tokenizer": vae.fingerprint(),
-            "config": vae.config.to_args(),
-            "codebook": vae.vq.embeddings.num_embeddings,
-        }
+def as_recorded(settings: EvaluationSettings, vae: SparseSDFVQVAE) -> dict[str, Any]:
+    """Return all that scores depend on, for `settings.json`."""
+    return {
+        "protocol": PROTOCOL,
+        "shapes": settings.shapes,
+        "split": settings.split,
+        "up": settings.up,
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "threshold_factor": settings.threshold_factor,
+        "thresholds": list(metrics.THRESHOLDS),
+        "tokenizer": vae.fingerprint(),
+        "config": vae.config.to_args(),
+        "codebook": vae.vq.embeddings.num_embeddings,
+    }
 
 
 def formulas() -> dict[str, str]:
@@ -99,7 +82,7 @@ def evaluate_shapes(
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
         remove_temporaries(target)
-        described = json.loads(json.dumps(settings.to_dict(vae)))  # as the file gives them back
+        described = json.loads(json.dumps(as_recorded(settings, vae)))  # as the file gives them back
         _check_settings(target, described)
         done = read_objects(target)
         left = [shape for shape in shapes if shape.id not in done]

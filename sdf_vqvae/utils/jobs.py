@@ -18,13 +18,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from sdf_vqvae.utils.errors import is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("local", "ray")
+Engine = Literal["local", "ray"]
+ENGINES: tuple[str, ...] = get_args(Engine)
 DIED_TWICE = "the worker process died twice"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_TRIES = 2

@@ -78,13 +78,20 @@ def parse_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
     return parser.parse_args(words)
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, device: bool = True, json_output: bool = True) -> None:
+def add_run_options(parser: argparse._ActionsContainer, *, device: bool = True, json_output: bool = True) -> None:
     """Add `--verbose` and, where they apply, `--device` and `--json`."""
     if device:
         parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is any)")
     parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
     if json_output:
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def add_gpu_option(parser: argparse._ActionsContainer) -> None:
+    """Add `--gpu_nums`, for work on many items; `devices_of` reads it."""
+    parser.add_argument(
+        "--gpu_nums", type=int, metavar="N", help="use N GPUs (default -1: all, or the CPU where there is none)"
+    )
 
 
 class _Version(argparse.Action):

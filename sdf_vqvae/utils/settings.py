@@ -38,7 +38,9 @@ class Bounds:
     most: float = math.inf
 
     def hold(self, number: float) -> bool:
-        """Return whether a number is finite and lies between them."""
+        """Return whether a number is finite and lies between them; without any, every number does."""
+        if self == Bounds():
+            return True
         low = number >= self.least if self.above is None else number > self.above
         return math.isfinite(number) and low and number <= self.most
 
@@ -192,14 +194,20 @@ def _setting(name: str, hint: Any, default: Any = dataclasses.MISSING) -> Settin
     )
 
 
-def check(config: Any, section: str = "") -> None:
+def check(config: Any, section: str = "", *, by_flag: bool = False) -> None:
     """Check the values of a settings object (for its `__post_init__`).
 
+    Args:
+        config: the object.
+        section: of a file, to be named before the keys.
+        by_flag: messages name the flags in place of the keys.
+
     Raises:
-        ValueError: the message names key, with its section, value and what is expected.
+        ValueError: the message names key, value and what is expected.
     """
     for name, setting in settings_of(type(config)).items():
-        setting.check(getattr(config, name), f"{section}.{name}" if section else name)
+        key = f"{section}.{name}" if section else name
+        setting.check(getattr(config, name), setting.flag if by_flag else key)
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -319,6 +327,9 @@ def _key(config: type) -> str:
 
 def _add_option(parser: argparse._ActionsContainer, setting: Setting, meaning: str, overrides: bool) -> None:
     option, required = setting.option, setting.default is dataclasses.MISSING
+    first, *_ = meaning.split(" ", 1)
+    if first.istitle() and first.isalpha():  # no name such as SDF3DCaptionDataset
+        meaning = meaning[0].lower() + meaning[1:]
     about = f"{meaning.removesuffix('.')}{_default_in_words(setting)}".replace("%", "%%")
     if setting.kind is bool:
         flag: dict[str, Any] = {"dest": setting.name, "default": None}

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdf_vqvae.utils.programs import USER_ERROR, positive_int, print_json
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, print_json
+from sdf_vqvae.utils.settings import add_options, given
 from sdf_vqvae.utils.strict_files import named_number
 from vae_qwen3vl.commands.options import check_records_name
 from vae_qwen3vl.synthetic.claims import KINDS, YES_NO
-from vae_qwen3vl.synthetic.questions import ANATOMY, LANGUAGES
+from vae_qwen3vl.synthetic.questions import LANGUAGES
+from vae_qwen3vl.synthetic.settings import QuestionSettings
 
 if TYPE_CHECKING:
     from vae_qwen3vl.synthetic.question_file import QuestionReport
@@ -35,11 +37,7 @@ _ALL_YES_NO = "yes_no"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("pack", metavar="PACK", type=Path, help="folder with meshes.bin and meshes.jsonl")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="JSON Lines file, .jsonl")
-    parser.add_argument("--split", default="train", help="only objects of this split (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same file (default 0)")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="default: both")
+    add_options(parser, QuestionSettings, ("pack", "output", "split", "seed", "languages"))
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -56,37 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_limit,
         help="at most N objects of a source, drawn by the seed; may be repeated",
     )
-    parser.add_argument("--max_samples", type=positive_int, metavar="N", help="at most N objects of all")
-    parser.add_argument(
-        "--anatomy_terms", type=Path, metavar="JSON", help=f"term -> sentences; without it no questions `{ANATOMY}`"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log what the libraries do")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_options(parser, QuestionSettings, ("max_samples", "anatomy_terms"))
+    add_run_options(parser, device=False)
 
 
 def work(options: argparse.Namespace) -> int:
     """Make the questions and report them."""
-    from vae_qwen3vl.synthetic.question_file import QuestionSettings, write_questions
+    from vae_qwen3vl.synthetic.question_file import write_questions
 
-    check_records_name(options.output)
     kinds = [kind for name in options.kinds for kind in (YES_NO if name == _ALL_YES_NO else (name,))]
-    found = write_questions(
-        QuestionSettings(
-            pack=options.pack,
-            output=options.output,
-            split=options.split,
-            seed=options.seed,
-            languages=tuple(options.languages),
-            kinds=tuple(dict.fromkeys(kinds)),
-            limits=dict(options.limit),
-            max_samples=options.max_samples,
-            anatomy_terms=options.anatomy_terms,
-        )
+    settings = QuestionSettings(
+        **given(options, QuestionSettings), kinds=tuple(dict.fromkeys(kinds)), limits=dict(options.limit)
     )
+    check_records_name(settings.output)
+    found = write_questions(settings)
     if options.json:
         print_json(asdict(found), indent=None)
     else:
-        _print(found, options.output)
+        _print(found, settings.output)
     return 0 if found.questions else USER_ERROR
 
 

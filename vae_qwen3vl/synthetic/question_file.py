@@ -6,8 +6,8 @@ Knows packs and files; how questions are made is in `claims`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdf_vqvae.data.mesh_pack import MeshPack
@@ -19,25 +19,9 @@ from vae_qwen3vl.data.texts import pick
 from vae_qwen3vl.synthetic.claims import KINDS, balance, make_questions
 from vae_qwen3vl.synthetic.mesh_facts import measure_mesh
 from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question
+from vae_qwen3vl.synthetic.settings import QuestionSettings
 
 FAILED = ".failed.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionSettings:
-    """What to make questions of, and which."""
-
-    pack: Path
-    output: Path
-    split: str = "train"
-    seed: int = 0
-    languages: tuple[str, ...] = LANGUAGES
-    kinds: tuple[str, ...] = KINDS
-    limits: Mapping[str, int] = field(default_factory=dict)
-    """Source -> at most so many of its objects, drawn by the seed."""
-    max_samples: int | None = None
-    anatomy_terms: Path | None = None
-    """JSON: anatomical term -> sentences. Without it the kind `anatomy` is not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vae_qwen3vl.data.texts import as_sentence
 from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS, Structure, organ_model, sentences_of, structure_of
@@ -29,7 +29,8 @@ from vae_qwen3vl.synthetic.words import (
 if TYPE_CHECKING:
     from vae_qwen3vl.synthetic.mesh_facts import MeshFacts
 
-LANGUAGES = ("en", "zh")
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[str, ...] = get_args(Language)
 ANATOMY_SOURCES = ("hubmap", "totalseg")
 _CLEARLY_LONGEST = 1.15
 _FLAT, _ROD, _COMPACT = 0.2, 0.25, 0.7

@@ -27,7 +27,8 @@ from sdf_vqvae.evaluation.rebuild import (
     score_rebuilt,
 )
 from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write_report
-from sdf_vqvae.evaluation.run import EvaluationSettings, evaluate_shapes, read_objects
+from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
+from sdf_vqvae.evaluation.settings import EvaluationSettings
 from sdf_vqvae.evaluation.shapes import Shape, list_shapes
 from sdf_vqvae.evaluation.summary import code_bin, subsets, summarize
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE

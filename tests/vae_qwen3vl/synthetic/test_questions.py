@@ -19,8 +19,9 @@ from vae_qwen3vl.synthetic.anatomy import organ_model, sentences_of, structure_o
 from vae_qwen3vl.synthetic.claims import CLAIMS, KINDS, YES_NO, balance, certainly_false, make_questions
 from vae_qwen3vl.synthetic.mesh_facts import MeshFacts, measure_mesh
 from vae_qwen3vl.synthetic.phrases import PHRASES, YES_NO_ANSWERS
-from vae_qwen3vl.synthetic.question_file import QuestionSettings, write_questions
+from vae_qwen3vl.synthetic.question_file import write_questions
 from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question, shape_of
+from vae_qwen3vl.synthetic.settings import QuestionSettings
 from vae_qwen3vl.synthetic.words import THINGS
 
 BOX = MeshFacts(sides=(1.0, 0.5, 0.05), pieces=1, mirrored=True)
