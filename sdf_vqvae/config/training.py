@@ -103,7 +103,7 @@ class DatasetConfig:
         """Read the section. Raises a ValueError that names what is wrong."""
         name, args = named_section("dataset", values, DATASETS)
         check_keys("dataset.args", args, (key for key in settings_of(cls) if key != "name"), _LATER_DATASET)
-        return cls(name=name, **args)
+        return cls(**{"name": name} | args)
 
 
 @dataclass(frozen=True, kw_only=True)

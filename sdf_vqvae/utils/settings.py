@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, cast
 
 _LATER = "is of later versions of the original system, which this one does not follow: {}"
 
@@ -143,7 +143,7 @@ class Setting:
             return self.bounds.in_words(self.kind)
         if self.kind is str:
             return "a string that is not empty" if isinstance(value, str) else "a string (in quotes)"
-        return {bool: "true or false", tuple: "a list"}.get(self.kind, "a path")  # type: ignore[arg-type]
+        return "true or false" if self.kind is bool else "a list" if self.kind is tuple else "a path"
 
     def from_text(self, text: str) -> Any:
         """Return what the text of a flag stands for; the text itself where it is of no such kind."""
@@ -155,15 +155,19 @@ class Setting:
             return Path(text)
         if self.kind in (int, float):
             try:
-                return self.kind(text)  # type: ignore[misc]
+                return self.kind(text)
             except (ValueError, OverflowError):
                 return text
         return text
 
 
-@cache
 def settings_of(config: type) -> dict[str, Setting]:
     """Return the fields of a settings class by name."""
+    return _settings_of(cast(Any, config))
+
+
+@cache
+def _settings_of(config: Any) -> dict[str, Setting]:
     hints = typing.get_type_hints(config, include_extras=True)
     return {
         field.name: _setting(field.name, hints[field.name], field.default) for field in dataclasses.fields(config)
@@ -262,8 +266,8 @@ def add_options(
         names: of the fields, by default all that can have flags.
         leave_out: fields without flags.
         by_hand: fields whose options somebody else adds, under the names of the fields.
-        overrides: the flags win over a file, so that what is on has to be turned off as well: `--name false` and
-            `--no-name`, beside `--name` and `--name true`.
+        overrides: the flags win over a file, so that what is on has to be turned off as well: `--use_lora false` and
+            `--no-use_lora`, beside `--use_lora` and `--use_lora true`.
     """
     meanings = meanings_of(config)
     known = settings_of(config)
@@ -304,7 +308,6 @@ def flag_of(key: str, value: Any) -> str:
     return f"--{key} {value}"
 
 
-@cache
 def meanings_of(config: type) -> dict[str, str]:
     """Return the docstring under each field, as one line."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
