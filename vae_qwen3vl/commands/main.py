@@ -10,7 +10,7 @@ import argparse
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from sdf_vqvae.utils.programs import (
@@ -56,6 +56,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 _COMPLETION = "completion"
 _SHELLS = ("bash", "zsh")
+_FOLDERS = {"DIR", "FOLDER", "PACK"}
+_FILES = {*_FOLDERS, "FILE", "JSON", "JSONL", "YAML", "PATH", "MESH", "FIELD", "CODES", "DATASET", "DATA", "SHAPES"}
+"""What options and arguments that take paths are shown with."""
 
 
 def command_of(name: str) -> Command:
@@ -130,5 +133,17 @@ def _complete(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} {_COMPLETION}", description="Complete commands and options.")
     parser.add_argument("shell", choices=_SHELLS)
     shell: Any = parser.parse_args(words).shell
-    print(shtab.complete(make_parser(), shell))
+    whole = make_parser()
+    for command in (part for action in whole._actions for part in _subparsers(action)):
+        for action in command._actions:
+            shown = set(str(action.metavar).split("|"))
+            if shown <= _FILES:
+                action.complete = shtab.DIRECTORY if shown <= _FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+            elif len(shown) > 1 and action.choices is None:
+                action.choices = sorted(shown)
+    print(shtab.complete(whole, shell))
     return 0
+
+
+def _subparsers(action: argparse.Action) -> Iterable[argparse.ArgumentParser]:
+    return action.choices.values() if isinstance(action, argparse._SubParsersAction) else ()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +272,66 @@ def test_the_help_of_a_command_has_examples_that_it_takes(helps, name):
     said = helps[name][0]
     assert "examples:" in said
     assert "--verbose" in said
+
+
+# -- completion --------------------------------------------------------------------------------------------------
+
+COMPLETE = """
+source completion.bash
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+COMPREPLY=()
+_shtab_vae_qwen3vl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory) -> Path:
+    """A folder with the script for bash, a mesh, a text and a folder."""
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    folder = tmp_path_factory.mktemp("completion")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["completion", "bash"]) == 0
+    (folder / "completion.bash").write_text(out.getvalue())
+    (folder / "chair.glb").touch()
+    (folder / "codes").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["enc"], {"encode"}),
+        (["make-"], {"make-questions", "make-plain-text"}),
+        (["encode", "--thr"], {"--threshold_factor"}),
+        (["train", "--use"], {"--use_lora", "--use_3d_pos", "--use_gradient_checkpointing"}),
+        (["encode", "cha"], {"chair.glb"}),
+        (["encode", "chair.glb", "-o", "c"], {"chair.glb", "codes", "completion.bash"}),
+        (["train", "--data_dir", "c"], {"codes"}),
+        (["train", "--config", "ch"], {"chair.glb"}),
+        (["train", "--positions", ""], {"mrope", "sequential"}),
+        (["voxelize", "--format", "t"], {"trellis500k"}),
+        (["ct", "--mesh_format", "p"], {"ply"}),
+        (["completion", ""], {"bash", "zsh"}),
+    ],
+)
+def test_bash_completes_commands_options_choices_and_files(completion, words, completed):
+    asked = ["bash", "-c", COMPLETE, "bash", "vae-qwen3vl", *words]
+    done = subprocess.run(asked, cwd=completion, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert {word.rstrip("/ ") for word in done.stdout.splitlines() if word.strip()} == completed
+
+
+def test_zsh_takes_the_script(tmp_path, capsys):
+    assert main(["completion", "zsh"]) == 0
+    script = capsys.readouterr().out
+    assert script.startswith("#compdef vae-qwen3vl")
+    assert all(name in script for name in COMMANDS)
+    if shutil.which("zsh") is None:
+        pytest.skip("there is no zsh")
+    (tmp_path / "_vae-qwen3vl").write_text(script)
+    done = subprocess.run(["zsh", "-n", "_vae-qwen3vl"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
