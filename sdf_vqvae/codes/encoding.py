@@ -30,8 +30,9 @@ from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import only_writer, remove_temporaries
-from sdf_vqvae.utils.jobs import DIED_TWICE, disk_is_full, run_jobs
+from sdf_vqvae.utils.jobs import DIED_TWICE, run_jobs
 from sdf_vqvae.utils.progress import Progress, follow
+from sdf_vqvae.utils.workers import disk_is_full
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer should answer, and how far its answers are from that.
+"""What a tokenizer should answer, how far its answers are from that, and the sum of it that training makes small.
 
 Targets fill whole latent cells: inside the band the measured distance; beyond it, in signed fields, +1 or -1 by
 flood fill.
@@ -6,18 +6,63 @@ flood fill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.residual import Occupancy
 from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 _NEAR = 1 / 3
 """Share of the band that counts as near the surface: one voxel at band 3."""
+
+
+def training_loss(
+    out: Mapping[str, Any], batch: Mapping[str, Tensor], config: VAEConfig, trainer: TrainerConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a forward pass and its parts by the names in the log, on the device.
+
+    Args:
+        out: of `SparseSDFVQVAE.forward`.
+        batch: what it was given.
+        config: of the tokenizer.
+        trainer: the weights of the parts.
+    """
+    signed = config.field.kind == "sdf" and config.field.unit == "band"
+    whole = SparseTensor(
+        batch["sparse_sdf"],
+        torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
+        side=config.data_resolution,
+        batch_size=out["latent"].batch_size,
+    )
+    dense = dense_targets(whole, out["latent"], signed=signed)
+    target = targets_of(out["reconst_x"], dense, config.levels)
+    power = trainer.object_balance
+    total, parts = reconstruction_loss(
+        out["reconst_x"].feats[:, 0],
+        target,
+        weights=object_weights(out["reconst_x"].coordinates, power) if power else None,
+        kind=trainer.loss_type,
+        sign_weight=trainer.sign_weight,
+        slope_weight=trainer.slope_weight,
+        signed=signed,
+    )
+    parts["commitment"] = out["commitment_loss"]
+    total = total + trainer.lambda_commitment * out["commitment_loss"]
+    if out["vq_loss"] is not None:
+        total = total + trainer.lambda_vq * out["vq_loss"]
+    if out["occupancy"]:
+        levels = [object_weights(level.cells, power) for level in out["occupancy"]] if power else None
+        cost, missed = occupancy_loss(out["occupancy"], levels)
+        total = total + trainer.lambda_occupancy * cost
+        parts |= {"occupancy": cost, **missed}
+    return total, {"loss": total, **parts}
 
 
 def dense_targets(field: SparseTensor, cells: SparseTensor, *, signed: bool = True) -> Tensor:

@@ -471,3 +471,15 @@ class _Shuffled:
             order = np.random.default_rng((self.seed, position // each)).permutation(self.count)
             yield int(order[self.rank + (position % each) * self.world_size])
             position += 1
+
+
+def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:
+    """Join `(index [N, 3], distance [N])` pairs to a batch dict on a device."""
+    sizes = torch.tensor([len(sdf) for _, sdf in objects], device=device)
+    total = sum(len(sdf) for _, sdf in objects)
+    numbers = torch.arange(len(objects), device=device, dtype=torch.int32)
+    return {
+        "sparse_sdf": torch.cat([sdf for _, sdf in objects]).to(device).float()[:, None],
+        "sparse_index": torch.cat([index for index, _ in objects]).to(device).int(),
+        "batch_idx": numbers.repeat_interleave(sizes, output_size=total),
+    }

@@ -24,11 +24,11 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.health import codebook_health
-from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training import checkpoints
-from sdf_vqvae.training.losses import dense_targets, object_weights, occupancy_loss, reconstruction_loss, targets_of
+from sdf_vqvae.training.held_out import measure_held_out, picture_rows
+from sdf_vqvae.training.losses import training_loss
 from sdf_vqvae.training.run_log import RunLog
-from sdf_vqvae.training.streams import Field, Stream
+from sdf_vqvae.training.streams import Field, Stream, collate_fields
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.runtime import StopRequest, stop_requests
 
@@ -41,56 +41,10 @@ _RESERVOIR = 16
 """Batches whose latent vectors are kept for the start of the codebook."""
 _PAST_NORMS = 1000
 _PERCENTILE_FROM = 20
+_PICTURED = 4
+"""Held-out objects that are pictured."""
 _PARTS = 4
 """Parts of a run, however short, after each of which there is a checkpoint."""
-
-
-def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:
-    """Join `(index [N, 3], distance [N])` pairs to a batch dict on a device."""
-    sizes = torch.tensor([len(sdf) for _, sdf in objects], device=device)
-    total = sum(len(sdf) for _, sdf in objects)
-    numbers = torch.arange(len(objects), device=device, dtype=torch.int32)
-    return {
-        "sparse_sdf": torch.cat([sdf for _, sdf in objects]).to(device).float()[:, None],
-        "sparse_index": torch.cat([index for index, _ in objects]).to(device).int(),
-        "batch_idx": numbers.repeat_interleave(sizes, output_size=total),
-    }
-
-
-def measure(
-    vae: SparseSDFVQVAE, out: Mapping[str, Any], batch: Mapping[str, Tensor], trainer: TrainerConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a forward pass and its parts, on the device."""
-    config = vae.config
-    signed = config.field.kind == "sdf" and config.field.unit == "band"
-    whole = SparseTensor(
-        batch["sparse_sdf"],
-        torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
-        side=config.data_resolution,
-        batch_size=out["latent"].batch_size,
-    )
-    dense = dense_targets(whole, out["latent"], signed=signed)
-    target = targets_of(out["reconst_x"], dense, config.levels)
-    power = trainer.object_balance
-    total, parts = reconstruction_loss(
-        out["reconst_x"].feats[:, 0],
-        target,
-        weights=object_weights(out["reconst_x"].coordinates, power) if power else None,
-        kind=trainer.loss_type,
-        sign_weight=trainer.sign_weight,
-        slope_weight=trainer.slope_weight,
-        signed=signed,
-    )
-    parts["commitment"] = out["commitment_loss"]
-    total = total + trainer.lambda_commitment * out["commitment_loss"]
-    if out["vq_loss"] is not None:
-        total = total + trainer.lambda_vq * out["vq_loss"]
-    if out["occupancy"]:
-        levels = [object_weights(level.cells, power) for level in out["occupancy"]] if power else None
-        cost, missed = occupancy_loss(out["occupancy"], levels)
-        total = total + trainer.lambda_occupancy * cost
-        parts |= {"occupancy": cost, **missed}
-    return total, {"loss": total, **parts}
 
 
 def _moving_average(rate: float) -> Callable[[Any, Any, Any], None]:
@@ -240,7 +194,7 @@ class TokenizerTrainer:
     def _forward_backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with self._precision():
             out = self.model(batch, bypass=not self.quantizing)
-            loss, parts = measure(self.vae, out, batch, self.config)
+            loss, parts = training_loss(out, batch, self.vae.config, self.config)
         if self.quantizing:
             self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
         else:
@@ -354,35 +308,14 @@ class TokenizerTrainer:
         """Measure the averaged weights on the held-out objects and picture some (the first process only)."""
         if self.log is None or not self.held_out:
             return
-        from sdf_vqvae.training.pictures import picture_rows
-
         vae = self.averaged().eval()
         with self._precision():
-            found, counts = self.measure_held_out(vae)
-        health = codebook_health(counts)
-        found |= {"perplexity": health.perplexity, "used": health.used, "dead": float(health.dead)}
-        found["top_percent_mass"] = health.top_percent_mass
-        self.log.write("held_out", self.step_number, {"seconds": self.seconds, "objects": self.objects, **found})
+            measures = measure_held_out(vae, self.held_out, self.config, quantizing=self.quantizing)
+        self.log.write("held_out", self.step_number, {"seconds": self.seconds, "objects": self.objects, **measures})
         if not self.config.disable_snapshot:
-            batches = [collate_fields([item], self.device) for item in self.held_out[:4]]
             with self._precision():
-                self.log.picture(self.step_number, picture_rows(vae, batches))
+                self.log.picture(self.step_number, picture_rows(vae, self.held_out[:_PICTURED]))
         self._modes()
-
-    @torch.no_grad()
-    def measure_held_out(self, vae: SparseSDFVQVAE) -> tuple[dict[str, float], Tensor]:
-        """Return the mean losses over the held-out objects, each weighing the same, and the counts of their codes."""
-        totals: dict[str, float] = {}
-        counts = torch.zeros_like(self.counts)
-        for item in self.held_out:
-            batch = collate_fields([item], self.device)
-            out = vae(batch, bypass=not self.quantizing)
-            _, parts = measure(vae, out, batch, self.config)
-            if self.quantizing:
-                counts += torch.bincount(out["indices"], minlength=len(counts))
-            for name, value in parts.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / len(self.held_out)
-        return totals, counts
 
     def averaged(self) -> SparseSDFVQVAE:
         """Return the averaged weights (the first of `ema_rate`) with the current codebook, or the current ones."""

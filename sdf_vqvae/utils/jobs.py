@@ -6,37 +6,26 @@ Knows nothing of what the items are.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import multiprocessing
-import os
-import signal
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Generic, Literal, get_args
 
-from sdf_vqvae.utils.errors import is_out_of_memory, one_line
+from sdf_vqvae.utils.process_pool import ProcessPool
+from sdf_vqvae.utils.ray_pool import RayPool
+from sdf_vqvae.utils.workers import Event, Item, MakeWorker, Pool, Result, attempt
 
 logger = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[str, ...] = get_args(Engine)
+_POOLS: dict[str, type[ProcessPool | RayPool]] = {"local": ProcessPool, "ray": RayPool}
 DIED_TWICE = "the worker process died twice"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_TRIES = 2
 _MOST_STARTS = 3
 """A worker that dies so often before its first item is not started again."""
-_SECONDS_TO_END = 10.0
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Work = Callable[[Item], Result]
-MakeWorker = Callable[[str], Work[Item, Result]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +38,6 @@ class Done(Generic[Result]):
     """What the worker returned; None if the item failed."""
     error: str
     """Why the item failed, in one line; empty if it did not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What a pool reports of one of its workers (for the pools of this package)."""
-
-    worker: int
-    kind: str
-    """`ready`, `result`, `failed`, `full` (the disk), `unusable` (no item can be worked on) or `died`."""
-    payload: Any = None
-
-
-class Pool(Protocol):
-    """Workers that hold one item each. `run_jobs` decides who gets which."""
-
-    def start(self, worker: int) -> None:
-        """Start a worker, or the successor of one that died; it reports `ready`."""
-
-    def give(self, worker: int, item: Any) -> None:
-        """Hand an item to a worker that is ready."""
-
-    def events(self) -> list[Event]:
-        """Wait until something happens."""
-
-    def close(self) -> None:
-        """End all workers."""
 
 
 def run_jobs(
@@ -142,67 +105,6 @@ def devices_for(gpu_count: int | None = None) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(gpu_count)) or ("cpu",)
 
 
-def disk_is_full(error: BaseException) -> bool:
-    """Return whether an error, or one that led to it, says that the disk (or the user's share of it) is full."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        # safetensors has errors of its own, with the system's words.
-        if getattr(found, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(found):
-            return True
-        found = found.__cause__ or found.__context__
-    return False
-
-
-# -- in a worker -------------------------------------------------------------------------------------------------
-
-
-def attempt(work: Work[Item, Result], item: Item) -> tuple[str, Any]:
-    """Work on one item; return the kind and payload of an event."""
-    try:
-        return "result", work(item)
-    except ImportError as error:
-        return "unusable", (ImportError, one_line(error))
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if disk_is_full(error):
-            return "full", one_line(error)
-        if is_out_of_memory(error):
-            return "failed", f"out of memory: {one_line(error)}"
-        if isinstance(error, RuntimeError):
-            raise  # a defect of the program
-        return "failed", one_line(error)
-
-
-def prepare(
-    receive: Callable[[], MakeWorker[Any, Any]], device: str
-) -> tuple[Work[Any, Any] | None, tuple[str, Any]]:
-    """Receive a `make_worker` and make a worker; return it, and the kind and payload of an event."""
-    import torch
-
-    try:
-        return receive()(device), ("ready", None)
-    except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError) as error:
-        kind = next((kind for kind in (ValueError, ImportError) if isinstance(error, kind)), OSError)
-        return None, ("unusable", (kind, one_line(error)))
-
-
-def _worker_process(device: str, threads: int, pipe: Connection) -> None:
-    """Work until the other end of the pipe says None or falls silent."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which then closes the pipe
-    torch.set_num_threads(threads)
-    work, event = prepare(pipe.recv, device)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process was killed
-        pipe.send(event)
-        while work is not None and (message := pipe.recv()) is not None:
-            pipe.send(attempt(work, message[0]))
-
-
-# -- the main process --------------------------------------------------------------------------------------------
-
-
 def _in_this_process(
     make_worker: MakeWorker[Item, Result], items: Iterable[Item], device: str
 ) -> Generator[Done[Result], None, None]:
@@ -223,13 +125,7 @@ def _in_a_pool(
     devices: tuple[str, ...],
     engine: str,
 ) -> Generator[Done[Result], None, None]:
-    pool: Pool
-    if engine == "ray":
-        from sdf_vqvae.utils.ray_pool import RayPool
-
-        pool = RayPool(make_worker, workers, devices)
-    else:
-        pool = _ProcessPool(make_worker, workers, devices)
+    pool: Pool = _POOLS[engine](make_worker, workers, devices)
     try:
         yield from _Schedule(pool, workers).run(items)
     finally:
@@ -323,71 +219,3 @@ def _disk_full(message: str, done: int) -> OSError:
     )
     error.errno = errno.ENOSPC
     return error
-
-
-class _ProcessPool:
-    """Processes of this machine, each at the end of a pipe."""
-
-    def __init__(self, make_worker: Any, workers: int, devices: tuple[str, ...]) -> None:
-        import torch
-
-        self._make_worker = make_worker
-        self._devices = devices
-        self._threads = max(1, torch.get_num_threads() // workers)
-        self._context = multiprocessing.get_context("spawn")  # CUDA and threads don't survive a fork
-        self._processes: dict[int, tuple[SpawnProcess, Connection]] = {}
-        self._ready: set[int] = set()
-
-    def start(self, worker: int) -> None:
-        ours, theirs = self._context.Pipe()
-        device = self._devices[worker % len(self._devices)]
-        process = self._context.Process(target=_worker_process, args=(device, self._threads, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has just died: `events` will tell
-            ours.send(self._make_worker)
-        self._processes[worker] = (process, ours)
-
-    def give(self, worker: int, item: Any) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._processes[worker][1].send((item,))
-
-    def events(self) -> list[Event]:
-        pipes = {pipe: worker for worker, (_, pipe) in self._processes.items()}
-        over = wait(list(pipes))
-        found = []
-        for pipe, worker in pipes.items():
-            if pipe not in over:
-                continue
-            try:
-                kind, payload = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                kind, payload = "died", self._cause_of_death(worker)
-            if kind == "ready":
-                self._ready.add(worker)
-            found.append(Event(worker=worker, kind=kind, payload=payload))
-        return found
-
-    def _cause_of_death(self, worker: int) -> str:
-        process, pipe = self._processes.pop(worker)
-        self._ready.discard(worker)
-        pipe.close()
-        process.join()
-        code = process.exitcode or 0
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def close(self) -> None:
-        for worker, (process, pipe) in self._processes.items():
-            if worker in self._ready:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    pipe.send(None)
-            else:  # it holds no item
-                process.kill()
-        deadline = time.monotonic() + _SECONDS_TO_END
-        for process, pipe in self._processes.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-            pipe.close()
-        self._processes.clear()

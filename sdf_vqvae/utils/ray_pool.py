@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster, for `sdf_vqvae.utils.jobs`. Knows Ray, which is imported only when a pool is made."""
+"""Workers on a Ray cluster. Knows Ray, which is imported only when a pool is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any
 
-from sdf_vqvae.utils.jobs import Event, attempt, prepare
+from sdf_vqvae.utils.workers import Event, attempt, prepare
 
 logger = logging.getLogger(__name__)
 

@@ -62,7 +62,7 @@ def strips_share(origins: Tensor, wanted: Tensor, boundary: Boundary) -> Tensor:
 
 
 def exact_strips_share(points: Tensor, boundary: Boundary) -> Tensor:
-    """Compiled twin of `boundary.strips_share_reference`; same arguments and result. float64 `[P]`"""
+    """Compiled twin of `boundary_reference.strips_share_reference`; same arguments and result. float64 `[P]`"""
     total = np.empty(len(points))
     at = points.numpy()
     start, end, times = boundary.start.numpy(), boundary.end.numpy(), boundary.times.numpy()

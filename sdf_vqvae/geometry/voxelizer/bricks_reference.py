@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sdf_vqvae.geometry.voxelizer.boundary import side_of_edge
+from sdf_vqvae.geometry.voxelizer.boundary_reference import side_of_edge
 from sdf_vqvae.geometry.voxelizer.triangle_distance import PAIRS, Triangles, refine
 
 BRICK = 8

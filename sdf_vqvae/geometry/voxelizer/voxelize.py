@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sdf_vqvae.geometry import MAX_RESOLUTION
 from sdf_vqvae.geometry.voxelizer.batch import MeshBatch, sizes_by_mesh, split_by_mesh
-from sdf_vqvae.geometry.voxelizer.boundary import Boundary, boundary_of, strips_share_reference
+from sdf_vqvae.geometry.voxelizer.boundary import Boundary, boundary_of
+from sdf_vqvae.geometry.voxelizer.boundary_reference import strips_share_reference
 from sdf_vqvae.geometry.voxelizer.bricks import Bricks
 from sdf_vqvae.geometry.voxelizer.sheets import Skin, looks_inward
 from sdf_vqvae.geometry.voxelizer.winding import checked_winding_number, has_numba

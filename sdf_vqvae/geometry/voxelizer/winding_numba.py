@@ -14,7 +14,7 @@ from sdf_vqvae.geometry.voxelizer.bricks_numba import in_threads
 
 
 def winding_number_numba(points: Tensor, corners: Tensor) -> Tensor:
-    """CPU twin of `winding.winding_number_reference`, in float64. `[P]`"""
+    """CPU twin of `winding_reference.winding_number_reference`, in float64. `[P]`"""
     total = np.empty(len(points))
     at = np.ascontiguousarray(points.numpy(), dtype=np.float64)
     triangles = np.ascontiguousarray(corners.numpy(), dtype=np.float64)

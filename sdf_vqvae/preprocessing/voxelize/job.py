@@ -20,8 +20,8 @@ from sdf_vqvae.fields.sparse_sdf import MAX_VOXELS, SparseSDF
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
 from sdf_vqvae.preprocessing.voxelize.settings import FieldKind
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.jobs import disk_is_full
 from sdf_vqvae.utils.runtime import resolve_device
+from sdf_vqvae.utils.workers import disk_is_full
 
 
 @dataclass(frozen=True, kw_only=True)

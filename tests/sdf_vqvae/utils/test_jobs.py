@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sdf_vqvae.utils.files import atomic_path
-from sdf_vqvae.utils.jobs import DIED_TWICE, Done, devices_for, disk_is_full, run_jobs
+from sdf_vqvae.utils.jobs import DIED_TWICE, Done, devices_for, run_jobs
+from sdf_vqvae.utils.workers import disk_is_full
 
 POOLS = [{"workers": 1}, {"workers": 2, "devices": ("cuda:0", "cuda:1")}]
 

@@ -20,7 +20,8 @@ from sdf_vqvae.geometry.voxelizer import boundary_numba, bricks_numba, bricks_re
 from sdf_vqvae.geometry.voxelizer import bricks as bricks_module
 from sdf_vqvae.geometry.voxelizer import voxelize as voxelize_module
 from sdf_vqvae.geometry.voxelizer.batch import MeshBatch
-from sdf_vqvae.geometry.voxelizer.boundary import boundary_of, strips_share_reference
+from sdf_vqvae.geometry.voxelizer.boundary import boundary_of
+from sdf_vqvae.geometry.voxelizer.boundary_reference import strips_share_reference
 from sdf_vqvae.geometry.voxelizer.bricks import Bricks
 from sdf_vqvae.geometry.voxelizer.sheets import Skin, looks_inward
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize, voxelize_batch
@@ -221,7 +222,7 @@ def test_without_numba_it_is_slow_and_the_same(monkeypatch, caplog):
     meshes = [normalize_mesh(colander), normalize_mesh(boxes((0, 0, 0), (0.5, 0.3, 0.2)))]
     before = [field_of(mesh, 40) for mesh in meshes]
     for module in ("bricks", "voxelize", "winding"):
-        monkeypatch.setattr(f"sdf_vqvae.geometry.{module}.has_numba", lambda: False)
+        monkeypatch.setattr(f"sdf_vqvae.geometry.voxelizer.{module}.has_numba", lambda: False)
     bricks_module._warn_of_numba.cache_clear()
     for one, other in zip(before, [field_of(mesh, 40) for mesh in meshes], strict=True):
         assert torch.equal(one.index, other.index)

@@ -10,7 +10,8 @@ import trimesh
 from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.voxelizer import bricks_reference
 from sdf_vqvae.geometry.voxelizer.batch import MeshBatch
-from sdf_vqvae.geometry.voxelizer.boundary import boundary_of, strips_share_reference
+from sdf_vqvae.geometry.voxelizer.boundary import boundary_of
+from sdf_vqvae.geometry.voxelizer.boundary_reference import strips_share_reference
 from sdf_vqvae.geometry.voxelizer.bricks import Bricks
 from sdf_vqvae.geometry.voxelizer.voxelize import voxelize, voxelize_batch
 from sdf_vqvae.geometry.voxelizer.winding import winding_number

@@ -1,0 +1,92 @@
+"""What a tokenizer makes of objects that it isn't trained on: losses, the use of its codes, and pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import trimesh
+
+from sdf_vqvae.config.training import TrainerConfig
+from sdf_vqvae.geometry.picture import fit_camera, render_mesh
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.training.losses import training_loss
+from sdf_vqvae.training.streams import Field, collate_fields
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+_SIZE = 256
+
+
+@torch.no_grad()
+def measure_held_out(
+    vae: SparseSDFVQVAE, fields: Sequence[Field], trainer: TrainerConfig, *, quantizing: bool
+) -> dict[str, float]:
+    """Return the mean losses over objects, each weighing the same, and how evenly they use the codebook.
+
+    Args:
+        vae: in evaluation mode.
+        fields: the objects, measured one by one.
+        trainer: the weights of the losses.
+        quantizing: go through the codes; otherwise none counts as used.
+    """
+    measures: dict[str, float] = {}
+    counts = torch.zeros(vae.config.num_embeddings, device=vae.device)
+    for field in fields:
+        batch = collate_fields([field], vae.device)
+        out = vae(batch, bypass=not quantizing)
+        _, parts = training_loss(out, batch, vae.config, trainer)
+        if quantizing:
+            counts += torch.bincount(out["indices"], minlength=len(counts))
+        for name, value in parts.items():
+            measures[name] = measures.get(name, 0.0) + float(value) / len(fields)
+    health = codebook_health(counts)
+    return measures | {
+        "perplexity": health.perplexity,
+        "used": health.used,
+        "dead": float(health.dead),
+        "top_percent_mass": health.top_percent_mass,
+    }
+
+
+@torch.no_grad()
+def picture_rows(vae: SparseSDFVQVAE, fields: Sequence[Field]) -> list[list[Image.Image]]:
+    """Return for each object the surface of its field and that of its codes, from one camera."""
+    from PIL import Image
+
+    rows = []
+    for field in fields:
+        batch = collate_fields([field], vae.device)
+        coords = torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1)
+        whole = SparseTensor(batch["sparse_sdf"], coords, side=vae.config.data_resolution)
+        truth = _surface(lambda field=whole: vae.sparse2mesh(field))  # type: ignore[misc]
+        rebuilt = _surface(lambda given=batch: vae.decode_mesh(vae.Encode(given)))  # type: ignore[misc]
+        blank = Image.new("RGB", (_SIZE, _SIZE), "white")
+        if truth is None:
+            rows.append([blank, blank])
+            continue
+        camera = fit_camera(truth)
+        rows.append([_picture(mesh, camera) if mesh is not None else blank for mesh in (truth, rebuilt)])
+    return rows
+
+
+def _surface(extract: Callable[[], list[trimesh.Trimesh]]) -> trimesh.Trimesh | None:
+    try:
+        return extract()[0]
+    except ValueError as error:
+        logger.info("no surface to picture: %s", error)
+        return None
+
+
+def _picture(mesh: trimesh.Trimesh, camera: Any) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(render_mesh(mesh, camera=camera, size=_SIZE)))
