@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdf_vqvae.codes.cache import CodeCache
-from sdf_vqvae.codes.encoding import EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, Job, objects_of
 from sdf_vqvae.codes.folder import CODEBOOK, CodeFolder
 from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.data.captions import captions_of_row
@@ -47,17 +47,17 @@ def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[d
     return drawn + [row for row in rows if row["split"] == "val" and row.get("source") in sources]
 
 
-def latents_of(worker: EncodeWorker, places: Sequence[Place]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def latents_of(worker: EncodeWorker, jobs: Sequence[Job]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield id, latents float32 `[M, D]` and coordinates int16 `[M, 3]` of each object that can be encoded."""
-    for start in tqdm(range(0, len(places), _AT_A_TIME), unit="group", disable=None):
-        group = places[start : start + _AT_A_TIME]
-        for place, field in zip(group, worker.fields_of(list(group)), strict=True):
+    for start in tqdm(range(0, len(jobs), _AT_A_TIME), unit="group", disable=None):
+        names, places = zip(*jobs[start : start + _AT_A_TIME], strict=True)
+        for name, field in zip(names, worker.fields_of(places), strict=True):
             if not isinstance(field, SparseSDF):
-                print(f"{place.name} is left out: {field}")
+                print(f"{name} is left out: {field}")
                 continue
             with torch.no_grad():
                 latent = worker.vae.encode_latent(collate_sparse_sdf([field]))
-            yield place.name, latent.feats.float().cpu(), latent.coords[:, 1:].to("cpu", torch.int16)
+            yield name, latent.feats.float().cpu(), latent.coords[:, 1:].to("cpu", torch.int16)
 
 
 def main() -> None:
@@ -76,9 +76,9 @@ def main() -> None:
     worker = EncodeWorker(str(resolve_device(options.device)), settings=settings)
     if worker.vae.fingerprint() != codes.manifest.vae_hash:
         raise SystemExit("the codes are of another tokenizer than the shipped one")
-    places = {place.name: place for place in objects_of(settings, worker.vae).places}
+    places = objects_of(settings, worker.vae).places
     rows = chosen_rows(codes, places, options.count)
-    encoded = list(latents_of(worker, [places[row[ID_COLUMN]] for row in rows]))
+    encoded = list(latents_of(worker, [(row[ID_COLUMN], places[row[ID_COLUMN]]) for row in rows]))
     names, latents, coords = zip(*encoded, strict=True)
     table = torch.cat(latents)
     encoded_rows = [row for row in rows if row[ID_COLUMN] in names]

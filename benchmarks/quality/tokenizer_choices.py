@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.commands.train_tokenizer import mesh_sources, voxelized
+from sdf_vqvae.commands.train_tokenizer import mesh_places, voxelized
 from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -83,7 +83,7 @@ class Data:
     def voxelized(cls, config: VAEConfig, dataset: DatasetConfig, options: argparse.Namespace) -> Data:
         """Fill the buffer; a grid twice as fine has four times the voxels and gets a quarter of the places."""
         device = resolve_device(options.device)
-        train, weights, val = mesh_sources(options.pack, dataset)
+        train, weights, val = mesh_places(options.pack, dataset)
         finer = (config.data_resolution // options.resolution) ** 2
         stream = MeshStream(
             MeshDraws(train, weights, Augmentation(rotation=dataset.rotation, stretch=dataset.stretch), 0),

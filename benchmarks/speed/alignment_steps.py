@@ -293,15 +293,15 @@ def encoded_objects(
     source = options.pack or ROOT / "examples"
     settings = EncodeSettings(source=source, output=source)
     worker = EncodeWorker(str(vae.device), settings=settings, vae=vae)
-    places = objects_of(settings, vae).places
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
+    jobs = list(objects_of(settings, vae).places.items())
+    order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0))
     fields: list[SparseSDF] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     for numbers in order[: options.objects].split(settings.objects_at_a_time):
-        group = [places[number] for number in numbers.tolist()]
+        names, places = zip(*(jobs[number] for number in numbers.tolist()), strict=True)
         voxelized = [
-            (place.name, field)
-            for place, field in zip(group, worker.fields_of(group), strict=True)
+            (name, field)
+            for name, field in zip(names, worker.fields_of(places), strict=True)
             if not isinstance(field, str)
         ]
         for (_, field), (_, codes, cells, _, reason) in zip(voxelized, worker.encode_fields(voxelized), strict=True):

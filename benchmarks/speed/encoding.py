@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdf_vqvae.codes.encoding import EncodeWorker, Place, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, Job, objects_of
 from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
@@ -30,10 +30,10 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(worker: EncodeWorker, places: list[Place], warm: list[Place], at_a_time: int) -> dict[str, Any]:
+def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: int) -> dict[str, Any]:
     """Encode objects from their meshes, and once more from their fields alone."""
     device = worker.vae.device
-    groups = [places[i : i + at_a_time] for i in range(0, len(places), at_a_time)]
+    groups = [jobs[i : i + at_a_time] for i in range(0, len(jobs), at_a_time)]
     for i in range(0, len(warm), at_a_time):
         worker(warm[i : i + at_a_time])
     start = wait(device)
@@ -42,9 +42,8 @@ def measure(worker: EncodeWorker, places: list[Place], warm: list[Place], at_a_t
     codes = sum(len(values) for _, values, _, _ in results if values is not None)
     alone, voxels, encoded = 0.0, 0, 0
     for group in groups:
-        fields = [
-            (p.name, f) for p, f in zip(group, worker.fields_of(group), strict=True) if isinstance(f, SparseSDF)
-        ]
+        names, places = zip(*group, strict=True)
+        fields = [(n, f) for n, f in zip(names, worker.fields_of(places), strict=True) if isinstance(f, SparseSDF)]
         start = wait(device)
         worker.encode_fields(fields)
         alone += wait(device) - start
@@ -76,10 +75,10 @@ def main() -> None:
     device = str(resolve_device(options.device))
     settings = EncodeSettings(source=options.pack, output=options.pack, batch_voxels=options.batch_voxels)
     worker = EncodeWorker(device, settings=settings)
-    places = objects_of(settings, worker.vae).places
-    order = np.random.default_rng(0).permutation(len(places))
-    warm = [places[i] for i in order[: options.warm]]
-    timed = [places[i] for i in order[options.warm : options.warm + options.count]]
+    jobs = list(objects_of(settings, worker.vae).places.items())
+    order = np.random.default_rng(0).permutation(len(jobs))
+    warm = [jobs[i] for i in order[: options.warm]]
+    timed = [jobs[i] for i in order[options.warm : options.warm + options.count]]
     rows = []
     for size in map(int, options.objects_at_a_time.split(",")):
         rows.append(measure(worker, timed, warm, size))

@@ -29,10 +29,11 @@ from tqdm import tqdm
 from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.data.objects import pack_objects
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.conv import active_backend
-from sdf_vqvae.training.streams import Augmentation, Field, MeshDraws, PackMeshes, prepare, random_symmetry
+from sdf_vqvae.training.streams import Augmentation, Field, MeshDraws, prepare, random_symmetry
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import peak_host_bytes, resolve_device, seed_everything, setup_logging
@@ -80,8 +81,8 @@ def fields_of(
     Raises:
         ValueError: no mesh gives a field within the bounds.
     """
-    source = PackMeshes(pack, pack.select(split))
-    draws = MeshDraws(source, torch.ones(len(source)), Augmentation(), options.seed)
+    places = [mesh.there for mesh in pack_objects(pack) if mesh.split == split]
+    draws = MeshDraws(places, torch.ones(len(places)), Augmentation(), options.seed)
     loader = DataLoader(
         draws,
         batch_size=8,

@@ -11,21 +11,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
+import trimesh
 from torch import Tensor
 
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from sdf_vqvae.codes.pipeline import field_for, voxelize_many_for
 from sdf_vqvae.codes.settings import EncodeSettings
-from sdf_vqvae.data.field_folder import FieldFolder, fields_in
+from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.folder_table import TableUse
-from sdf_vqvae.data.mesh_sources import UP, MeshPlace, Source, load_place
-from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
+from sdf_vqvae.data.mesh_sources import Source
+from sdf_vqvae.data.objects import Kind, Place, field_objects, kind_of
+from sdf_vqvae.data.tables import ID_COLUMN, METADATA, UP_COLUMN, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.geometry.up import Up, up_of
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
@@ -58,24 +58,13 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """An object to encode: a field file, or a mesh."""
-
-    name: str
-    field: Path | None = None
-    mesh: MeshPlace | None = None
-    up: Up | None = None
-    """How the source of the field stands; None takes it as it was made. (`mesh` says it of itself.)"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Objects:
     """What a source holds."""
 
-    rows: Sequence[dict[str, str]]
+    rows: Sequence[Mapping[str, str]]
     """Of its table, one an object."""
-    places: Sequence[Place]
-    """The objects that can be tried."""
+    places: Mapping[str, Place]
+    """Id -> where it lies, of the objects that can be tried."""
     failed: dict[str, str]
     """Id, or file where there is none -> why an object can't be."""
     table: TableUse | None = None
@@ -111,7 +100,7 @@ def encode_dataset(settings: EncodeSettings) -> Encoded:
 def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Objects) -> Encoded:
     """Encode the objects that the output lacks, and write the table of all."""
     writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
-    wanted = [place for place in objects.places if place.name not in writer.done]
+    wanted = [(name, place) for name, place in objects.places.items() if name not in writer.done]
     _check_kept(objects.places, writer)
     kept = len(objects.places) - len(wanted)
     failed = dict(objects.failed)
@@ -140,7 +129,7 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
     table = [
         {
             **row,
-            **({} if up is None else {UP: up.axis, "up_from": up.known_from}),
+            **({} if up is None else {UP_COLUMN: up.axis, "up_from": up.known_from}),
             "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")),
             "codes_error": error,
         }
@@ -160,16 +149,15 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
     )
 
 
-def _check_kept(places: Sequence[Place], writer: CodeFolderWriter) -> None:
+def _check_kept(places: Mapping[str, Place], writer: CodeFolderWriter) -> None:
     """Raise a ValueError if an object that is there already was encoded standing otherwise than is wanted now."""
-    for place in places:
-        up = place.up if place.mesh is None else place.mesh.up
-        if place.name not in writer.done or up is None:
+    for name, place in places.items():
+        if name not in writer.done or place.up is None:
             continue
-        there = writer.ups.get(place.name, Up(axis="y", known_from=""))
-        if not there.is_made_by(up):
+        there = writer.ups.get(name, Up(axis="y", known_from=""))
+        if not there.is_made_by(place.up):
             raise ValueError(
-                f"{writer.folder} holds codes of {place.name} that were made {there.apart_from(up)}: give "
+                f"{writer.folder} holds codes of {name} that were made {there.apart_from(place.up)}: give "
                 "another --output, or delete the folder"
             )
 
@@ -183,49 +171,47 @@ def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
     source = settings.source
     if not source.is_dir():
         raise ValueError(f"the folder {source} does not exist")
-    rows: list[dict[str, str]] = []
-    places: list[Place] = []
+    rows: list[Mapping[str, str]] = []
+    places: dict[str, Place] = {}
     failed: dict[str, str] = {}
-    found: Source | None = None
-    if fields_in(source):
+    meshes: Source | None = None
+    kind = kind_of(source, Kind.FIELDS, Kind.PACK)
+    if kind is Kind.FIELDS:
         fields = FieldFolder(source, vae.config.data_resolution)
         failed |= fields.left_out
-        usable = {row[ID_COLUMN] for row in fields.rows}
-        for row in fields.table():
-            if settings.split is not None and row.get("split") != settings.split:
+        for item in field_objects(fields):
+            if settings.split is not None and item.split != settings.split:
                 continue
-            rows.append(row)
-            if row[ID_COLUMN] in usable:
-                path = fields.path(row[ID_COLUMN])
-                try:
-                    up = up_of(path, settings.up, row.get(UP, ""))
-                except ValueError as error:
-                    failed[row[ID_COLUMN]] = str(error)
-                    continue
-                places.append(Place(name=row[ID_COLUMN], field=path, up=up if up.is_said else None))
+            rows.append(item.row)
+            if item.place is None:
+                continue
+            try:
+                places[item.id] = item.place.standing(settings.up, item.row.get(UP_COLUMN, ""))
+            except ValueError as error:
+                failed[item.id] = str(error)
     else:
-        found = Source(_format_of(source), source, split=settings.split, up=settings.up)
-        for item in follow(found, "reading the input", leave=False):
+        source_format = "pack" if kind is Kind.PACK else "folder"
+        meshes = Source(source_format, source, split=settings.split, up=settings.up)
+        for item in follow(meshes, "reading the input", leave=False):
             rows.append(item.row)
             if item.place is None:
                 failed[_key(item.row)] = item.error
             else:
-                places.append(Place(name=item.row[ID_COLUMN], mesh=item.place))
+                places[item.id] = item.place
     if not places:
         some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
         of_split = "" if settings.split is None else f" of the split {settings.split!r}"
         raise ValueError(f"{source} holds nothing{of_split} to encode" + (f" ({some})" if some else ""))
     if settings.max_samples:
-        places = places[: settings.max_samples]
-        chosen = {place.name for place in places}
-        rows = [row for row in rows if row[ID_COLUMN] in chosen]
-        failed = {name: why for name, why in failed.items() if name in chosen}
+        places = dict(itertools.islice(places.items(), settings.max_samples))
+        rows = [row for row in rows if row[ID_COLUMN] in places]
+        failed = {name: why for name, why in failed.items() if name in places}
     return Objects(
         rows=rows,
         places=places,
         failed=failed,
-        table=None if found is None else found.table,
-        repeated=() if found is None else found.repeated,
+        table=None if meshes is None else meshes.table,
+        repeated=() if meshes is None else meshes.repeated,
     )
 
 
@@ -234,35 +220,33 @@ def _key(row: Mapping[str, str]) -> str:
     return row[ID_COLUMN] or row.get("file", "")
 
 
-def _format_of(source: Path) -> str:
-    return "pack" if (source / "meshes.jsonl").is_file() else "folder"
-
-
+Job = tuple[str, Place]
+"""Id of an object, and where it lies."""
 _Result = tuple[str, Tensor | None, Tensor | None, Up | None, str]
 """Id, codes, coordinates, how its source stands, and why there are none."""
 
 
 def _through_workers(
-    make: Callable[[str], Callable[[list[Place]], list[_Result]]], places: Sequence[Place], settings: EncodeSettings
+    make: Callable[[str], Callable[[list[Job]], list[_Result]]], wanted: Sequence[Job], settings: EncodeSettings
 ) -> Iterator[_Result]:
     """Hand groups of objects to workers; where one dies of a group, its objects are tried one by one."""
-    groups = [list(group) for group in _batched(places, settings.objects_at_a_time)]
+    groups = [list(group) for group in _batched(wanted, settings.objects_at_a_time)]
     while groups:
-        again: list[list[Place]] = []
+        again: list[list[Job]] = []
         jobs = run_jobs(make, groups, workers=settings.workers, devices=settings.devices, engine=settings.engine)
         for done in jobs:
             group = groups[done.number]
             if done.result is not None:
                 yield from done.result
             elif len(group) > 1 and done.error == DIED_TWICE:
-                again += [[place] for place in group]
+                again += [[job] for job in group]
             else:
-                yield from ((place.name, None, None, None, done.error) for place in group)
+                yield from ((name, None, None, None, done.error) for name, _ in group)
         groups = again
 
 
-def _batched(places: Sequence[Place], size: int) -> Iterator[tuple[Place, ...]]:
-    rest = iter(places)
+def _batched(jobs: Sequence[Job], size: int) -> Iterator[tuple[Job, ...]]:
+    rest = iter(jobs)
     while group := tuple(itertools.islice(rest, size)):
         yield group
 
@@ -278,15 +262,15 @@ class EncodeWorker:
         self.settings = settings
         self.vae = vae or load_vae_from_config(settings.vae_config, settings.vae_ckpt, device)
 
-    def __call__(self, places: list[Place]) -> list[_Result]:
+    def __call__(self, jobs: list[Job]) -> list[_Result]:
         """Return the codes of each object, or why there are none."""
         fields: list[tuple[str, SparseSDF]] = []
         results: list[_Result] = []
-        for place, found in zip(places, self.fields_of(places), strict=True):
-            if isinstance(found, SparseSDF):
-                fields.append((place.name, found))
+        for (name, _), field in zip(jobs, self.fields_of([place for _, place in jobs]), strict=True):
+            if isinstance(field, SparseSDF):
+                fields.append((name, field))
             else:
-                results.append((place.name, None, None, None, found))
+                results.append((name, None, None, None, field))
         return results + self.encode_fields(fields)
 
     def encode_fields(self, fields: list[tuple[str, SparseSDF]]) -> list[_Result]:
@@ -294,32 +278,31 @@ class EncodeWorker:
         parts = _by_size(fields, self.settings.batch_voxels)
         return [result for part in parts for result in self._encode(part)]
 
-    def fields_of(self, places: list[Place]) -> list[SparseSDF | str]:
+    def fields_of(self, places: Sequence[Place]) -> list[SparseSDF | str]:
         """Return each object's field (or its mirror image's), or the reason why it has none."""
-        found: list[Any] = []
-        for place in places:
+        fields: list[SparseSDF | str] = []
+        meshes: list[tuple[int, trimesh.Trimesh]] = []
+        for number, place in enumerate(places):
             try:
-                if place.field is not None:
-                    field = SparseSDF.load(place.field)
-                    as_made = place.up is None or place.up.axis == field.up
-                    field = field_for(self.vae, field, up=None if as_made else place.up)
-                    found.append(field.to(self.vae.device))
+                shape = place.load()
+                if isinstance(shape, SparseSDF):
+                    as_made = place.up is None or place.up.axis == shape.up
+                    shape = field_for(self.vae, shape, up=None if as_made else place.up)
+                    fields.append(shape.to(self.vae.device))
                 else:
-                    assert place.mesh is not None
-                    found.append(load_place(place.mesh))
+                    meshes.append((number, shape))
+                    fields.append("")
             except (ValueError, OSError) as error:
-                found.append(brief(error))
-        meshes = [i for i, one in enumerate(found) if not isinstance(one, (SparseSDF, str))]
-        ups = [mesh.up for i in meshes if (mesh := places[i].mesh) is not None]
-        made = voxelize_many_for(
+                fields.append(brief(error))
+        voxelized = voxelize_many_for(
             self.vae,
-            [found[i] for i in meshes],
+            [mesh for _, mesh in meshes],
             threshold_factor=self.settings.threshold_factor,
-            ups=ups,
+            ups=[up for number, _ in meshes if (up := places[number].up) is not None],
         )
-        for i, field_or_reason in zip(meshes, made, strict=True):
-            found[i] = field_or_reason
-        return [_mirror_image(one) for one in found] if self.settings.mirror else found
+        for (number, _), field in zip(meshes, voxelized, strict=True):
+            fields[number] = field
+        return [_mirror_image(field) for field in fields] if self.settings.mirror else fields
 
     def _encode(self, part: list[tuple[str, SparseSDF]]) -> list[_Result]:
         """Encode fields together; where that fails, one by one."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.data.object_rows import OneRowAnObject
+from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -29,7 +30,6 @@ from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.files import regular_file, write_json
 from sdf_vqvae.utils.strict_files import parse_json
 
-MANIFEST = "manifest.json"
 CODEBOOK = "codebook.safetensors"
 _FORMAT = "sdf-vqvae-code-folder/1"
 _AS_IT_IS = Up(axis="y", known_from="")
@@ -61,7 +61,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
-        write_json(folder / MANIFEST, {"format": _FORMAT, **asdict(self)}, indent=1)
+        write_json(folder / CODES_MANIFEST, {"format": _FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -70,9 +70,11 @@ class Manifest:
         Raises:
             ValueError: the folder has none, or it is damaged.
         """
-        path = folder / MANIFEST
+        path = folder / CODES_MANIFEST
         if not path.is_file():
-            raise ValueError(f"{folder} is no folder of codes: it has no {MANIFEST}; make one with `encode FOLDER`")
+            raise ValueError(
+                f"{folder} is no folder of codes: it has no {CODES_MANIFEST}; make one with `encode FOLDER`"
+            )
         try:
             about = parse_json(regular_file(path, "manifest").read_bytes())
             if about["format"] != _FORMAT:
@@ -209,14 +211,12 @@ class CodeFolderWriter:
         """Number of codes of every object that is there, by id."""
         self.ups: dict[str, Up] = {}
         """How its source stands; objects of earlier versions, which don't say it, are missing."""
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / MANIFEST).is_file():
-            leftovers = [p for p in self.folder.iterdir() if not p.name.startswith(".")]
-            if leftovers:
-                raise ValueError(f"--output {self.folder} is not empty and no folder of codes: give another one")
-        if (self.folder / MANIFEST).is_file():
+        if kind_of(self.folder, Kind.CODES):
             Manifest.load(self.folder).check(self.manifest, self.folder)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise ValueError(f"--output {self.folder} is not empty and no folder of codes: give another one")
             table = vae.vq.embeddings.weight.detach().to("cpu", torch.float32).contiguous()
             write_safetensors(self.folder / CODEBOOK, {"codebook": table}, {})
             self.manifest.save(self.folder)

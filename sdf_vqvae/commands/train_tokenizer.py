@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from sdf_vqvae.training.streams import Field, MeshSource, Stream
+    from sdf_vqvae.data.objects import Place
+    from sdf_vqvae.training.streams import Field, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def training_data(
             "prepare such fields with dataset_toolkits/sdf_voxelize.py and vae-qwen3vl convert"
         )
     band = model.field.band or 3.0
-    train, weights, held_out = mesh_sources(options.data_dir, dataset)
+    train, weights, held_out = mesh_places(options.data_dir, dataset)
     how = Augmentation(rotation=dataset.rotation, stretch=dataset.stretch)
     stream = MeshStream(
         MeshDraws(train, weights, how, options.seed),
@@ -211,64 +212,64 @@ def training_data(
     return stream, voxelized(held_out, keep, model, device)
 
 
-def mesh_sources(folder: Path, dataset: DatasetConfig) -> tuple[MeshSource, torch.Tensor, MeshSource]:
+def mesh_places(folder: Path, dataset: DatasetConfig) -> tuple[list[Place], torch.Tensor, list[Place]]:
     """Return training meshes, how often each is drawn, and held-out meshes of a pack or a folder of files.
 
     Of a folder without splits, one file in a hundred (at least one, by the order of names) is held out.
     """
     import torch
 
-    from sdf_vqvae.data.file_names import mesh_files
-    from sdf_vqvae.data.mesh_pack import MeshPack, source_weights
+    from sdf_vqvae.data.mesh_pack import MeshPack
+    from sdf_vqvae.data.objects import Kind, kind_of, mesh_objects, pack_objects
     from sdf_vqvae.geometry.mesh import READABLE
-    from sdf_vqvae.training.streams import FileMeshes, PackMeshes
+    from sdf_vqvae.training.streams import source_weights
 
     if not folder.is_dir():
         raise ValueError(f"--data_dir {folder} does not exist")
-    if (folder / "meshes.jsonl").is_file():
-        pack = MeshPack(folder)
-        entries, val = pack.select("train"), pack.select("val")
-        if not entries:
+    if kind_of(folder, Kind.PACK):
+        meshes = list(pack_objects(MeshPack(folder)))
+        train, val = ([mesh for mesh in meshes if mesh.split == split] for split in ("train", "val"))
+        if not train:
             raise ValueError(f"{folder} has no mesh of the split train")
-        unknown = sorted(set(dataset.shares) - {e.source for e in entries})
+        sources = [mesh.source for mesh in train]
+        unknown = sorted(set(dataset.shares) - set(sources))
         if unknown:
-            raise ValueError(
-                f"shares: {folder} has no source {unknown}; it has {sorted({e.source for e in entries})}"
-            )
+            raise ValueError(f"shares: {folder} has no source {unknown}; it has {sorted(set(sources))}")
         order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0)).tolist()
-        weights = source_weights(entries, dict(dataset.shares))
-        return PackMeshes(pack, entries), weights, PackMeshes(pack, [val[i] for i in order])
-    files = sorted(mesh_files(folder))
+        weights = source_weights(sources, dict(dataset.shares))
+        return [mesh.there for mesh in train], weights, [val[i].there for i in order]
+    files = sorted((mesh.there for mesh in mesh_objects(folder)), key=lambda place: place.path)
     if len(files) < 2:
         raise ValueError(
             f"{folder} holds {len(files)} mesh files ({', '.join(READABLE)}) and no pack: too few to train"
         )
     if dataset.shares:
         raise ValueError("shares name sources of a pack; a folder of files has none")
-    apart = [f for i, f in enumerate(files) if i % 100 == 0]
-    rest = [f for i, f in enumerate(files) if i % 100]
-    return FileMeshes(rest), torch.ones(len(rest)), FileMeshes(apart)
+    files = [dataclasses.replace(place, name=str(place.path)) for place in files]
+    apart = [place for number, place in enumerate(files) if number % 100 == 0]
+    rest = [place for number, place in enumerate(files) if number % 100]
+    return rest, torch.ones(len(rest)), apart
 
 
-def voxelized(meshes: MeshSource, count: int, model: VAEConfig, device: torch.device) -> list[Field]:
+def voxelized(places: Sequence[Place], count: int, model: VAEConfig, device: torch.device) -> list[Field]:
     """Voxelize the first meshes that can be."""
     import torch
 
     from sdf_vqvae.fields.sparse_sdf import SparseSDF
 
-    found: list[Field] = []
-    for number in range(len(meshes)):
-        if len(found) == count:
+    fields: list[Field] = []
+    for place in places:
+        if len(fields) == count:
             break
         try:
             field = SparseSDF.from_mesh(
-                meshes.mesh(number), model.data_resolution, band=model.field.band or 3.0, device=device
+                place.mesh(), model.data_resolution, band=model.field.band or 3.0, device=device
             )
         except ValueError as error:
-            logger.warning("held-out object %s left out: %s", meshes.name(number), error)
+            logger.warning("held-out object %s left out: %s", place.name, error)
             continue
-        found.append((field.index.to(torch.int16), field.sdf.to(torch.float16)))
-    return found
+        fields.append((field.index.to(torch.int16), field.sdf.to(torch.float16)))
+    return fields
 
 
 def prepared_fields(folder: Path, model: VAEConfig, dataset: DatasetConfig, held_out: int) -> tuple[Any, list[Any]]:

@@ -1,44 +1,31 @@
-"""A dataset of field files: a folder with `metadata.csv` and `{sha256}_r{R}.npz`, read, and converted as a whole.
+"""A dataset of field files: a folder with `metadata.csv` and `{sha256}_r{R}.npz`, of which some objects can be used.
 
-Knows the columns of the table that concern fields (`sha256`, `sdf_computed`, `r{R}_num_points`, `r{R}_error`) and
-keeps all others. Captions are for the language branch.
+Knows the columns of the table that concern fields (`sha256`, `sdf_computed`, `r{R}_num_points`) and keeps all others.
+Captions are for the language branch.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sdf_vqvae.data.field_file import SAFE_ID, field_file_name, grid_sides, id_in_file_name
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.tables import (
     FILE_COLUMNS,
     ID_COLUMN,
-    METADATA,
     NAME_COLUMNS,
     find_table,
     read_table,
     warn_of_other_tables,
-    write_table,
 )
-from sdf_vqvae.fields.conversion import convert_field
-from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
-from sdf_vqvae.geometry.up import Up
-from sdf_vqvae.utils.archives import npz_shapes, read_npz
-from sdf_vqvae.utils.jobs import run_jobs
-from sdf_vqvae.utils.progress import follow
 
 logger = logging.getLogger(__name__)
-
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-"""Names from tables and folders that may become part of a path."""
-_FILE = re.compile(r"(?P<id>.+)_r(?P<resolution>\d{1,4})\.npz")
 
 
 class FieldFolder:
@@ -132,7 +119,7 @@ class FieldFolder:
     @functools.cached_property
     def _resolutions(self) -> dict[str, set[int]]:
         """Id -> grid sides of the files that are there."""
-        return _grid_sides(self.folder)
+        return grid_sides(self.folder)
 
     def _other_grids(self) -> str:
         """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
@@ -164,21 +151,12 @@ def read_field_table(folder: Path) -> OneRowAnObject | None:
     return OneRowAnObject.of(rows, table)
 
 
-def _grid_sides(folder: Path) -> dict[str, set[int]]:
-    """Return the grid sides of the field files that are there, by the objects' ids, in the order of these."""
-    found: dict[str, set[int]] = {}
-    for name in sorted(os.listdir(folder)):
-        if match := _FILE.fullmatch(name):
-            found.setdefault(match["id"], set()).add(int(match["resolution"]))
-    return found
-
-
 def _id_column(rows: Sequence[Mapping[str, str]], table: Path) -> str:
     """Return the column that names the objects: `sha256`, or where there is none the one that fits most files."""
     columns = list(rows[0]) if rows else []
     if ID_COLUMN in columns or not rows:
         return ID_COLUMN
-    there = _grid_sides(table.parent)
+    there = grid_sides(table.parent)
     fits = {
         column: sum(_id_in(row[column]) in there for row in rows)
         for column in (*NAME_COLUMNS, *FILE_COLUMNS)
@@ -195,9 +173,7 @@ def _id_column(rows: Sequence[Mapping[str, str]], table: Path) -> str:
 
 def _id_in(cell: str) -> str:
     """Return the id that a cell names, alone or as a field file."""
-    name = cell.strip().replace("\\", "/").rpartition("/")[2]
-    match = _FILE.fullmatch(name)
-    return match["id"] if match else name
+    return id_in_file_name(cell.strip().replace("\\", "/").rpartition("/")[2])
 
 
 def log_left_out(left_out: Mapping[str, str], among: int, where: object) -> None:
@@ -213,153 +189,3 @@ def log_left_out(left_out: Mapping[str, str], among: int, where: object) -> None
 def plain_reason(reason: str) -> str:
     """Return a reason without names and numbers, which is the same for all objects that have it."""
     return re.sub(r"\d[\d,.]*", "#", re.sub(r"'[^']*'", "…", reason))
-
-
-def fields_in(folder: Path) -> bool:
-    """Return whether a folder holds field files."""
-    return any(_FILE.fullmatch(name) for name in os.listdir(folder))
-
-
-def field_file_name(name: str, resolution: int) -> str:
-    """Return `{name}_r{resolution}.npz`."""
-    return f"{name}_r{resolution}.npz"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What converting a folder came to."""
-
-    converted: int
-    kept: int
-    """Files that an earlier run had made."""
-    failed: dict[str, str]
-    """Id -> reason."""
-
-
-def convert_file(source: Path, target: Path, field: FieldDescription) -> int:
-    """Convert one field file and return the number of its voxels. Raises a ValueError with the reason."""
-    converted = convert_field(SparseSDF.load(source), field)
-    converted.save(target)
-    return len(converted.sdf)
-
-
-def convert_folder(
-    source: Path, target: Path, field: FieldDescription, *, resolution: int | None = None, workers: int = 1
-) -> Conversion:
-    """Convert the fields of a dataset folder into another; a second run goes on where the first stopped.
-
-    Writes `{id}_r{R}.npz` and a `metadata.csv` with the source's columns and `r{R}_num_points`, `r{R}_error`.
-    An object that can't be converted is recorded with its reason, and the rest goes on.
-
-    Args:
-        source: dataset folder.
-        target: where to; another folder, created where missing.
-        field: description of the results.
-        resolution: R in the names of the source's files; by default the one that all of them have.
-        workers: processes.
-
-    Raises:
-        ValueError: the folders are the same, or the source has no field or fields of several resolutions.
-    """
-    if target.resolve() == source.resolve():
-        raise ValueError(f"--output {target} is the source itself: give another folder")
-    if not source.is_dir():
-        raise ValueError(f"the dataset folder {source} does not exist")
-    fields = FieldFolder(source, resolution or _only_resolution(source))
-    target.mkdir(parents=True, exist_ok=True)
-    points: dict[str, str] = {}
-    failed = dict(fields.left_out)
-    kept = 0
-    jobs = []
-    for row in fields.rows:
-        output = target / field_file_name(row[ID_COLUMN], field.resolution)
-        stored = stored_field(output, field)
-        if stored is None:
-            jobs.append((row[ID_COLUMN], (fields.path(row[ID_COLUMN]), output)))
-        else:
-            kept += 1
-            points[row[ID_COLUMN]] = str(stored.voxels)
-    done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
-    for one in follow(done, "convert", "field", total=len(jobs)):
-        name = jobs[one.number][0]
-        if one.error:
-            failed[name] = one.error
-        else:
-            points[name] = str(one.result)
-    rows = []
-    for row in fields.table():
-        name = row[ID_COLUMN]
-        found = {f"r{field.resolution}_num_points": points.get(name, "")}
-        rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
-    write_table(target / METADATA, rows)
-    return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredField:
-    """What the headers of a field file say."""
-
-    voxels: int
-    sign_method: str
-    watertight: bool
-    up: Up
-    """How the source stands; known from nothing in files of earlier versions."""
-    size: int
-    """Bytes of the file."""
-
-
-def stored_field(path: Path, field: FieldDescription, up: Up | None = None) -> StoredField | None:
-    """Return what is in a field file, by its headers; None where there is no whole file.
-
-    Args:
-        path: the file.
-        field: what is wanted.
-        up: how its source is wanted to stand; None takes it as it does.
-
-    Raises:
-        ValueError: the file is whole, and a field of another description, or its source stands otherwise.
-    """
-    if not path.is_file():
-        return None
-    try:
-        voxels = npz_shapes(path, ("sparse_index",))["sparse_index"][0]
-        keys = tuple(field.to_dict())
-        values = {
-            key: value.item()
-            for key, value in read_npz(path, (*keys, "sign_method", "watertight", "up", "up_from"), {}).items()
-        }
-        band = None if math.isnan(values["band"]) else values["band"]
-        found = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
-        stored = StoredField(
-            voxels=voxels,
-            sign_method=str(values["sign_method"]),
-            watertight=bool(values["watertight"]),
-            up=Up(axis=str(values.get("up", "y")), known_from=str(values.get("up_from", ""))),
-            size=path.stat().st_size,
-        )
-    except (ValueError, LookupError, TypeError):
-        return None
-    if found != field:
-        raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
-    if up is not None and not stored.up.is_made_by(up):
-        raise ValueError(f"{path} is there already, but it was made {stored.up.apart_from(up)}")
-    return stored
-
-
-def _only_resolution(folder: Path) -> int:
-    found = {int(m["resolution"]) for f in folder.iterdir() if (m := _FILE.fullmatch(f.name))}
-    if len(found) != 1:
-        raise ValueError(
-            f"{folder} holds field files of the resolutions {sorted(found)}: choose one with --resolution"
-            if found
-            else f"{folder} holds no field file (ID_rR.npz)"
-        )
-    return found.pop()
-
-
-def _make_converter(device: str, *, field: FieldDescription) -> Callable[[tuple[Path, Path]], int]:
-    return functools.partial(_convert, field=field)
-
-
-def _convert(files: tuple[Path, Path], field: FieldDescription) -> int:
-    return convert_file(*files, field)

@@ -1,24 +1,22 @@
-"""Packs of meshes: their manifest, their meshes, and how often each source is drawn.
+"""Mesh packs: their manifest, and their meshes.
 
-Knows files; nothing of fields and networks. Streams of training objects are in `streams.py`.
+Knows files; nothing of fields and networks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import trimesh
-from torch import Tensor
 
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import parse_json
 
+BLOB, MANIFEST = "meshes.bin", "meshes.jsonl"
 _GRID = 4095  # 12-bit positions
 
 
@@ -48,9 +46,9 @@ class MeshPack:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.blob = self.folder / "meshes.bin"
+        self.blob = self.folder / BLOB
         """The Draco streams."""
-        manifest = self.folder / "meshes.jsonl"
+        manifest = self.folder / MANIFEST
         for file in (self.blob, manifest):
             if not file.is_file():
                 raise ValueError(f"{file} does not exist: a mesh pack is a folder with meshes.bin and meshes.jsonl")
@@ -108,11 +106,3 @@ def _entry(record: Any, size: int) -> PackEntry:
     if not all(type(n) is int and n >= 0 for n in numbers) or sum(numbers) > size:
         raise ValueError(f"offset {numbers[0]!r} and size {numbers[1]!r} lie outside meshes.bin ({size:,} bytes)")
     return PackEntry(id=str(keys["id"]), split=str(keys["split"]), offset=numbers[0], size=numbers[1], record=record)
-
-
-def source_weights(entries: Sequence[PackEntry], shares: dict[str, float]) -> Tensor:
-    """Return sampling weights `[len(entries)]`: named sources get their share, the others split the rest evenly."""
-    sources = [e.source for e in entries]
-    rest = sum(s not in shares for s in sources)
-    left = 1.0 - sum(shares.values())
-    return torch.tensor([shares[s] / sources.count(s) if s in shares else left / rest for s in sources])

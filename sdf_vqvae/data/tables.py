@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 METADATA = "metadata.csv"
 ID_COLUMN = "sha256"
 """The column of objects' ids."""
+UP_COLUMN = "up"
+"""The column that says which axis of an object's source points up."""
 FILE_COLUMNS = (
     "file", "file_name", "filename", "file_path", "filepath", "glb_file", "mesh_file", "mesh_path", "model_path",
     "local_path", "path", "file_identifier",
@@ -36,7 +38,7 @@ FILE_COLUMNS = (
 """Columns that may hold an object's file."""
 NAME_COLUMNS = ("id", "uid", "uuid", "object_id", "object_uid", "model_id", "modelid", "name", "file_id")
 """Columns that may hold what an object's file is called, without its folder and its ending."""
-_OTHERS = ("split", "source", "category", "aesthetic_score", "sdf_computed", "up", "image_dir_path", "view_keys")
+_OTHERS = ("split", "source", "category", "aesthetic_score", "sdf_computed", UP_COLUMN, "image_dir_path", "view_keys")
 KNOWN_COLUMNS = frozenset((ID_COLUMN, *FILE_COLUMNS, *NAME_COLUMNS, *CAPTION_COLUMNS, *PARTS, *_OTHERS))
 """Names of columns that mean something to us; they are found in capitals and with spaces round them too."""
 TABLES = tuple(

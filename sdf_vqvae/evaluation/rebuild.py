@@ -15,7 +15,6 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 import trimesh
 
 from sdf_vqvae.codes.pipeline import field_for, settle_up
-from sdf_vqvae.evaluation.shapes import Shape
+from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import normalize_mesh
@@ -59,7 +58,7 @@ class Rebuilt:
 
 @torch.no_grad()
 def rebuild(
-    vae: SparseSDFVQVAE, shape: Shape, *, threshold_factor: float | None = None, warm_up: bool = False
+    vae: SparseSDFVQVAE, shape: StoredObject, *, threshold_factor: float | None = None, warm_up: bool = False
 ) -> Rebuilt:
     """Rebuild an object in all three ways. What fails is recorded with its reason.
 
@@ -99,10 +98,10 @@ def rebuild(
 
 
 def _rebuild(
-    vae: SparseSDFVQVAE, shape: Shape, threshold_factor: float | None, record: dict[str, Any], watch: Stopwatch
+    vae: SparseSDFVQVAE, shape: StoredObject, threshold_factor: float | None, record: dict[str, Any], watch: Stopwatch
 ) -> Rebuilt:
-    loaded = shape.load()
-    up = None if shape.up is None else settle_up(shape.up, loaded)
+    loaded, up = shape.there.load(), shape.there.up
+    up = None if up is None else settle_up(up, loaded)
     truth: Triangles | None = None
     if isinstance(loaded, SparseSDF):
         found = whole = field_for(vae, loaded, up=up).to(vae.device)
@@ -262,14 +261,6 @@ def failed_record(record: dict[str, Any], why: str, *, samples: int) -> dict[str
     """Return the record of an object whose scores could not be computed."""
     lost = Rebuilt(record={**record, "errors": {**record["errors"], "all": why}}, truth=None)
     return score_rebuilt(lost, samples=samples)
-
-
-def evaluate_reconstruction(
-    vae: SparseSDFVQVAE, mesh: trimesh.Trimesh, *, samples: int = 100_000, seed: int = 0
-) -> dict[str, Any]:
-    """Rebuild one mesh in all three ways and compare each with it (`geometry.metrics`); see `score_rebuilt`."""
-    made = rebuild(vae, Shape(id="mesh", source="memory", path=Path(), mesh=mesh))
-    return score_rebuilt(made, samples=samples, seed=seed, side=vae.config.latent_resolution)
 
 
 def mesh_of(triangles: Triangles) -> trimesh.Trimesh:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag, picture_bytes
 from sdf_vqvae.evaluation.rebuild import ROWS, Rebuilt, mesh_of, rebuild
-from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.evaluation.summary import Record
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -83,7 +83,7 @@ class Pictures:
 
 def draw_objects(
     vae: SparseSDFVQVAE,
-    shapes: Sequence[Shape],
+    shapes: Sequence[StoredObject],
     *,
     threshold_factor: float | None = None,
     workers: int = 1,

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.evaluation.rebuild import ROWS, WARM_UP, Rebuilt, failed_record, rebuild, score_rebuilt
 from sdf_vqvae.evaluation.settings import EvaluationSettings
-from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.evaluation.summary import FORMULAS, summarize
 from sdf_vqvae.geometry.metrics import scores as metrics
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -54,7 +54,7 @@ def formulas() -> dict[str, str]:
 
 def evaluate_shapes(
     vae: SparseSDFVQVAE,
-    shapes: Sequence[Shape],
+    shapes: Sequence[StoredObject],
     folder: str | os.PathLike[str],
     settings: EvaluationSettings,
     *,
@@ -154,7 +154,7 @@ def _short(value: Any) -> str:
 
 
 def _records(
-    vae: SparseSDFVQVAE, shapes: Sequence[Shape], settings: EvaluationSettings, workers: int, total: int
+    vae: SparseSDFVQVAE, shapes: Sequence[StoredObject], settings: EvaluationSettings, workers: int, total: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the record of each object as it is done."""
     if not shapes:

@@ -7,9 +7,9 @@ from meshes as they are drawn, with augmentation; `FieldStream` reads prepared f
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae.data.field_folder import FieldFolder
-from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
-from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
+from sdf_vqvae.data.objects import Place
+from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.runtime import worker_seeds
@@ -53,55 +53,12 @@ class Stream(Protocol):
         ...
 
 
-class MeshSource(Protocol):
-    """Meshes by number."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, number: int) -> str:
-        """Return what messages call it."""
-        ...
-
-    def mesh(self, number: int) -> trimesh.Trimesh:
-        """Read one. Raises a ValueError if it can't be read."""
-        ...
-
-
-class PackMeshes:
-    """Entries of a mesh pack."""
-
-    def __init__(self, pack: MeshPack, entries: Sequence[PackEntry]) -> None:
-        self.pack = pack
-        self.entries = list(entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def name(self, number: int) -> str:
-        """Return the entry's id."""
-        return self.entries[number].id
-
-    def mesh(self, number: int) -> trimesh.Trimesh:
-        """Decode the entry's mesh."""
-        return self.pack.mesh(self.entries[number])
-
-
-class FileMeshes:
-    """Mesh files."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, number: int) -> str:
-        """Return the file's path."""
-        return str(self.files[number])
-
-    def mesh(self, number: int) -> trimesh.Trimesh:
-        """Read the file."""
-        return load_mesh(self.files[number])
+def source_weights(sources: Sequence[str], shares: Mapping[str, float]) -> Tensor:
+    """Return how often each object is drawn, by its source: those with a share get it, the others the rest evenly."""
+    counts = Counter(sources)
+    rest = sum(source not in shares for source in sources)
+    left = 1.0 - sum(shares.values())
+    return torch.tensor([shares[s] / counts[s] if s in shares else left / rest for s in sources])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +116,14 @@ class MeshDraws(Dataset):
     """Draw number n of a seeded endless sequence, the same whoever asks: a mesh, augmented and normalized.
 
     Args:
-        source: where the meshes are.
-        weights: `[len(source)]`, how often each is drawn.
+        places: where the meshes lie.
+        weights: `[len(places)]`, how often each is drawn.
         augmentation: what is done to them.
         seed: seed of the sequence.
     """
 
-    def __init__(self, source: MeshSource, weights: Tensor, augmentation: Augmentation, seed: int) -> None:
-        self.source = source
+    def __init__(self, places: Sequence[Place], weights: Tensor, augmentation: Augmentation, seed: int) -> None:
+        self.places = places
         self.cumulated = np.cumsum(weights.double().numpy())
         self.augmentation = augmentation
         self.seed = seed
@@ -174,14 +131,13 @@ class MeshDraws(Dataset):
     def __getitem__(self, number: int) -> tuple[int, str, tuple[Tensor, Tensor, bool] | str]:
         """Return the number, the mesh's name, and the mesh or why it can't be used."""
         rng = np.random.default_rng((self.seed, number))
-        place = np.searchsorted(self.cumulated, rng.random() * self.cumulated[-1], side="right")
-        chosen = int(min(place, len(self.cumulated) - 1))
-        name = self.source.name(chosen)
+        drawn = np.searchsorted(self.cumulated, rng.random() * self.cumulated[-1], side="right")
+        place = self.places[int(min(drawn, len(self.cumulated) - 1))]
         try:
-            mesh = normalize_mesh(augmented(self.source.mesh(chosen), self.augmentation, rng))
+            mesh = normalize_mesh(augmented(place.mesh(), self.augmentation, rng))
         except ValueError as error:
-            return number, name, brief(error)
-        return number, name, (mesh.vertices, mesh.faces, mesh.watertight)
+            return number, place.name, brief(error)
+        return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
 
 
 def prepare(items: Sequence[tuple[int, str, tuple[Tensor, Tensor, bool] | str]]) -> Prepared:

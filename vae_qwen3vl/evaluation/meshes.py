@@ -17,10 +17,10 @@ import trimesh
 
 from sdf_vqvae.data.file_names import FileNames
 from sdf_vqvae.data.object_rows import is_content_hash
+from sdf_vqvae.data.objects import Place, StoredObject
 from sdf_vqvae.data.tables import FILE_COLUMNS
 from sdf_vqvae.evaluation.page import picture_bytes
 from sdf_vqvae.evaluation.rebuild import Rebuilt, mesh_of, rebuild, score_rebuilt
-from sdf_vqvae.evaluation.shapes import Shape
 from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -49,7 +49,7 @@ class Reconstruction:
     """Encoded pictures by name."""
 
 
-def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[Shape] = ()) -> dict[str, Shape]:
+def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[StoredObject] = ()) -> dict[str, StoredObject]:
     """Return the true shape of each object that has one: among `shapes`, else its own field file.
 
     An object is found by its id, or the one of its row; by the contents of a mesh where its id is a SHA-256; or by
@@ -58,14 +58,18 @@ def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[Shape] = ()) -> 
     Raises:
         ValueError: there are shapes, and none of them is of an object.
     """
-    found = {one.name: Shape(id=one.name, source=one.path.parent.name, path=one.path) for one in objects if one.path}
+    found = {
+        one.name: StoredObject(id=one.name, source=one.path.parent.name, place=Place(path=one.path, name=one.name))
+        for one in objects
+        if one.path
+    }
     if not shapes:
         return found
     by_id = {shape.id: shape for shape in shapes}
     ids = {one.name: shape for one in objects if (shape := by_id.get(one.row.get("id", "")) or by_id.get(one.name))}
     rest = [one for one in objects if one.name not in ids]
     hashed = any(is_content_hash(one.name) for one in rest)
-    by_hash = {digest: shape for shape in shapes if (digest := _hash_of(shape))} if hashed else {}
+    by_hash = {digest: shape for shape in shapes if (digest := _hash_of(shape.there))} if hashed else {}
     contents = {one.name: by_hash[one.name] for one in rest if one.name in by_hash}
     names = FileNames(by_id)
     files, others = {}, 0
@@ -90,11 +94,14 @@ def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[Shape] = ()) -> 
     return found | files | contents | ids
 
 
-def _hash_of(shape: Shape) -> str | None:
+def _hash_of(place: Place) -> str | None:
+    """Return the hash that datasets have as the id of a mesh; None for a field and for what can't be read."""
+    if place.is_field:
+        return None
     try:
-        return shape.content_hash()
+        return place.content_hash()
     except OSError as error:
-        logger.warning("%s cannot be read: %s", shape.path, error.strerror)
+        logger.warning("%s cannot be read: %s", place.path, error.strerror)
         return None
 
 
@@ -102,7 +109,7 @@ def reconstruct(
     vae: SparseSDFVQVAE,
     one: EvalObject,
     *,
-    truth: Shape | None = None,
+    truth: StoredObject | None = None,
     path: Path | None = None,
     voxel_resolution: int | None = None,
     mc_threshold: float | None = None,

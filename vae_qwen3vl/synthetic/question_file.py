@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdf_vqvae.data.mesh_pack import MeshPack
+from sdf_vqvae.data.objects import by_content, pack_objects
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import regular_file, write_json_lines
 from sdf_vqvae.utils.progress import follow
@@ -94,32 +95,30 @@ def read_terms(path: Path) -> dict[str, list[str]]:
 
 def _known(settings: QuestionSettings, failed: dict[str, str]) -> Iterator[KnownObject]:
     """Yield what is known of the chosen objects, in the pack's order, and note those that fail."""
-    from sdf_vqvae.data.mesh_sources import ID, pack_items
-
     pack = MeshPack(settings.pack)
-    records = {entry.id: entry for entry in pack.entries}
-    items = list(pack_items(settings.pack))
-    first: dict[str, str] = {}
+    records = {entry.id: entry.record for entry in pack.entries}
+    meshes = [by_content(mesh) for mesh in pack_objects(pack)]
     splits: dict[str, set[str]] = {}
-    for item in items:
-        splits.setdefault(item.row[ID], set()).add(item.row["split"])
-    names = {split for found in splits.values() for split in found}
+    for mesh in meshes:
+        splits.setdefault(mesh.id, set()).add(mesh.row["split"])
+    names = set().union(*splits.values())
     if settings.split not in names:
         raise ValueError(
             f"--split {settings.split}: {settings.pack} has no such split; it has {', '.join(sorted(names))}"
         )
-    chosen = _chosen([item.row["id"] for item in items if item.row["split"] == settings.split], settings)
-    wanted = [item for item in items if item.row["id"] in chosen and item.row["split"] == settings.split]
-    for item in follow(wanted, "measure"):
-        name, entry = item.row[ID], records[item.row["id"]]
+    meshes = [mesh for mesh in meshes if mesh.split == settings.split]
+    chosen = _chosen([mesh.row["id"] for mesh in meshes], settings)
+    first: dict[str, str] = {}
+    for mesh in follow([mesh for mesh in meshes if mesh.row["id"] in chosen], "measure"):
+        name = mesh.row["id"]
         try:
-            if len(splits[name]) > 1:
-                raise ValueError(f"its mesh is also in the splits {', '.join(sorted(splits[name]))}")
-            if first.setdefault(name, entry.id) != entry.id:
-                raise ValueError(f"it has the mesh of {first[name]}")
-            yield KnownObject.from_record(entry.record, measure_mesh(pack.mesh(entry)), sample_id=name)
+            if len(splits[mesh.id]) > 1:
+                raise ValueError(f"its mesh is also in the splits {', '.join(sorted(splits[mesh.id]))}")
+            if first.setdefault(mesh.id, name) != name:
+                raise ValueError(f"it has the mesh of {first[mesh.id]}")
+            yield KnownObject.from_record(records[name], measure_mesh(mesh.there.mesh()), sample_id=mesh.id)
         except ValueError as error:
-            failed[entry.id] = brief(error)
+            failed[name] = brief(error)
 
 
 def _chosen(ids: Sequence[str], settings: QuestionSettings) -> set[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdf_vqvae.codes.folder import MANIFEST, CodeFolder
+from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.data.field_folder import read_field_table
+from sdf_vqvae.data.objects import Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.splits import TRAIN, VAL, Learned, held_out
@@ -89,7 +90,7 @@ def objects_by_rule(config: AlignmentConfig) -> RunObjects:
             f"data_dir: the run learned from {folder}, which is not there, and has no {OBJECTS}: which objects that "
             "were can't be known (its relative paths start at the current directory)"
         )
-    if (folder / MANIFEST).is_file():
+    if kind_of(folder, Kind.CODES):
         codes = CodeFolder(folder)
         rows = [row for row in codes.table() if row[ID_COLUMN] in codes]
         splits = {row.get("split") for row in rows}

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from sdf_vqvae.codes.folder import MANIFEST, CodeFolder
+from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.data.field_folder import read_field_table
+from sdf_vqvae.data.objects import Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.augmentation import CodeAugmentation
@@ -84,7 +85,7 @@ def check_data(config: AlignmentConfig) -> None:
 
 def cached_codes(config: AlignmentConfig) -> CodeFolder | None:
     """Return the cached codes that the settings name, read once, or None where the data is something else."""
-    if config.dummy_data or config.data_dir is None or not (Path(config.data_dir) / MANIFEST).is_file():
+    if config.dummy_data or config.data_dir is None or not kind_of(config.data_dir, Kind.CODES):
         return None
     return CodeFolder(config.data_dir)
 
@@ -106,7 +107,7 @@ def alignment_data(
     for name in _FOR_CODES if codes is None else ():
         if getattr(config, name):
             raise ValueError(f"{name} goes with a data_dir of cached codes (vae-qwen3vl encode DATASET -o codes)")
-    if config.mirrored_dir is not None and not (Path(config.mirrored_dir) / MANIFEST).is_file():
+    if config.mirrored_dir is not None and not kind_of(config.mirrored_dir, Kind.CODES):
         raise ValueError(
             f"mirrored_dir: there are no codes in {config.mirrored_dir}; make them with: "
             f"vae-qwen3vl encode DATASET -o {config.mirrored_dir} --mirror"

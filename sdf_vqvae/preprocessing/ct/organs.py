@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sdf_vqvae.data.captions import captions_cell
-from sdf_vqvae.data.field_folder import field_file_name
+from sdf_vqvae.data.field_file import field_file_name
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.up import Up

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sdf_vqvae.data.field_folder import field_file_name
+from sdf_vqvae.data.field_file import field_file_name
 from sdf_vqvae.data.tables import METADATA, write_table
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.preprocessing.ct.cases import Case, load_case

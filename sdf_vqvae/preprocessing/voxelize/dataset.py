@@ -19,8 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sdf_vqvae.data.field_folder import field_file_name, stored_field
-from sdf_vqvae.data.mesh_sources import ID, Source, SourceItem, input_table
+from sdf_vqvae.data.field_file import field_file_name, stored_field
+from sdf_vqvae.data.mesh_sources import Source, input_table
+from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.preprocessing.voxelize.job import VoxelizeJob, make_voxelizer
 from sdf_vqvae.preprocessing.voxelize.settings import VoxelizeSettings
 from sdf_vqvae.preprocessing.voxelize.table import DatasetTable, Outcome, Summary, summarize
@@ -99,7 +100,7 @@ def _read_outcomes(settings: VoxelizeSettings, source: Source) -> tuple[list[Out
     """Return the chosen rows, with nothing done yet, and how many the aesthetic score left out."""
     left_out = 0
 
-    def chosen() -> Iterator[SourceItem]:
+    def chosen() -> Iterator[StoredObject]:
         nonlocal left_out
         for item in follow(source, "reading the input", leave=False):
             if settings.filter_aesthetic_score is None or _score(item) >= settings.filter_aesthetic_score:
@@ -117,7 +118,7 @@ def _read_outcomes(settings: VoxelizeSettings, source: Source) -> tuple[list[Out
     return outcomes, left_out
 
 
-def _score(item: SourceItem) -> float:
+def _score(item: StoredObject) -> float:
     try:
         score = float(item.row.get("aesthetic_score") or "-inf")
     except ValueError:
@@ -136,7 +137,7 @@ def _find_existing(settings: VoxelizeSettings, outcomes: list[Outcome], output: 
         if place is None:
             continue
         for resolution in settings.resolutions:
-            name = field_file_name(outcome.item.row[ID], resolution)
+            name = field_file_name(outcome.item.id, resolution)
             if name not in present:
                 continue
             try:
@@ -157,7 +158,7 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
     for outcome in outcomes:
         missing = tuple(r for r in settings.resolutions if r not in outcome.fields)
         if outcome.item.place and missing:
-            job = VoxelizeJob(name=outcome.item.row[ID], place=outcome.item.place, resolutions=missing)
+            job = VoxelizeJob(name=outcome.item.id, place=outcome.item.place, resolutions=missing)
             todo.append((outcome, job))
     if not todo:
         return 0

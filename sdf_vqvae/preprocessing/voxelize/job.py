@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from sdf_vqvae.codes.pipeline import settle_up
-from sdf_vqvae.data.field_folder import StoredField, field_file_name
-from sdf_vqvae.data.mesh_sources import MeshPlace, load_place
+from sdf_vqvae.data.field_file import StoredField, field_file_name
+from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.sparse_sdf import MAX_VOXELS, SparseSDF
 from sdf_vqvae.geometry.mesh import NormalizedMesh, normalize_mesh
@@ -30,7 +30,7 @@ class VoxelizeJob:
 
     name: str
     """Its id, and the first part of its files' names."""
-    place: MeshPlace
+    place: Place
     resolutions: tuple[int, ...]
 
 
@@ -58,7 +58,8 @@ def voxelize_object(job: VoxelizeJob, *, device: torch.device, folder: Path, kin
         ValueError: the mesh can't be used.
         OSError: a file can't be written.
     """
-    loaded = load_place(job.place)
+    loaded = job.place.mesh()
+    assert job.place.up is not None
     up = settle_up(job.place.up, loaded)
     mesh = normalize_mesh(loaded, up.axis)
     fields: dict[int, StoredField] = {}

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.data.captions import CAPTIONS
-from sdf_vqvae.data.field_folder import SAFE_ID, StoredField, field_file_name, plain_reason
+from sdf_vqvae.data.field_file import SAFE_ID, StoredField, field_file_name
+from sdf_vqvae.data.field_folder import plain_reason
 from sdf_vqvae.data.folder_table import TableUse
-from sdf_vqvae.data.mesh_sources import ID, UP, SourceItem
-from sdf_vqvae.data.tables import METADATA, read_table, write_table
+from sdf_vqvae.data.objects import StoredObject
+from sdf_vqvae.data.tables import ID_COLUMN, METADATA, UP_COLUMN, read_table, write_table
 
 _OF_RESOLUTION = re.compile(r"r(\d{1,4})_(num_points|error)")
 _OURS = ("sdf_computed", "sign_method", "watertight", "up_from", "error")
@@ -33,7 +34,7 @@ _MOST_REASONS = 20
 class Outcome:
     """What became of one row so far."""
 
-    item: SourceItem
+    item: StoredObject
     fields: dict[int, StoredField] = field(default_factory=dict)
     """By resolution."""
     errors: dict[int, str] = field(default_factory=dict)
@@ -61,13 +62,13 @@ class DatasetTable:
         self._path = folder / METADATA
         self._outcomes = outcomes
         self._resolutions = resolutions
-        named = {outcome.item.row[ID] for outcome in outcomes}
+        named = {outcome.item.id for outcome in outcomes}
         earlier = list(read_table(self._path)) if self._path.is_file() else []
-        self._others = [row for row in earlier if row[ID] and row[ID] not in named]
+        self._others = [row for row in earlier if row[ID_COLUMN] and row[ID_COLUMN] not in named]
         self._known: dict[str, dict[str, str]] = {}
         for row in earlier:
-            if row[ID] in named and row[ID] not in self._known:
-                self._known[row[ID]] = _of_other_resolutions(row, resolutions, folder)
+            if row[ID_COLUMN] in named and row[ID_COLUMN] not in self._known:
+                self._known[row[ID_COLUMN]] = _of_other_resolutions(row, resolutions, folder)
         self._written = time.monotonic()
         self._cost = 0.0
 
@@ -102,7 +103,7 @@ class DatasetTable:
     def _row(self, outcome: Outcome) -> dict[str, str]:
         given = outcome.item.row
         row = {key: text for key, text in given.items() if not _OF_RESOLUTION.fullmatch(key) and key not in _OURS}
-        known = {} if outcome.item.error else self._known.get(given[ID], {})
+        known = {} if outcome.item.error else self._known.get(outcome.item.id, {})
         fields = outcome.fields
         row["sdf_computed"] = str(bool(fields) or any(key.endswith("points") for key in known))
         row |= known
@@ -113,7 +114,7 @@ class DatasetTable:
         finest = fields[max(fields)] if fields else None
         row["sign_method"] = finest.sign_method if finest else ""
         row["watertight"] = str(finest.watertight) if finest else ""
-        row[UP] = finest.up.axis if finest else given.get(UP, "")
+        row[UP_COLUMN] = finest.up.axis if finest else given.get(UP_COLUMN, "")
         row["up_from"] = finest.up.known_from if finest else ""
         row["error"] = outcome.reason
         return row
@@ -124,9 +125,9 @@ def _of_other_resolutions(row: dict[str, str], resolutions: tuple[int, ...], fol
     found = {}
     for key, text in row.items():
         match = _OF_RESOLUTION.fullmatch(key)
-        if not match or int(match[1]) in resolutions or not SAFE_ID.fullmatch(row[ID]):
+        if not match or int(match[1]) in resolutions or not SAFE_ID.fullmatch(row[ID_COLUMN]):
             continue
-        there = (folder / field_file_name(row[ID], int(match[1]))).is_file()
+        there = (folder / field_file_name(row[ID_COLUMN], int(match[1]))).is_file()
         if text and there == (match[2] == "num_points"):
             found[key] = text
     return found
@@ -224,7 +225,7 @@ def _is_trainable(row: dict[str, str], resolution: int, folder: Path) -> bool:
         row["sdf_computed"] == "True"
         and bool(row[f"r{resolution}_num_points"])
         and bool(row[CAPTIONS])
-        and (folder / field_file_name(row[ID], resolution)).is_file()
+        and (folder / field_file_name(row[ID_COLUMN], resolution)).is_file()
     )
 
 

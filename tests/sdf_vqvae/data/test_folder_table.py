@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sdf_vqvae.data.mesh_sources import Source, SourceItem
+from sdf_vqvae.data.mesh_sources import Source
 from sdf_vqvae.data.object_rows import OneRowAnObject
+from sdf_vqvae.data.objects import StoredObject
 
 CHAIR, LAMP = "abc123.glb", "sub/x1.glb"
 
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, source_format: str = "folder") -> tuple[dict[str, list[str]], Source, list[SourceItem]]:
+def read(folder: Path, source_format: str = "folder") -> tuple[dict[str, list[str]], Source, list[StoredObject]]:
     """Return the captions by file, the source, and its items."""
     source = Source(source_format, folder)
     items = list(source)

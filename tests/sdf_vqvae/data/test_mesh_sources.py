@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import trimesh
 
-from sdf_vqvae.data.mesh_sources import Source, SourceItem, load_place
+from sdf_vqvae.data.mesh_sources import Source
+from sdf_vqvae.data.objects import StoredObject
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -28,7 +29,7 @@ def write_box(path: Path, side: float = 1.0) -> Path:
     return path
 
 
-def read(source_format: str, folder: Path, **choice: Any) -> list[SourceItem]:
+def read(source_format: str, folder: Path, **choice: Any) -> list[StoredObject]:
     return list(Source(source_format, folder, **choice))
 
 
@@ -139,7 +140,7 @@ def test_packs_are_known_by_the_hashes_of_their_streams(reference_data):
     assert (row["sha256"], row["id"], row["split"]) == (digest, record["id"], "val")
     assert json.loads(row["captions"]) == record["captions"]
     assert {"source", "name", "category", "tags", "author", "license"} <= set(row)
-    assert items[0].place is not None and len(load_place(items[0].place).faces) == record["faces"]
+    assert len(items[0].there.mesh().faces) == record["faces"]
 
 
 @pytest.mark.parametrize(

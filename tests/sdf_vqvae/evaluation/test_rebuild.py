@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.data.objects import Place, StoredObject
 from sdf_vqvae.evaluation import run as evaluation_run
 from sdf_vqvae.evaluation.rebuild import (
     ROWS,
     count_bits,
-    evaluate_reconstruction,
     failed_record,
     read_codes,
     rebuild,
@@ -29,8 +29,9 @@ from sdf_vqvae.evaluation.rebuild import (
 from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write_report
 from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
 from sdf_vqvae.evaluation.settings import EvaluationSettings
-from sdf_vqvae.evaluation.shapes import Shape, list_shapes
+from sdf_vqvae.evaluation.shapes import list_shapes
 from sdf_vqvae.evaluation.summary import code_bin, subsets, summarize
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
 SAMPLES = 500
@@ -72,8 +73,18 @@ def ball(subdivisions: int = 2) -> trimesh.Trimesh:
     return trimesh.creation.icosphere(subdivisions=subdivisions)
 
 
-def in_hand(name: str, mesh: trimesh.Trimesh | None = None, source: str = "test") -> Shape:
-    return Shape(id=name, source=source, path=Path("nowhere.ply"), mesh=mesh)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InHand(Place):
+    """A mesh that is there already, or one whose file is not."""
+
+    given: trimesh.Trimesh | None
+
+    def load(self) -> trimesh.Trimesh | SparseSDF:
+        return super().load() if self.given is None else self.given
+
+
+def in_hand(name: str, mesh: trimesh.Trimesh | None = None, source: str = "test") -> StoredObject:
+    return StoredObject(id=name, source=source, place=InHand(path=Path("nowhere.ply"), name=name, given=mesh))
 
 
 def record_of(name: str, **changes) -> dict:
@@ -99,7 +110,7 @@ def record_of(name: str, **changes) -> dict:
 
 
 def test_the_ceiling_of_a_ball_is_nearly_perfect_and_random_weights_are_not(vae):
-    found = evaluate_reconstruction(vae, ball(3), samples=5000)
+    found = score_rebuilt(rebuild(vae, in_hand("ball", ball(3))), samples=5000, side=8)
     assert found["watertight"] and not found["errors"]
     assert found["ceiling"]["fscore@0.005"] > 0.99
     assert found["ceiling"]["volume_iou"] > 0.98
@@ -314,7 +325,7 @@ def test_a_pack_is_listed_by_split(reference_data):
     pack = list_shapes(reference_data / "shapes", split="test")
     assert len(pack) == 568
     assert {"ldraw", "hubmap", "totalseg", "mmmm"} < {shape.source for shape in pack}
-    assert len(pack[0].load().faces) > 0
+    assert len(pack[0].there.mesh().faces) > 0
     with pytest.raises(ValueError, match="no such split; it has test, train, val"):
         list_shapes(reference_data / "shapes", split="tset")
 

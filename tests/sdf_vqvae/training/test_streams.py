@@ -9,13 +9,14 @@ import pytest
 import torch
 import trimesh
 
-from sdf_vqvae.data.field_folder import FieldFolder, field_file_name
+from sdf_vqvae.data.field_file import field_file_name
+from sdf_vqvae.data.field_folder import FieldFolder
+from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.training.streams import (
     Augmentation,
     FieldStream,
-    FileMeshes,
     MeshDraws,
     MeshStream,
     augmented,
@@ -34,7 +35,8 @@ def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def draws_of(folder: Path, **how: float) -> MeshDraws:
     files = sorted(folder.iterdir())
-    return MeshDraws(FileMeshes(files), torch.ones(len(files)), Augmentation(**how), seed=3)
+    places = [Place(path=file, name=str(file)) for file in files]
+    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3)
 
 
 def stream_of(folder: Path, **more: int) -> MeshStream:
