@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ class _Protocol(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from sdf_vqvae.evaluation.run import formulas
+        from sdf_vqvae.evaluation.tables import protocol_text
 
         print(protocol_text(formulas()))
         parser.exit()
@@ -79,9 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
-    from sdf_vqvae.evaluation.report import REPORT, chosen_for_pictures, draw_objects, write_report
+    from sdf_vqvae.evaluation.page import REPORT
+    from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write_report
     from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
     from sdf_vqvae.evaluation.shapes import list_shapes
+    from sdf_vqvae.evaluation.tables import protocol_text, summary_text
     from sdf_vqvae.model.checkpoint import load_vae_from_config
 
     settings = EvaluationSettings(**given(options, EvaluationSettings))
@@ -117,58 +119,6 @@ def work(options: argparse.Namespace) -> int:
         print(f"{options.output}: summary.json, objects.jsonl, {REPORT}")
     everything = len(summary["failures"]) == summary["objects"] and summary["codebook"]["tokens"] == 0
     return USER_ERROR if everything else 0
-
-
-def protocol_text(formulas: dict[str, str]) -> str:
-    """Return measures and formulas, wrapped."""
-    width = max(len(name) for name in formulas)
-    return "\n".join(
-        textwrap.fill(words, 116, initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2))
-        for name, words in formulas.items()
-    )
-
-
-def summary_text(summary: dict[str, Any]) -> str:
-    """Return the tables that the program prints."""
-    from sdf_vqvae.evaluation.page import as_text
-    from sdf_vqvae.evaluation.rebuild import ROWS
-    from sdf_vqvae.evaluation.report import table
-
-    parts = []
-    for name in ("all", "watertight"):
-        found = summary["subsets"].get(name)
-        if found is not None:
-            parts += [
-                f"{name}: {found['objects']:,} objects, means",
-                as_text(table([(r, found[r]) for r in ROWS])),
-                "",
-            ]
-    rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
-    parts += ["discrete row by subset, means", as_text(table(rows)), ""]
-    main = summary["subsets"]["all"]
-    for gap, values in main["gaps"].items():
-        shown = (values[key] for key in ("fscore@0.005", "fscore@0.01"))
-        words = (f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in shown)
-        parts.append(f"{gap}: F@.005 {next(words)}, F@.01 {next(words)}")
-    codes, book = summary["codes"], summary["codebook"]
-    if codes:
-        parts.append(
-            f"codes an object: median {codes['median']:,.0f}, mean {codes['mean']:,.0f}, largest "
-            f"{codes['largest']:,.0f}; bits: median {codes['bits_total_median']:,.0f}"
-        )
-    parts.append(
-        f"codebook of {book['size']:,}: {100 * book['used']:.1f} % used, perplexity {book['perplexity']:,.0f} "
-        f"({100 * book['perplexity_share']:.1f} %), {book['dead']:,} dead, top 1 % take "
-        f"{100 * book['top_percent_mass']:.1f} % of {book['tokens']:,} tokens"
-    )
-    times = (f"{stage} {values['median']:.3f}" for stage, values in summary["seconds"].items())
-    parts.append(f"seconds an object, median ({summary['device']}): {', '.join(times)}")
-    for failure in summary["failures"][:10]:
-        reasons = textwrap.shorten("; ".join(failure["errors"].values()), 160)
-        parts.append(f"failed: {failure['id']} ({', '.join(failure['rows'])}): {reasons}")
-    if len(summary["failures"]) > 10:
-        parts.append(f"and {len(summary['failures']) - 10:,} more failures, in summary.json")
-    return "\n".join(parts)
 
 
 def _cores() -> int:

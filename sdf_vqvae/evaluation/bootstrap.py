@@ -28,6 +28,15 @@ class Interval:
     objects: int
     """How many have a value."""
 
+    def rounded(self) -> dict[str, float]:
+        """Return mean, low and high with the digits that are worth writing."""
+        return {"mean": six_digits(self.mean), "low": six_digits(self.low), "high": six_digits(self.high)}
+
+
+def six_digits(value: float) -> float:
+    """Return a number with the six digits that are worth writing."""
+    return float(f"{value:.6g}")
+
 
 def draws(count: int) -> Array:
     """Return how often each of `count` objects is drawn in each resample. `[RESAMPLES, count]`"""

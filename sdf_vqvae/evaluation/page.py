@@ -5,11 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
+from sdf_vqvae.utils.files import write_text
+
+REPORT = "report.html"
+"""Name of the page in an evaluation's folder."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #262c36; max-width: 1120px; margin: 2em auto; padding: 0 1em }
 .wide { overflow-x: auto } table { border-collapse: collapse; margin: .6em 0 1.4em }
@@ -19,6 +24,23 @@ th:first-child, td:first-child { text-align: left }
 .object img { width: 100% } .object p { margin: 0; font-size: 13px }
 .note { color: #5b6472; font-size: 13px } code { overflow-wrap: anywhere }
 """
+
+
+def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str], *, style: str = "") -> None:
+    """Write a page whole: a single file without scripts.
+
+    Args:
+        path: the file.
+        title: its title and first heading.
+        parts: HTML, a line each.
+        style: more CSS than `STYLE`.
+    """
+    lines = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title>",
+        f"<style>{STYLE}{style}</style><h1>{title}</h1>",
+        *parts,
+    ]
+    write_text(path, "\n".join(lines) + "</html>\n")
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:

@@ -132,7 +132,7 @@ def _rebuild(
             if len(decoded) == 0:
                 raise ValueError("the decoded field has no voxel")
             (mesh,) = vae.sparse2mesh(decoded)
-            meshes[row] = (np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces, dtype=np.int32))
+            meshes[row] = triangles_of(mesh)
         except (ValueError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
@@ -266,3 +266,8 @@ def failed_record(record: dict[str, Any], why: str, *, samples: int) -> dict[str
 def mesh_of(triangles: Triangles) -> trimesh.Trimesh:
     """Return triangles as a mesh."""
     return trimesh.Trimesh(np.asarray(triangles[0], dtype=np.float64), triangles[1], process=False)
+
+
+def triangles_of(mesh: trimesh.Trimesh) -> Triangles:
+    """Return a mesh as triangles."""
+    return np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces, dtype=np.int32)

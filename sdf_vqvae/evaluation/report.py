@@ -14,46 +14,20 @@ from html import escape
 from typing import Any
 
 from sdf_vqvae.data.objects import StoredObject
-from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag, picture_bytes
+from sdf_vqvae.evaluation.page import as_html, image_tag, picture_bytes, write_page
 from sdf_vqvae.evaluation.rebuild import ROWS, Rebuilt, mesh_of, rebuild
 from sdf_vqvae.evaluation.summary import Record
+from sdf_vqvae.evaluation.tables import table
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.utils.files import write_text
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress
 
-REPORT = "report.html"
 RANKED_BY = "fscore@0.005"
 PANELS = ("truth", *ROWS)
-COLUMNS = (
-    ("chamfer_l1", "CD-L1", "{:.5f}"),
-    ("chamfer_l2", "CD-L2", "{:.2e}"),
-    ("fscore@0.001", "F@.001", "{:.3f}"),
-    ("fscore@0.002", "F@.002", "{:.3f}"),
-    ("fscore@0.005", "F@.005", "{:.3f}"),
-    ("fscore@0.01", "F@.01", "{:.3f}"),
-    ("normal_consistency", "NC", "{:.3f}"),
-    ("volume_iou", "V-IoU", "{:.3f}"),
-    ("surface_iou", "S-IoU", "{:.3f}"),
-    ("voxel_iou", "64³ IoU", "{:.3f}"),
-    ("hausdorff_95", "HD-95", "{:.4f}"),
-)
-"""Measure, its heading, and how it is printed."""
 _MOST_BYTES = 1_000_000
 """Of all pictures; base64 adds a third."""
 _SIDE = 360
-
-
-def table(
-    rows: Sequence[tuple[str, dict[str, Any]]], columns: Sequence[tuple[str, str, str]] = COLUMNS, value: str = "mean"
-) -> list[list[str]]:
-    """Return a table of texts: headings, then a line a row with the chosen statistic of its measures."""
-    lines = [["", *(heading for _, heading, _ in columns), "failed"]]
-    for name, statistics in rows:
-        cells = [form.format(statistics[key][value]) if key in statistics else "-" for key, _, form in columns]
-        lines.append([name, *cells, str(statistics.get("failed", ""))])
-    return lines
 
 
 def chosen_for_pictures(records: Sequence[Record], count: int) -> list[tuple[str, str]]:
@@ -143,8 +117,6 @@ def write_report(
         pictures: of `draw_objects`.
     """
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Reconstruction</title>",
-        f"<style>{STYLE}</style><h1>Reconstruction</h1>",
         *_about(summary),
         *_tables(summary),
         *_failures(summary),
@@ -154,9 +126,9 @@ def write_report(
             f"<tr><td>{escape(name)}</td><td style='text-align:left;white-space:normal'>{escape(words)}</td></tr>"
             for name, words in summary["formulas"].items()
         ),
-        "</table></html>\n",
+        "</table>",
     ]
-    write_text(path, "\n".join(parts))
+    write_page(path, "Reconstruction", parts)
 
 
 def _about(summary: dict[str, Any]) -> list[str]:
@@ -191,13 +163,11 @@ def _tables(summary: dict[str, Any]) -> list[str]:
     for title, values in (("Codes an object", summary["codes"]), ("Codebook", summary["codebook"])):
         lines = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in values.items()]
         parts += [f"<h2>{title}</h2>", as_html([["", ""], *lines])]
-    lines = [[stage, *(f"{times[key]:.3f}" for key in ("median", "95 %"))] for stage, times in _times(summary)]
+    lines = [
+        [stage, *(f"{times[key]:.3f}" for key in ("median", "95 %"))] for stage, times in summary["seconds"].items()
+    ]
     parts += ["<h2>Seconds an object</h2>", as_html([["", "median", "95 %"], *lines])]
     return parts
-
-
-def _times(summary: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    return list(summary["seconds"].items())
 
 
 def _failures(summary: dict[str, Any]) -> list[str]:

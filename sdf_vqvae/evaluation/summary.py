@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sdf_vqvae.evaluation.bootstrap import RESAMPLES, draws, mean_interval
+from sdf_vqvae.evaluation.bootstrap import RESAMPLES, draws, mean_interval, six_digits
 from sdf_vqvae.evaluation.rebuild import ROWS, read_codes
 from sdf_vqvae.quantizers.health import codebook_health
 
@@ -122,20 +122,18 @@ def _columns(records: Sequence[Record], row: str, names: Sequence[str]) -> Array
 
 def _statistics(values: Array, names: Sequence[str], drawn: Array, *, median: bool) -> dict[str, dict[str, float]]:
     """Return mean and interval of each column; columns without any value are left out."""
-    made = {}
+    statistics: dict[str, dict[str, float]] = {}
     for name, column in zip(names, values.T, strict=True):
-        found = mean_interval(column, drawn=drawn)
-        if found is None:
+        interval = mean_interval(column, drawn=drawn)
+        if interval is None:
             continue
-        made[name] = {"mean": _short(found.mean), "low": _short(found.low), "high": _short(found.high)}
+        statistics[name] = interval.rounded()
         if median:
-            made[name] |= {"median": _short(np.median(column[np.isfinite(column)])), "objects": found.objects}
-    return made
-
-
-def _short(value: float) -> float:
-    """Return a number with the six digits that are worth writing."""
-    return float(f"{value:.6g}")
+            statistics[name] |= {
+                "median": six_digits(float(np.median(column[np.isfinite(column)]))),
+                "objects": interval.objects,
+            }
+    return statistics
 
 
 def _codes(records: Sequence[Record]) -> dict[str, float]:
