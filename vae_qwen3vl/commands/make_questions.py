@@ -11,8 +11,8 @@ from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, print_json
 from sdf_vqvae.utils.settings import add_options, given
 from sdf_vqvae.utils.strict_files import named_number
 from vae_qwen3vl.commands.options import check_records_name
-from vae_qwen3vl.synthetic.claims import KINDS, YES_NO
-from vae_qwen3vl.synthetic.questions import LANGUAGES
+from vae_qwen3vl.synthetic.phrases import LANGUAGES
+from vae_qwen3vl.synthetic.questions import KINDS, YES_NO
 from vae_qwen3vl.synthetic.settings import QuestionSettings
 
 if TYPE_CHECKING:

@@ -5,6 +5,10 @@ Tables only; `{}` is what a yes/no question claims.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[str, ...] = get_args(Language)
 PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "describe": {
         "en": ("Describe this 3D object.", "What does this 3D shape show?", "Give a caption for this 3D object."),

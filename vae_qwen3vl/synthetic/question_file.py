@@ -1,6 +1,6 @@
 """A file of questions about the objects of a pack.
 
-Knows packs and files; how questions are made is in `claims`.
+Knows packs and files; how questions are made is in `questions`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from sdf_vqvae.utils.files import regular_file, write_json_lines
 from sdf_vqvae.utils.progress import follow
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.data.texts import pick
-from vae_qwen3vl.synthetic.claims import KINDS, balance, make_questions
+from vae_qwen3vl.synthetic.known_object import KnownObject
 from vae_qwen3vl.synthetic.mesh_facts import measure_mesh
-from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question
+from vae_qwen3vl.synthetic.phrases import LANGUAGES
+from vae_qwen3vl.synthetic.questions import KINDS, Question, balance, make_questions
 from vae_qwen3vl.synthetic.settings import QuestionSettings
 
 FAILED = ".failed.jsonl"

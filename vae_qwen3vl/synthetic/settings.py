@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from sdf_vqvae.utils.settings import Option, Positive, check
-from vae_qwen3vl.synthetic.claims import KINDS
-from vae_qwen3vl.synthetic.questions import LANGUAGES, Language
+from vae_qwen3vl.synthetic.phrases import LANGUAGES, Language
+from vae_qwen3vl.synthetic.questions import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class QuestionSettings:
     languages: Annotated[tuple[Language, ...], Option(default="both")] = LANGUAGES  # type: ignore[assignment]
     """Languages of the questions."""
     kinds: tuple[str, ...] = KINDS
-    """Kinds of questions, see `claims`."""
+    """Kinds of questions, see `questions`."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Source -> at most so many of its objects, drawn by the seed."""
     max_samples: Positive | None = None

@@ -26,7 +26,7 @@ from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.data.datasets_3d import KINDS_OF_THE_BOX, CachedCodesDataset
 from vae_qwen3vl.data.loading import worker_options
 from vae_qwen3vl.data.texts import Text, choose, read_records
-from vae_qwen3vl.synthetic.claims import KINDS
+from vae_qwen3vl.synthetic.questions import KINDS
 
 R = 32
 SHAPES = {

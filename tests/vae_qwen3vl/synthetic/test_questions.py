@@ -16,13 +16,14 @@ from sdf_vqvae.data.mesh_pack import MeshPack
 from vae_qwen3vl.commands.main import main
 from vae_qwen3vl.data.texts import read_records
 from vae_qwen3vl.synthetic.anatomy import organ_model, sentences_of, structure_of
-from vae_qwen3vl.synthetic.claims import CLAIMS, KINDS, YES_NO, balance, certainly_false, make_questions
+from vae_qwen3vl.synthetic.known_object import KnownObject, shape_of
 from vae_qwen3vl.synthetic.mesh_facts import MeshFacts, measure_mesh
-from vae_qwen3vl.synthetic.phrases import PHRASES, YES_NO_ANSWERS
+from vae_qwen3vl.synthetic.phrases import LANGUAGES, PHRASES, YES_NO_ANSWERS
 from vae_qwen3vl.synthetic.question_file import write_questions
-from vae_qwen3vl.synthetic.questions import LANGUAGES, KnownObject, Question, shape_of
+from vae_qwen3vl.synthetic.questions import KINDS, YES_NO, Question, balance, make_questions
 from vae_qwen3vl.synthetic.settings import QuestionSettings
 from vae_qwen3vl.synthetic.words import THINGS
+from vae_qwen3vl.synthetic.yes_no_questions import CLAIMS, certainly_false
 
 BOX = MeshFacts(sides=(1.0, 0.5, 0.05), pieces=1, mirrored=True)
 RECORD = {

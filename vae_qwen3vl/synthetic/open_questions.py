@@ -1,0 +1,182 @@
+"""Questions with an answer of their own, by rule: a table of kinds, `RULES`, and what each takes its answer from.
+
+Every answer is true by the record or by a measure of the mesh; where neither decides, nothing is asked. A new kind is
+a function in `RULES` and its phrases in `phrases.PHRASES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from vae_qwen3vl.data.texts import as_sentence
+from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS, organ_model, sentences_of
+from vae_qwen3vl.synthetic.known_object import (
+    ANATOMY_SOURCES,
+    SHAPES,
+    KnownObject,
+    category_of,
+    shape_of,
+    thing_of,
+)
+from vae_qwen3vl.synthetic.words import CATEGORIES, COLLECTIONS, MILLIMETRES, PACKS, TAGGED_PACKS, THINGS
+
+_CLEARLY_LONGEST = 1.15
+_MOST_PIECES = 20
+_MOST_RATIO = 50
+_SENTENCES = 2
+"""Of `anatomy`: so many sentences of an object's are asked for."""
+
+Answers = dict[str, list[str]]
+"""Language -> answers; several where there is more than one thing to say."""
+
+
+# -- rules: an object, and a number that chooses among equally true things -> answers ------------------------------
+
+
+def describe(known: KnownObject, choice: int) -> Answers:
+    """One of the record's captions; in Chinese its thing and category, or its organ, if the tables have them."""
+    answers: Answers = {}
+    if known.captions:
+        answers["en"] = [as_sentence(known.captions[choice % len(known.captions)])]
+    thing, category = thing_of(known), category_of(known)
+    if thing and category and category["zh"]:
+        answers["zh"] = [f"{THINGS[thing][1]}，属于“{category['zh']}”类别。"]
+    elif known.structure and known.structure.chinese:
+        answers["zh"] = [f"{known.structure.chinese}的三维表面。"]
+    return answers
+
+
+def name(known: KnownObject, choice: int) -> Answers:
+    """The record's name, without the number of the variant; organs are asked for by `organ`."""
+    if known.source in ANATOMY_SOURCES:
+        return {}
+    answers = {"en": [as_sentence(_without_variant(known))]}
+    thing = thing_of(known)
+    return answers | ({"zh": [f"{THINGS[thing][1]}。"]} if thing else {})
+
+
+def category(known: KnownObject, choice: int) -> Answers:
+    """The record's category, where its source has several."""
+    found = category_of(known)
+    return {} if found is None else _both(as_sentence(found["en"]), found["zh"])
+
+
+def collection(known: KnownObject, choice: int) -> Answers:
+    """The source, from the id."""
+    found = COLLECTIONS.get(known.source)
+    return {} if found is None else _both(f"The {found[0]}.", found[1])
+
+
+def part_of(known: KnownObject, choice: int) -> Answers:
+    """The pack a game model was published in (category or tag), the organ model an organ's tag names."""
+    if known.source == "hubmap":
+        model = organ_model(known.tags)
+        return {} if model is None else _both(as_sentence(model[0]), model[1])
+    if known.source in PACKS:
+        pack = known.category
+    elif known.source in TAGGED_PACKS and len(known.tags) == 1:
+        pack = known.tags[0]
+    else:
+        return {}
+    maker = COLLECTIONS[known.source]
+    chinese = CATEGORIES.get(pack)
+    return _both(f'"{pack}", a set of the {maker[0]}.', f"{maker[1]}中的“{chinese}”" if chinese else None)
+
+
+def organ(known: KnownObject, choice: int) -> Answers:
+    """The anatomical name of the record, with its side first where it has one."""
+    found = known.structure
+    return {} if found is None else _both(as_sentence(found.english), found.chinese)
+
+
+def side(known: KnownObject, choice: int) -> Answers:
+    """Left or right as the organ's name or its file says; nothing where they disagree."""
+    found = known.structure.side if known.structure else None
+    return {} if found is None else _both(as_sentence(found), f"{SIDES[found]}侧")
+
+
+def system(known: KnownObject, choice: int) -> Answers:
+    """The organ system that the words of the organ's name belong to."""
+    systems = known.structure.systems if known.structure else ()
+    return {} if not systems else _both(f"The {SYSTEMS[systems[0]][0]}.", SYSTEMS[systems[0]][1])
+
+
+def longest_side(known: KnownObject, choice: int) -> Answers:
+    """Width (x), height (y) or depth (z) of the bounding box, where it exceeds the others by 15 %."""
+    sides = known.facts.sides
+    order = sorted(range(3), key=lambda axis: -sides[axis])
+    if sides[order[0]] < _CLEARLY_LONGEST * sides[order[1]]:
+        return {}
+    return _both(*(("Its width.", "宽度"), ("Its height.", "高度"), ("Its depth.", "深度"))[order[0]])
+
+
+def shape(known: KnownObject, choice: int) -> Answers:
+    """Flat, rod-like or compact by the ratios of the bounding box's sides, see `shape_of`."""
+    found = shape_of(known.facts)
+    return {} if found is None else _both(as_sentence(found), SHAPES[found])
+
+
+def ratio(known: KnownObject, choice: int) -> Answers:
+    """Longest by shortest side of the bounding box."""
+    longest, shortest = max(known.facts.sides), min(known.facts.sides)
+    if longest > _MOST_RATIO * shortest:
+        return _both(f"More than {_MOST_RATIO} times.", f"超过 {_MOST_RATIO} 倍")
+    text = _rounded(longest / shortest)
+    return _both(f"About {text} times.", f"约 {text} 倍")
+
+
+def size(known: KnownObject, choice: int) -> Answers:
+    """The record's extent in millimetres, for sources with true units.
+
+    An organ is as long as its surface, which may be cut off where the scan ends.
+    """
+    unit = MILLIMETRES.get(known.source)
+    if unit is None:
+        return {}
+    text = _rounded(known.extent * unit)
+    return _both(f"About {text} mm.", f"约 {text} 毫米")
+
+
+def pieces(known: KnownObject, choice: int) -> Answers:
+    """Connected parts of the surface, where the record and the stored mesh agree on their number."""
+    count = known.facts.pieces
+    if count != known.components:
+        return {}
+    if count > _MOST_PIECES:
+        return _both(f"More than {_MOST_PIECES} pieces.", f"{_MOST_PIECES} 个以上")
+    return _both("One piece." if count == 1 else f"{count} pieces.", f"{count} 个")
+
+
+def anatomy(known: KnownObject, choice: int, terms: Mapping[str, Sequence[str]]) -> Answers:
+    """Sentences of a table of anatomical terms about this structure and side, word for word, in English."""
+    found = sentences_of(known.structure, terms) if known.structure else []
+    first = choice % max(1, len(found))
+    return {"en": [as_sentence(text) for text in (found[first:] + found[:first])[:_SENTENCES]]} if found else {}
+
+
+RULES: dict[str, Callable[[KnownObject, int], Answers]] = {
+    rule.__name__: rule
+    for rule in (
+        *(describe, name, category, collection, part_of, organ, side, system),
+        *(longest_side, shape, ratio, size, pieces),
+    )
+}
+ANATOMY = anatomy.__name__
+
+
+def _without_variant(known: KnownObject) -> str:
+    """Return a name without numbers and single letters at its end; LDraw's have meaning."""
+    words = known.name.split()
+    while known.source != "ldraw" and len(words) > 1 and re.fullmatch(r"\d+|[A-Za-z]", words[-1]):
+        words.pop()
+    return " ".join(words)
+
+
+def _both(english: str, chinese: str | None) -> Answers:
+    return {"en": [english]} | ({"zh": [f"{chinese}。"]} if chinese else {})
+
+
+def _rounded(value: float) -> str:
+    """Return a number as people say it: one decimal below ten."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
