@@ -139,22 +139,22 @@ def main() -> None:
     places = chosen(entries, options.max_objects)
     meshes = MeshVariants(pack=pack, entries=[entries[i] for i in places.tolist()])
     bits, numbers = occupancy_grids(meshes, device, options.workers, f"{options.split} grids")
-    measured, rebuilt = rebuild(trainer.averaged(), bits, places[numbers])
+    measured, grids = rebuild(trainer.averaged(), bits, places[numbers])
     print(measured, flush=True)
     print(write_run(options, {**result, **measured}, RUN))
     if options.grids is not None:
-        rebuilt.save(options.grids)
+        grids.save(options.grids)
     else:
-        finish(options, rebuilt)
+        finish(options, grids)
 
 
-def finish(options: argparse.Namespace, rebuilt: Rebuilt) -> None:
+def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
     file, name = results_file(options), run_name(options, RUN)
     before = read_runs(file)[name]
     lines = scores(
-        rebuilt.jobs(),
-        len(rebuilt.numbers),
+        grids.jobs(),
+        len(grids.numbers),
         pack=options.pack,
         split=before["split"],
         samples=options.samples,

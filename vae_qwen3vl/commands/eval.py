@@ -1,11 +1,11 @@
-"""The program `eval` (`vae_qwen3vl/eval_3d_vl.py`): what a model says about shapes, and how much they told it."""
+"""The program `eval` (`vae_qwen3vl/eval_3d_vl.py`): what a model says about shapes, beside blind controls."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ from sdf_vqvae.utils.programs import add_run_options, positive_int, print_json
 from sdf_vqvae.utils.settings import flag_of
 from vae_qwen3vl.commands.options import quiet_transformers
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, given_settings, read_alignment_config
+from vae_qwen3vl.evaluation.settings import MEASURES, EvalSettings
 
 if TYPE_CHECKING:
     import torch
 
     from sdf_vqvae.model.vqvae import SparseSDFVQVAE
     from vae_qwen3vl.evaluation.objects import EvalData
-    from vae_qwen3vl.evaluation.run import Parts
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
 ABOUT = """\
@@ -43,7 +43,6 @@ EXAMPLES = """\
   vae-qwen3vl eval --save_mesh"""
 OUTPUT = "eval_3d_vl_out"
 IN_RUN = "eval_out"
-MEASURES = ("captions", "closed_sets", "retrieval")
 _SETTINGS = (
     *("vl_model", "vae_config", "vae_ckpt", "data_dir", "output_run", "prompt"),
     *("max_3d_tokens", "use_3d_pos", "projector_layers", "truncate_mode", "seed", "val_samples"),
@@ -82,6 +81,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Which files a model is made of, and where results go."""
+
+    vl_model: str | None
+    vae_config: str | None
+    vae_ckpt: str | None
+    projector: str | None
+    lora: str | None
+    run: Path | None
+    """The run that they are of, where that is known."""
+    output: Path
+
+
 def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     """Return the model's files: flags over the run's folder over the config over what is shipped.
 
@@ -89,7 +102,6 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
         ValueError: the run does not exist or has not ended.
     """
     from vae_qwen3vl.describer import ARGUMENTS, PROJECTOR_FINAL
-    from vae_qwen3vl.evaluation.run import Parts
     from vae_qwen3vl.training.learned_objects import run_of
     from vae_qwen3vl.training.run_folder import run_to_evaluate
     from vae_qwen3vl.training.starting_model import settled
@@ -109,9 +121,11 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
 
 def work(options: argparse.Namespace) -> int:
     """Evaluate."""
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import resolve_device
     from vae_qwen3vl.describer import load_describer
-    from vae_qwen3vl.evaluation.run import interview, make_records, rebuild, reconstruction_means, write_results
+    from vae_qwen3vl.evaluation.run import evaluate
+    from vae_qwen3vl.evaluation.tables import summary_text
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 
     config = read_alignment_config(options)
@@ -124,16 +138,26 @@ def work(options: argparse.Namespace) -> int:
     override(model, given)
     prompt = given.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
     processor = Processor3D.from_pretrained(model.model_name_or_path)
-    said, summary = interview(options, config, data, model, processor, prompt, parts.run)
-    parts.output.mkdir(parents=True, exist_ok=True)
-    rebuilt = rebuild(options, config, parts, data, vae, device) if options.save_mesh else {}
-    records = make_records(data, model, said, rebuilt)
-    summary["reconstruction"] = reconstruction_means(rebuilt)
-    write_results(parts.output, records, summary, rebuilt)
+    settings = EvalSettings(
+        prompt=prompt,
+        measures=tuple(options.measures),
+        questions=options.questions,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=config.seed,
+        shapes=options.shapes,
+        voxel_resolution=options.voxel_resolution,
+        mc_threshold=options.mc_threshold,
+        data=options.data_path or config.data_dir or "a random shape",
+        run=parts.run,
+    )
+    if options.save_mesh and vae is None:
+        vae = load_vae_from_config(parts.vae_config, parts.vae_ckpt, device)
+    evaluation = evaluate(model, processor, data, settings, parts.output, vae=vae if options.save_mesh else None)
     if options.json:
-        print_json(summary, indent=None)
+        print_json(evaluation.summary, indent=None)
     else:
-        print(spoken(records, summary, parts.output))
+        print(summary_text(evaluation.records, evaluation.summary, parts.output))
     return 0
 
 
@@ -191,36 +215,3 @@ def override(model: Qwen3VLWith3DBranch, given: Mapping[str, Any]) -> None:
             )
     model.max_3d_tokens = given.get("max_3d_tokens", model.max_3d_tokens)
     model.truncate_mode = given.get("truncate_mode", model.truncate_mode)
-
-
-def spoken(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], output: Path) -> str:
-    """Return what the terminal shows: the first descriptions, the tables, and where the rest is."""
-    from sdf_vqvae.evaluation.page import as_text
-    from vae_qwen3vl.evaluation.tables import titled_tables
-
-    lines = []
-    for record in records[:20]:
-        lines.append(f"{record['idx']}: {' '.join(str(record['generated']).split())}")
-        if "gt_caption" in record:
-            lines.append(f"   authors: {record['gt_caption']}")
-    for title, table in titled_tables(summary):
-        lines += ["", title, as_text(table)]
-    if summary["reconstruction"]:
-        lines += ["", *_reconstruction_lines(summary["reconstruction"])]
-    if "repeated_answers" in summary:
-        lines += ["", f"warning: {summary['repeated_answers']['warning']}"]
-    return "\n".join([*lines, "", str(output)])
-
-
-def _reconstruction_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return how many meshes were made, and a table of the scores where there are any."""
-    from sdf_vqvae.evaluation.page import as_text
-    from sdf_vqvae.evaluation.rebuild import ROWS
-
-    lines = [f"meshes: {found['objects']} objects, {found['without_mesh']} without one, {found['scored']} scored"]
-    rows = [row for row in ROWS if row in found]
-    if rows:
-        names = list(found[rows[0]])
-        table = [["", *names], *([row, *(f"{found[row][name]:.4g}" for name in names)] for row in rows)]
-        lines.append(as_text(table))
-    return lines

@@ -1,11 +1,12 @@
-"""How close sentences come to references, word by word: BLEU-1, ROUGE-L, METEOR, CIDEr; and how varied they are.
+"""How close sentences come to references, and how varied they are: one table of measures, `CAPTION_METRICS`.
 
-Every measure is one number an object, so that intervals can be resampled over objects. BLEU-1 and METEOR are NLTK's;
-METEOR matches equal words and equal stems, not synonyms, since WordNet's data would have to be downloaded: its values
-lie below those of scorers that have it. ROUGE-L and CIDEr are written from their papers. Knows text; knows nothing of
-shapes or models.
+A new measure is one entry there: its function, its heading in tables and its formula in words; everything else reads
+the table. Most give one number an object, so that intervals can be resampled over objects. BLEU-1 and METEOR are
+NLTK's; METEOR matches equal words and equal stems, not synonyms, since WordNet's data would have to be downloaded:
+its values lie below those of scorers that have it. ROUGE-L and CIDEr are written from their papers; tests hold them
+to the numbers of rouge-score and pycocoevalcap. Knows text; knows nothing of shapes.
 
-Short outputs are rewarded by all four: read them beside the mean number of words.
+Short outputs are rewarded by all of them: read them beside the mean number of words.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vae_qwen3vl.language.sentence_encoder import SentenceEncoder, sentence_similarities
+
 Array = npt.NDArray[np.float64]
 Words = Sequence[str]
 
@@ -30,76 +33,88 @@ CIDER_ORDERS = 4
 """Longest n-gram that CIDEr looks at."""
 CIDER_SIGMA = 6.0
 """Width, in words, of CIDEr's penalty on another length."""
-SPLITS = ("words", "spaces")
 # Writing without spaces between words: kana, and the blocks of Chinese characters.
 _BY_CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORDS = re.compile(rf"[{_BY_CHARACTER}]|[^\W{_BY_CHARACTER}]+(?:['’-][^\W{_BY_CHARACTER}]+)*")
-_PIECES = re.compile(rf"[{_BY_CHARACTER}]|[^\s{_BY_CHARACTER}]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionScores:
-    """Scores of many objects' candidates."""
+class Captions:
+    """What measures compare: each object's candidate with its references."""
 
-    objects: dict[str, Array]
-    """bleu_1, rouge_l, meteor (0 to 1), cider (0 to 10) and words (the candidate's length). Each `[objects]`"""
-    distinct_1: float
-    """Different words over all words, of all candidates together (Li et al. 2016)."""
-    distinct_2: float
-    """The same of pairs of neighboring words."""
+    candidates: Sequence[str]
+    references: Sequence[Sequence[str]]
+    candidate_words: Sequence[Words]
+    reference_words: Sequence[Sequence[Words]]
+    """Only references with words in them; each object has one."""
+    encoder: SentenceEncoder | None
+    """A model of meaning, where one is at hand."""
 
-    def means(self) -> dict[str, float]:
-        """Return the mean over objects of every measure, and the two of variety."""
-        means = {name: float(values.mean()) for name, values in self.objects.items()}
-        return means | {"distinct_1": self.distinct_1, "distinct_2": self.distinct_2}
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionMetric:
+    """A measure of captions."""
+
+    heading: str
+    """What tables call it."""
+    formula: str = ""
+    """What it is, in words."""
+    score: Callable[[Captions], Array | float | None]
+    """A number an object, `[objects]`, whose mean gets an interval; one number of all candidates together; or None
+    where something that the measure needs is not at hand."""
+    percent: bool = True
+    """Whether tables show it times 100."""
+    merit: bool = True
+    """Whether more is better, so that a gap to the controls says something."""
 
 
 def score_captions(
-    candidates: Sequence[str], references: Sequence[str | Sequence[str]], *, split: str = "words"
-) -> CaptionScores:
-    """Compare each object's candidate with its references.
+    candidates: Sequence[str], references: Sequence[str | Sequence[str]], encoder: SentenceEncoder | None = None
+) -> dict[str, Array | float]:
+    """Compare each object's candidate with its references by every measure that is at hand.
 
     Args:
         candidates: one sentence an object; an empty one scores 0.
-        references: of the same objects, one sentence each or several. BLEU counts against all of them, ROUGE-L and
-            METEOR take the best, CIDEr the mean.
-        split: see `words_of`.
+        references: of the same objects, one sentence each or several. BLEU counts against all of them, CIDEr takes
+            the mean, the others the best.
+        encoder: of `load_sentence_encoder`; None leaves Sentence-BERT out.
+
+    Returns:
+        Measure -> its `score`, in the order of `CAPTION_METRICS`.
 
     Raises:
         ValueError: the lists don't fit together, or an object has no reference with words in it.
         ImportError: NLTK is not installed.
     """
-    made = [words_of(text, split=split) for text in candidates]
-    known = _split_references(references, split)
-    if len(made) != len(known):
-        raise ValueError(f"{len(made)} candidates and {len(known)} objects with references: give one each")
-    if not made:
+    texts = [[own] if isinstance(own, str) else own for own in references]
+    captions = Captions(
+        candidates=candidates,
+        references=texts,
+        candidate_words=[words_of(text) for text in candidates],
+        reference_words=[_with_words(number, own) for number, own in enumerate(texts)],
+        encoder=encoder,
+    )
+    if len(candidates) != len(texts):
+        raise ValueError(f"{len(candidates)} candidates and {len(texts)} objects with references: give one each")
+    if not candidates:
         raise ValueError("there is no candidate to score")
-    pairs = list(zip(made, known, strict=True))
-    objects = {
-        "bleu_1": np.array([bleu_1(*pair) for pair in pairs]),
-        "rouge_l": np.array([rouge_l(*pair) for pair in pairs]),
-        "meteor": np.array([meteor(*pair) for pair in pairs]),
-        "cider": cider(made, known),
-        "words": np.array([len(words) for words in made], dtype=np.float64),
-    }
-    return CaptionScores(objects=objects, distinct_1=distinct(made, 1), distinct_2=distinct(made, 2))
+    scores = {name: metric.score(captions) for name, metric in CAPTION_METRICS.items()}
+    return {name: score for name, score in scores.items() if score is not None}
 
 
-def words_of(text: str, *, split: str = "words") -> list[str]:
-    """Split a text into what is compared: words, and single characters of Chinese and Japanese.
+def words_of(text: str) -> list[str]:
+    """Split a text into what is compared, as the scorers of COCO do: lower case without punctuation.
 
-    Args:
-        text: any text.
-        split: "words" compares lower case without punctuation, as the scorers of COCO do; "spaces" takes what stands
-            between spaces as it is, as PointLLM's scorer does.
+    Of Chinese and Japanese, that is single characters.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if split == "spaces":
-        return _PIECES.findall(text)
-    plain = unicodedata.normalize("NFKC", text).lower()
-    return _WORDS.findall(plain)
+    return _WORDS.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def _with_words(number: int, references: Sequence[str]) -> list[Words]:
+    words: list[Words] = [split for text in references if (split := words_of(text))]
+    if not words:
+        raise ValueError(f"object {number} (from 0) has no reference with words in it: leave it out")
+    return words
 
 
 def bleu_1(candidate: Words, references: Sequence[Words]) -> float:
@@ -158,17 +173,6 @@ def distinct(candidates: Sequence[Words], order: int) -> float:
     """Return the share of different n-grams among all of the candidates; 0 where there are none."""
     grams = [gram for words in candidates for gram in _ngrams(words, order)]
     return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _split_references(references: Sequence[str | Sequence[str]], split: str) -> list[list[list[str]]]:
-    found = []
-    for number, own in enumerate(references):
-        texts = [own] if isinstance(own, str) else own
-        known = [words for text in texts if (words := words_of(text, split=split))]
-        if not known:
-            raise ValueError(f"object {number} (from 0) has no reference with words in it: leave it out")
-        found.append(known)
-    return found
 
 
 def _ngrams(words: Words, order: int) -> Iterator[tuple[str, ...]]:
@@ -234,3 +238,63 @@ def _nltk(name: str) -> Any:
         raise ImportError(
             f"caption measures need {error.name}: pip install 'vae-qwen3vl[evaluation]'", name=error.name
         ) from error
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def _sentence_bert(captions: Captions) -> Array | None:
+    if captions.encoder is None:
+        return None
+    return sentence_similarities(captions.encoder, captions.candidates, captions.references)
+
+
+def _by_words(measure: Callable[[Words, Sequence[Words]], float]) -> Callable[[Captions], Array]:
+    """Return what scores each object for itself by the words of its candidate and its references."""
+
+    def score(captions: Captions) -> Array:
+        pairs = zip(captions.candidate_words, captions.reference_words, strict=True)
+        return np.array([measure(*pair) for pair in pairs])
+
+    return score
+
+
+_AGAINST = "against an object's captions, see vae_qwen3vl.evaluation.caption_metrics"
+_VARIETY = "different words (pairs of words) over all, of all descriptions together"
+CAPTION_METRICS = {
+    "sentence_bert": CaptionMetric(
+        heading="Sentence-BERT",
+        formula="cosine of the sentence embeddings of the description and the caption closest to it",
+        score=_sentence_bert,
+    ),
+    "bleu_1": CaptionMetric(heading="BLEU-1", formula=_AGAINST, score=_by_words(bleu_1)),
+    "rouge_l": CaptionMetric(heading="ROUGE-L", formula=_AGAINST, score=_by_words(rouge_l)),
+    "meteor": CaptionMetric(heading="METEOR", formula=_AGAINST, score=_by_words(meteor)),
+    "cider": CaptionMetric(
+        heading="CIDEr",
+        formula=_AGAINST,
+        score=lambda captions: cider(captions.candidate_words, captions.reference_words),
+        percent=False,
+    ),
+    "words": CaptionMetric(
+        heading="words",
+        score=lambda captions: np.array([len(words) for words in captions.candidate_words], dtype=np.float64),
+        percent=False,
+        merit=False,
+    ),
+    "distinct_1": CaptionMetric(
+        heading="distinct-1", formula=_VARIETY, score=lambda captions: distinct(captions.candidate_words, 1)
+    ),
+    "distinct_2": CaptionMetric(
+        heading="distinct-2", formula=_VARIETY, score=lambda captions: distinct(captions.candidate_words, 2)
+    ),
+}
+"""Name in files -> measure, in the order of tables. Values lie between 0 and 1; CIDEr's between 0 and 10."""
+
+
+def formulas() -> dict[str, str]:
+    """Return what the measures are, in words; those that share a formula stand together."""
+    texts = dict.fromkeys(metric.formula for metric in CAPTION_METRICS.values() if metric.formula)
+    return {
+        ", ".join(name for name, metric in CAPTION_METRICS.items() if metric.formula == text): text for text in texts
+    }

@@ -1,7 +1,8 @@
 """Questions whose answers are one of a known set: what classification asks, one set a kind of question.
 
 Made of the records that `make-questions` writes, for the objects that are evaluated and for those of training, whose
-answers are candidates too. Knows texts; nothing of shapes or models.
+answers are candidates too. A kind of question is closed unless `OPEN_KINDS` has it. Knows texts and their files;
+nothing of shapes or models.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.utils.files import regular_file
-from vae_qwen3vl.data.texts import pick, read_lines
+from vae_qwen3vl.data.texts import RECORDS, pick, read_lines
 
 OPEN_KINDS = ("describe", "name", "ratio", "size", "anatomy")
 """Kinds whose answers are sentences or numbers without end."""
@@ -41,6 +43,8 @@ class ClosedSet:
     """All answers of this kind, of training's records and of these; yes and no where the kind asks for that."""
     known: Mapping[str, int]
     """How often each occurs among training's records; empty where there are none."""
+    known_answers: Mapping[str, str] | None = None
+    """Training object -> its answer; None where training's records are not known."""
 
     @property
     def groups(self) -> list[str]:
@@ -56,8 +60,34 @@ def group_of(kind: str, answer: str) -> str:
     return bare[:1].upper() + bare[1:]
 
 
+def read_closed_sets(
+    names: Sequence[str], *, questions: Path | None, folder: Path | None, split: str | None, seed: int = 0
+) -> list[ClosedSet] | None:
+    """Return the closed sets of questions about some objects; None where there is no file of questions.
+
+    Args:
+        names: ids of the objects.
+        questions: the file; None takes the one of the objects' split in `folder`, if there is one.
+        folder: of the objects' codes, where training's records lie, if there are any.
+        split: of the objects.
+        seed: of the choice among an object's questions.
+
+    Raises:
+        ValueError: a file can't be read, or a line is damaged.
+    """
+    if questions is None:
+        if folder is None or not (folder / f"conversations_{split}.jsonl").is_file():
+            return None
+        questions = folder / f"conversations_{split}.jsonl"
+    known = None
+    if folder is not None and (folder / RECORDS).is_file():
+        own = set(names)  # they must not answer for themselves
+        known = [record for record in closed_questions(folder / RECORDS) if record["sample_id"] not in own]
+    return closed_sets(closed_questions(questions), names, known, seed=seed)
+
+
 def closed_sets(
-    asked: Sequence[Question], names: Sequence[str], known: Sequence[Question] = (), *, seed: int = 0
+    asked: Sequence[Question], names: Sequence[str], known: Sequence[Question] | None = None, *, seed: int = 0
 ) -> list[ClosedSet]:
     """Return the closed sets of questions about some objects, kinds with fewer than five objects left out.
 
@@ -66,44 +96,37 @@ def closed_sets(
     Args:
         asked: of `closed_questions`, about the objects.
         names: ids of the objects.
-        known: the same about the objects of training.
+        known: the same about the objects of training; None where they are not known.
         seed: of the choice.
     """
     wanted = set(names)
-    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for record in asked:
         if record["sample_id"] in wanted:
-            own = found.setdefault(record["kind"], {}).setdefault(record["sample_id"], [])
-            own.append((record["question"], record["answer"]))
-    of_training: dict[str, Counter[str]] = {}
-    for record in known:
-        of_training.setdefault(record["kind"], Counter())[record["answer"]] += 1
-    made = []
-    for kind, by_name in sorted(found.items()):
+            of_object = pairs.setdefault(record["kind"], {}).setdefault(record["sample_id"], [])
+            of_object.append((record["question"], record["answer"]))
+    sets = []
+    for kind, by_name in sorted(pairs.items()):
         if len(by_name) < LEAST_OBJECTS:
             continue
         order = [name for name in names if name in by_name]
-        pairs = [by_name[name][pick(seed, kind, name) % len(by_name[name])] for name in order]
-        counts = of_training.get(kind, Counter())
-        made.append(
+        chosen = [by_name[name][pick(seed, kind, name) % len(by_name[name])] for name in order]
+        of_training = [record for record in known or () if record["kind"] == kind]
+        counts = Counter(record["answer"] for record in of_training)
+        # Of several answers of an object, the first stays.
+        first = {record["sample_id"]: record["answer"] for record in reversed(of_training)}
+        sets.append(
             ClosedSet(
                 kind=kind,
                 names=tuple(order),
-                questions=tuple(question for question, _ in pairs),
-                answers=tuple(answer for _, answer in pairs),
-                candidates=tuple(sorted({answer for _, answer in pairs} | set(counts))),
+                questions=tuple(question for question, _ in chosen),
+                answers=tuple(answer for _, answer in chosen),
+                candidates=tuple(sorted({answer for _, answer in chosen} | set(counts))),
                 known=counts,
+                known_answers=None if known is None else first,
             )
         )
-    return made
-
-
-def answers_of(questions: Sequence[Question]) -> dict[str, dict[str, str]]:
-    """Return kind -> object -> an answer."""
-    found: dict[str, dict[str, str]] = {}
-    for record in questions:
-        found.setdefault(record["kind"], {}).setdefault(record["sample_id"], record["answer"])
-    return found
+    return sets
 
 
 def closed_questions(path: str | os.PathLike[str]) -> list[Question]:

@@ -1,19 +1,21 @@
 """Controls that don't see the object they are asked about: what a score must exceed to say that shapes are read.
 
-Knows objects as codes and numbers of rows; knows nothing of language models.
+A new control has its name, its words in `FORMULAS` and its place in `BLIND` or `NOT_BLIND` here, and is asked in
+`interview`. Knows objects as codes and their scores; knows nothing of language models.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from sdf_vqvae.evaluation.bootstrap import Array, Interval, mean_interval
 from vae_qwen3vl.evaluation.objects import EvalObject
 from vae_qwen3vl.sequence_3d import coords_of_cells
 
@@ -31,12 +33,28 @@ CONSTANT = (MOST_FREQUENT, MOST_FREQUENT_OF_OTHERS, TYPICAL, TYPICAL_OF_OTHERS)
 BLIND = (NO_SHAPE, OTHER_SHAPE, SCATTERED, *CONSTANT)
 """Rows that a gap is measured to. `SCATTERED` keeps the object's codes at random places: it knows which codes there
 are, but not how they lie; it is the hardest of them."""
+NOT_BLIND = (NEIGHBOR,)
+"""Rows that see the object, for comparison only."""
+FORMULAS = {
+    NO_SHAPE: "the prompt alone",
+    OTHER_SHAPE: "another evaluated object's shape, a fixed random cycle",
+    SCATTERED: "the object's own codes at random cells: which codes there are stays known",
+    MOST_FREQUENT: "one answer for all: training's most frequent",
+    MOST_FREQUENT_OF_OTHERS: "training's answers are not known: the most frequent of the other evaluated objects'",
+    TYPICAL: "training's captions are all unique, so that none is the most frequent: the one with the highest mean "
+    "likeness (sentence_bert; without it, common words) to the others, for all",
+    TYPICAL_OF_OTHERS: "the same among the captions of the other evaluated objects, where training's are not known",
+    NEIGHBOR: "NOT BLIND, and no language model: the training object whose code histogram is closest (Bhattacharyya) "
+    "lends its caption or answer",
+}
+"""Row -> what it is, in words."""
 _MOST_CAPTIONS = 2000
 """Captions that are compared for the most typical one; of more, so many at random, always the same."""
 Embed = Callable[[Sequence[str]], npt.NDArray[np.floating]]
 """Texts to vectors of length 1, whose products say how alike the texts are. [n, E]"""
-NOT_BLIND = (NEIGHBOR,)
-"""Rows that see the object, for comparison only."""
+
+
+# -- what they say ---------------------------------------------------------------------------------------------------
 
 
 def other_objects(count: int, seed: int = 0) -> list[int]:
@@ -164,3 +182,47 @@ def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject],
         likeness = (rows(objects[start : start + 64]) @ table.T).toarray()
         found += [int(number) for number in likeness.argmax(axis=1)]
     return found
+
+
+# -- how far a row is above them -------------------------------------------------------------------------------------
+
+
+def paired_gap(row: Array, control: Array, groups: Sequence[Hashable] | None = None) -> Interval:
+    """Return the mean difference between two rows of the same objects, and its interval.
+
+    Args:
+        row: a measure of each object. `[objects]`
+        control: the same measure of the same objects. `[objects]`
+        groups: the objects' categories, for the difference of macro means; see `bootstrap.mean_interval`.
+
+    Raises:
+        ValueError: the rows are not of the same objects, or have no value.
+    """
+    if np.shape(row) != np.shape(control) or np.ndim(row) != 1:
+        raise ValueError(
+            f"rows of shape {list(np.shape(row))} and {list(np.shape(control))}: measure the same objects"
+        )
+    gap = mean_interval(np.asarray(row, dtype=np.float64) - np.asarray(control, dtype=np.float64), groups)
+    if gap is None:
+        raise ValueError("no object has a value in both rows")
+    return gap
+
+
+def gap_to_best(
+    row: Array, controls: Mapping[str, Array], groups: Sequence[Hashable] | None = None
+) -> tuple[str, Interval]:
+    """Return the control that comes closest to a row, and how far the row is above it.
+
+    Args:
+        row: a measure of each object. `[objects]`
+        controls: name -> the same measure under that control. Each `[objects]`
+        groups: as of `paired_gap`.
+
+    Raises:
+        ValueError: there is no control, or one has other objects.
+    """
+    if not controls:
+        raise ValueError("a gap needs at least one control")
+    gaps = {name: paired_gap(row, values, groups) for name, values in controls.items()}
+    best = min(gaps, key=lambda name: gaps[name].mean)
+    return best, gaps[best]

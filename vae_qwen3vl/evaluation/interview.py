@@ -1,8 +1,7 @@
-"""What a model says about objects, with their own shape and under blind controls: words, and scores of answers.
+"""What a model says about objects, with their own shape and under blind controls: words, and likelihoods of answers.
 
-Every row (`blind_controls`) asks the same prompts about the same objects; only the shape beside them differs. What
-another object's shape gives is taken from that object's own run, since the prompt is the same. Runs models; measures
-nothing.
+Every row (`controls`) asks the same prompts about the same objects; only the shape beside them differs. What another
+object's shape gives is taken from that object's own run, since the prompt is the same. Runs models; measures nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.utils.progress import Progress
-from vae_qwen3vl.evaluation.answer_scores import answer_scores, batches_alike
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet
 from vae_qwen3vl.evaluation.controls import (
     NEIGHBOR,
@@ -30,6 +28,7 @@ from vae_qwen3vl.evaluation.controls import (
     other_objects,
     scattered,
 )
+from vae_qwen3vl.evaluation.likelihoods import answer_likelihoods, batches_alike
 from vae_qwen3vl.evaluation.objects import TRAIN, EvalData, EvalObject, training_objects
 from vae_qwen3vl.evaluation.ranking_metrics import mutual_information
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -45,23 +44,24 @@ class Answered:
     asked: ClosedSet
     scores: dict[str, Scores]
     """Row -> log-likelihoods `[objects, candidates]`."""
+    lent: dict[str, str] | None = None
+    """Object -> the answer of its nearest training object; None where those are not known."""
 
 
-@dataclass(kw_only=True)
-class Understanding:
+@dataclass(frozen=True, kw_only=True)
+class Interview:
     """Everything that was said."""
 
     prompt: str
+    tokens: list[int]
+    """3D tokens of each object, without the two around them."""
     texts: dict[str, list[str]]
     """Row -> a description of each object."""
-    neighbors: list[EvalObject] | None = None
-    """The training object nearest to each by its codes, where training's codes are known."""
-    closed: list[Answered] = field(default_factory=list)
-    retrieval: Scores | None = None
-    """Pointwise mutual information of every object and every object's first caption: how much likelier the words are
-    with this shape than with one of the objects' shapes at random. `[objects, objects]`"""
-    retrieval_scattered: Scores | None = None
-    """The same with the codes at random places."""
+    closed: list[Answered] | None = None
+    """None where there are no questions."""
+    retrieval: dict[str, Scores] = field(default_factory=dict)
+    """Row -> pointwise mutual information of every object and every object's first caption: how much likelier the
+    words are with this shape than with one of the objects' shapes at random. `[objects, objects]`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,29 +88,47 @@ class Interviewer:
     progress: bool = True
     embed: Embed = bag_of_words
 
-    def descriptions(self, prompt: str, *, controls: bool) -> Understanding:
-        """Ask for a description of every object; with `controls` (all objects have captions) in all rows."""
-        objects = self.data.objects
-        texts = {OWN: self._generate(prompt, objects, "describe")}
+    def ask(
+        self, prompt: str, *, controls: bool, closed: Sequence[ClosedSet] | None = None, retrieval: bool = False
+    ) -> Interview:
+        """Ask about all objects.
+
+        Args:
+            prompt: asks for a description.
+            controls: describe in all rows, not only with the objects' own shapes; all objects have captions then.
+            closed: questions with a known set of answers.
+            retrieval: score every object's first caption with every object; all objects have captions then.
+        """
+        texts = {OWN: self._generate(prompt, self.data.objects, "describe")}
         neighbors = None
         if controls:
-            texts[NO_SHAPE] = self._generate(prompt, [None], None) * len(objects)
-            if len(objects) > 1:
-                texts[OTHER_SHAPE] = [texts[OWN][n] for n in other_objects(len(objects), self.seed)]
-            texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")
             known = self._known()
-            constant = constant_answers(
-                [one.captions[0] for one in known], [one.captions[0] for one in objects], self.embed
-            )
-            if constant is not None:
-                texts[constant[0]] = constant[1]
+            texts |= self._controls(prompt, texts[OWN], known)
             if known:
-                nearest = nearest_by_codes(objects, known, len(self.data.codebook))
+                nearest = nearest_by_codes(self.data.objects, known, len(self.data.codebook))
                 neighbors = [known[number] for number in nearest]
-                texts[NEIGHBOR] = [one.captions[0] for one in neighbors]
-        return Understanding(prompt=prompt, texts=texts, neighbors=neighbors)
+                texts[NEIGHBOR] = [neighbor.captions[0] for neighbor in neighbors]
+        return Interview(
+            prompt=prompt,
+            tokens=[int(self.model.count_3d_tokens(*self.data.batch([one]))[0]) - 2 for one in self.data.objects],
+            texts=texts,
+            closed=None if closed is None else [self._answer(asked, neighbors) for asked in closed],
+            retrieval=self._retrieve(prompt) if retrieval else {},
+        )
 
-    def answer(self, asked: ClosedSet) -> Answered:
+    def _controls(self, prompt: str, described: list[str], known: Sequence[EvalObject]) -> dict[str, list[str]]:
+        """Return the descriptions in the blind rows."""
+        objects = self.data.objects
+        texts = {NO_SHAPE: self._generate(prompt, [None], None) * len(objects)}
+        if len(objects) > 1:
+            texts[OTHER_SHAPE] = [described[n] for n in other_objects(len(objects), self.seed)]
+        texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")
+        constant = constant_answers(
+            [one.captions[0] for one in known], [one.captions[0] for one in objects], self.embed
+        )
+        return texts if constant is None else texts | dict([constant])
+
+    def _answer(self, asked: ClosedSet, neighbors: Sequence[EvalObject] | None) -> Answered:
         """Score the candidates of a closed set for each of its objects, in the rows that a model answers."""
         places = {one.name: number for number, one in enumerate(self.data.objects)}
         numbers = [places[name] for name in asked.names]
@@ -125,18 +143,24 @@ class Interviewer:
         if len(objects) > 1:
             others = [objects[n] for n in other_objects(len(objects), self.seed)]
             rows[OTHER_SHAPE] = self._score(others, questions, answers, f"{asked.kind}, another object's 3D")
-        return Answered(asked=asked, scores=rows)
+        lent = None
+        if neighbors is not None and asked.known_answers is not None:
+            pairs = zip(self.data.objects, neighbors, strict=True)
+            lent = {
+                one.name: asked.known_answers[near.name] for one, near in pairs if near.name in asked.known_answers
+            }
+        return Answered(asked=asked, scores=rows, lent=lent)
 
-    def retrieve(self, understanding: Understanding) -> None:
-        """Score every object's first caption with every object."""
+    def _retrieve(self, prompt: str) -> dict[str, Scores]:
+        """Score every object's first caption with every object, and with its codes at random places."""
         objects = self.data.objects
         captions = [one.captions[0] for one in objects]
         unique = list(dict.fromkeys(captions))
         columns = [unique.index(caption) for caption in captions]
-        prompts = [understanding.prompt] * len(objects)
-        for name, shapes in (("retrieval", objects), ("retrieval_scattered", self._scattered)):
-            found = self._score(shapes, prompts, unique, name.replace("_", ", "))
-            setattr(understanding, name, mutual_information(found)[:, columns])
+        prompts = [prompt] * len(objects)
+        own = self._score(objects, prompts, unique, "retrieval")
+        moved = self._score(self._scattered, prompts, unique, "retrieval, scattered")
+        return {row: mutual_information(scores)[:, columns] for row, scores in ((OWN, own), (SCATTERED, moved))}
 
     @cached_property
     def _scattered(self) -> list[EvalObject]:
@@ -147,9 +171,9 @@ class Interviewer:
         folder = self.data.folder
         if folder is None or self.data.split == TRAIN:
             return []
-        own = {one.name for one in self.data.objects}
-        found = training_objects(folder, self.data.learned)
-        return [one for one in found if one.captions and one.name not in own]
+        evaluated = {one.name for one in self.data.objects}
+        known = training_objects(folder, self.data.learned)
+        return [one for one in known if one.captions and one.name not in evaluated]
 
     def _score(
         self,
@@ -158,7 +182,7 @@ class Interviewer:
         answers: Sequence[str],
         describe: str | None,
     ) -> Scores:
-        return answer_scores(
+        return answer_likelihoods(
             self.model,
             self.processor,
             self.data,

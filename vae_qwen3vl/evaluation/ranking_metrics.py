@@ -1,4 +1,4 @@
-"""How well scores pick the right candidate: classification and retrieval, and how far a row is above its controls.
+"""How well scores pick the right candidate: classification and retrieval.
 
 Takes a matrix of scores `[objects, candidates]`, higher is better. Every measure is one number an object. Equal
 scores are counted as in a random order of them: the expected value, so that a scorer which gives every candidate the
@@ -8,33 +8,22 @@ same score gets what guessing gets. Knows numbers; knows nothing of texts or mod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from sdf_vqvae.evaluation.bootstrap import Array, Interval, mean_interval
+from sdf_vqvae.evaluation.bootstrap import Array
 
 TO_TEXTS = "object to texts"
 TO_OBJECTS = "text to objects"
 DIRECTIONS = (TO_TEXTS, TO_OBJECTS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """How far a row is above the best of its controls."""
-
-    control: str
-    """Name of the control with the highest mean."""
-    gap: Interval
-    """Mean of the objects' differences, and its interval."""
-
-
 def ranking_scores(
     scores: npt.ArrayLike, targets: npt.ArrayLike, *, tops: Sequence[int] = (1, 5)
 ) -> dict[str, Array]:
-    """Return each object's `top_k` for every k of `tops`, and `reciprocal_rank`. Each `[objects]`
+    """Return each object's `top_k` for every k of `tops`. Each `[objects]`
 
     Args:
         scores: of each candidate for each object, higher is better. `[objects, candidates]`
@@ -45,8 +34,7 @@ def ranking_scores(
         ValueError: the shapes don't fit together, a score is NaN, or a target is no candidate.
     """
     better, equal = _rivals(scores, targets)
-    made = {f"top_{k}": _expected_hit(better, equal, k) for k in tops}
-    return made | {"reciprocal_rank": _expected_reciprocal_rank(better, equal)}
+    return {f"top_{k}": _expected_hit(better, equal, k) for k in tops}
 
 
 def mutual_information(scores: Array) -> Array:
@@ -65,7 +53,7 @@ def mutual_information(scores: Array) -> Array:
 
 
 def retrieval_scores(scores: npt.ArrayLike, *, tops: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, Array]]:
-    """Return `recall_k` for every k of `tops` and `reciprocal_rank`, for both directions.
+    """Return `recall_k` for every k of `tops`, for both directions.
 
     Args:
         scores: of each text for each object; text i is the right one of object i. `[objects, objects]`
@@ -116,45 +104,6 @@ def in_large_groups(groups: Sequence[Hashable], *, least: int = 5) -> npt.NDArra
     return np.array([sizes[group] >= least for group in groups], dtype=bool)
 
 
-def paired_gap(row: Array, control: Array, groups: Sequence[Hashable] | None = None) -> Interval:
-    """Return the mean difference between two rows of the same objects, and its interval.
-
-    Args:
-        row: a measure of each object. `[objects]`
-        control: the same measure of the same objects. `[objects]`
-        groups: the objects' categories, for the difference of macro means; see `bootstrap.mean_interval`.
-
-    Raises:
-        ValueError: the rows are not of the same objects, or have no value.
-    """
-    if np.shape(row) != np.shape(control) or np.ndim(row) != 1:
-        raise ValueError(
-            f"rows of shape {list(np.shape(row))} and {list(np.shape(control))}: measure the same objects"
-        )
-    found = mean_interval(np.asarray(row, dtype=np.float64) - np.asarray(control, dtype=np.float64), groups)
-    if found is None:
-        raise ValueError("no object has a value in both rows")
-    return found
-
-
-def gap_to_best(row: Array, controls: Mapping[str, Array], groups: Sequence[Hashable] | None = None) -> Gap:
-    """Return how far a row is above the control that comes closest to it (the smallest gap).
-
-    Args:
-        row: a measure of each object. `[objects]`
-        controls: name -> the same measure under that control. Each `[objects]`
-        groups: as of `paired_gap`.
-
-    Raises:
-        ValueError: there is no control, or one has other objects.
-    """
-    if not controls:
-        raise ValueError("a gap needs at least one control")
-    gaps = {name: paired_gap(row, values, groups) for name, values in controls.items()}
-    best = min(gaps, key=lambda name: gaps[name].mean)
-    return Gap(control=best, gap=gaps[best])
-
-
 def _rivals(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array, Array]:
     """Return how many candidates are better than the right one, and how many others equal it. Each `[objects]`"""
     matrix, right = np.asarray(scores, dtype=np.float64), np.asarray(targets)
@@ -180,11 +129,3 @@ def _expected_hit(better: Array, equal: Array, top: int) -> Array:
     if top < 1:
         raise ValueError(f"top {top}: expected at least 1")
     return np.clip(top - better, 0, equal + 1) / (equal + 1)
-
-
-def _expected_reciprocal_rank(better: Array, equal: Array) -> Array:
-    """Return the mean of 1 / rank over the ranks that the right one may take."""
-    most = int((better + equal).max(initial=0)) + 1
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, most + 1))])
-    first, last = better.astype(np.int64), (better + equal).astype(np.int64) + 1
-    return (harmonic[last] - harmonic[first]) / (equal + 1)

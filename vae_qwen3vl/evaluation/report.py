@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sdf_vqvae.evaluation.page import STYLE, as_html, image_tag
+from sdf_vqvae.evaluation.page import as_html, image_tag, write_page
 from sdf_vqvae.evaluation.rebuild import ROWS
-from sdf_vqvae.utils.files import write_text
-from vae_qwen3vl.evaluation.controls import NOT_BLIND
-from vae_qwen3vl.evaluation.meshes import Reconstruction
-from vae_qwen3vl.evaluation.tables import titled_tables
+from vae_qwen3vl.evaluation.reconstruction import Reconstruction
+from vae_qwen3vl.evaluation.tables import row_label, titled_tables
 
-REPORT = "report.html"
 _MOST_OBJECTS = 300
-_OWN_STYLE = """
+_STYLE = """
 .said { display: flex; gap: 8px; align-items: flex-start; margin: .8em 0 1.4em; border-top: 1px solid #dee2e7;
 padding-top: .6em } .said img { width: 300px } .said p { margin: .1em 0 .4em } .words { flex: 1; min-width: 0 }
 .said dl { margin: 0; display: grid; grid-template-columns: fit-content(18em) 1fr; gap: 2px 10px; font-size: 13px }
@@ -44,8 +41,6 @@ def write_report(
     settings = summary["settings"]
     shown = sorted(records, key=lambda record: not _pictures(reconstructions, record))[:_MOST_OBJECTS]
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>3D to words</title>",
-        f"<style>{STYLE}{_OWN_STYLE}</style><h1>3D to words</h1>",
         f"<p>{len(records):,} objects of <code>{escape(str(settings['data']))}</code>"
         + (f", split {escape(str(settings['split']))}" if settings["split"] else "")
         + f"; language model <code>{escape(settings['vl_model'])}</code>; asked "
@@ -68,7 +63,7 @@ def write_report(
         parts += ["<h2>Formulas</h2><dl>"]
         parts += [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in summary["formulas"].items()]
         parts.append("</dl>")
-    write_text(path, "\n".join([*parts, "</html>\n"]))
+    write_page(path, "3D to words", [*parts, ""], style=_STYLE)
 
 
 def _pictures(reconstructions: Mapping[str, Reconstruction], record: Mapping[str, Any]) -> bool:
@@ -85,7 +80,7 @@ def _object(record: Mapping[str, Any], made: Reconstruction | None) -> str:
     parts.append(f"<div class='words'><p class='own'>{escape(record['generated']) or '(nothing)'}</p><dl>")
     facts: dict[str, str] = {"authors' words": " / ".join(record.get("captions", ()))}
     for row, text in record.get("controls", {}).items():
-        facts[f"{row} (not blind)" if row in NOT_BLIND else row] = str(text)
+        facts[row_label(row)] = str(text)
     for found in record.get("answers", {}).values():
         mark = "right" if found["right"] else f"wrong: {found['expected']}"
         facts[str(found["question"])] = f"{found['answer']} ({mark})"

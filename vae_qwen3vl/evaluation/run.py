@@ -1,267 +1,166 @@
 """An evaluation of the language side: objects are asked about, rebuilt and measured, and a folder has the results.
 
+    data = from_codes(CodeFolder("train_codes"), split="test", most=0)
+    model = load_describer(None, vae_hash=data.vae_hash)
+    processor = Processor3D.from_pretrained(model.model_name_or_path)
+    found = evaluate(model, processor, data, EvalSettings(prompt=DEFAULT_PROMPT), "eval_out")
+
 Knows nothing of command lines.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from vae_qwen3vl.config import AlignmentConfig
-
-if TYPE_CHECKING:
-    from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-    from vae_qwen3vl.evaluation.interview import Understanding
-    from vae_qwen3vl.evaluation.meshes import Reconstruction
-    from vae_qwen3vl.evaluation.objects import EvalData
-    from vae_qwen3vl.model import Qwen3VLWith3DBranch
-    from vae_qwen3vl.processor import Processor3D
+from sdf_vqvae.data.objects import StoredObject
+from sdf_vqvae.evaluation.shapes import list_shapes
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.evaluation.closed_sets import ClosedSet, read_closed_sets
+from vae_qwen3vl.evaluation.controls import bag_of_words
+from vae_qwen3vl.evaluation.interview import Interviewer
+from vae_qwen3vl.evaluation.objects import EvalData, EvalObject
+from vae_qwen3vl.evaluation.reconstruction import mean_scores, reconstruct_all
+from vae_qwen3vl.evaluation.results import Evaluation, make_records, write_results
+from vae_qwen3vl.evaluation.settings import CAPTIONS, CLOSED_SETS, RETRIEVAL, EvalSettings
+from vae_qwen3vl.evaluation.summary import summarize
+from vae_qwen3vl.language.sentence_encoder import (
+    SentenceEncoder,
+    SentenceModelUnavailableError,
+    embed,
+    load_sentence_encoder,
+)
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
 
 logger = logging.getLogger(__name__)
 
-WORDS, RESULTS, SUMMARY = "generated.txt", "eval_results.jsonl", "eval_summary.json"
 
-
-_PICTURES = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Which files a model is made of, and where results go."""
-
-    vl_model: str | None
-    vae_config: str | None
-    vae_ckpt: str | None
-    projector: str | None
-    lora: str | None
-    run: Path | None
-    """The run that they are of, where that is known."""
-    output: Path
-
-
-def interview(
-    options: argparse.Namespace,
-    config: AlignmentConfig,
-    data: EvalData,
+def evaluate(
     model: Qwen3VLWith3DBranch,
     processor: Processor3D,
-    prompt: str,
-    run: Path | None = None,
-) -> tuple[Understanding, dict[str, Any]]:
-    """Ask the model about all objects; return what it said and its measures."""
-    from vae_qwen3vl.data.texts import RECORDS
-    from vae_qwen3vl.evaluation.closed_sets import answers_of, closed_questions, closed_sets
-    from vae_qwen3vl.evaluation.controls import OWN, bag_of_words
-    from vae_qwen3vl.evaluation.interview import Interviewer
-    from vae_qwen3vl.evaluation.summary import (
-        FORMULAS,
-        repeated_answers,
-        summarize_captions,
-        summarize_closed,
-        summarize_retrieval,
-    )
-    from vae_qwen3vl.language.sentence_encoder import SentenceModelUnavailableError, embed, load_sentence_encoder
+    data: EvalData,
+    settings: EvalSettings,
+    folder: str | os.PathLike[str],
+    *,
+    vae: SparseSDFVQVAE | None = None,
+) -> Evaluation:
+    """Ask a model about objects, measure what it says, and write the folder.
 
-    objects, measures = data.objects, set(options.measures)
-    bare = sum(not one.captions for one in objects)
-    captioned = not bare
-    if 0 < bare < len(objects):
-        logger.warning("%d of %d objects have no caption: captions and retrieval aren't measured", bare, len(objects))
-    measured, encoder = captioned and "captions" in measures, None
-    if measured:
-        try:
-            encoder = load_sentence_encoder()
-        except SentenceModelUnavailableError as error:
-            logger.warning("Sentence-BERT is left out: %s", error)
-    asking = Interviewer(
+    Args:
+        model: of `load_describer`, for codes of the data's tokenizer.
+        processor: of its tokenizer.
+        data: the objects.
+        settings: what is asked and measured.
+        folder: for the results; made if needed.
+        vae: the tokenizer of the codes, to rebuild meshes from them; None rebuilds none.
+
+    Raises:
+        ValueError: the tokenizer is not the one of the codes; or a file of questions or shapes can't be used.
+    """
+    shapes = [] if vae is None else _true_shapes(vae, data, settings)
+    measures = _measures(settings.measures, data.objects)
+    encoder = _sentence_encoder() if CAPTIONS in measures else None
+    interviewer = Interviewer(
         model=model,
         processor=processor,
         data=data,
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        seed=config.seed,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
         embed=bag_of_words if encoder is None else lambda texts: embed(encoder, texts).numpy(),
     )
-    said = asking.descriptions(prompt, controls=measured)
-    settings = {
-        "data": options.data_path or config.data_dir or "a random shape",
+    said = interviewer.ask(
+        settings.prompt,
+        controls=CAPTIONS in measures,
+        closed=_closed_sets(data, settings) if CLOSED_SETS in measures else None,
+        retrieval=RETRIEVAL in measures,
+    )
+    reconstructions = {}
+    if vae is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        reconstructions = reconstruct_all(
+            vae,
+            data.objects,
+            Path(folder),
+            shapes=shapes,
+            voxel_resolution=settings.voxel_resolution,
+            mc_threshold=settings.mc_threshold,
+        )
+    about = _about(model, data, settings)
+    if CAPTIONS in measures:
+        about["sentence_model"] = None if encoder is None else encoder.name
+    summary = {
+        "settings": about,
+        "objects": len(data.objects),
+        "trained_on": data.seen,
+        **summarize(said, [one.captions for one in data.objects], encoder=encoder),
+        "reconstruction": mean_scores(reconstructions),
+    }
+    records = make_records(data.objects, said, reconstructions)
+    evaluation = Evaluation(records=records, summary=summary, reconstructions=reconstructions)
+    write_results(folder, evaluation)
+    return evaluation
+
+
+def _true_shapes(vae: SparseSDFVQVAE, data: EvalData, settings: EvalSettings) -> Sequence[StoredObject]:
+    """Return the shapes that rebuilt meshes are scored against; the tokenizer is that of the codes."""
+    if vae.fingerprint() != data.vae_hash:
+        raise ValueError(
+            f"the codes of {settings.data} are of the VAE {data.vae_hash[:12]}, this one is "
+            f"{vae.fingerprint()[:12]}: give its --vae_config and --vae_ckpt"
+        )
+    return [] if settings.shapes is None else list_shapes(settings.shapes, resolution=vae.config.data_resolution)
+
+
+def _measures(asked: Sequence[str], objects: Sequence[EvalObject]) -> set[str]:
+    """Return what can be measured: captions and retrieval need a caption of every object, retrieval two objects."""
+    measures = set(asked)
+    bare = sum(not one.captions for one in objects)
+    if 0 < bare < len(objects):
+        logger.warning("%d of %d objects have no caption: captions and retrieval aren't measured", bare, len(objects))
+    if bare:
+        measures -= {CAPTIONS, RETRIEVAL}
+    if len(objects) < 2:
+        measures -= {RETRIEVAL}
+    return measures
+
+
+def _sentence_encoder() -> SentenceEncoder | None:
+    try:
+        return load_sentence_encoder()
+    except SentenceModelUnavailableError as error:
+        logger.warning("Sentence-BERT is left out: %s", error)
+        return None
+
+
+def _closed_sets(data: EvalData, settings: EvalSettings) -> list[ClosedSet] | None:
+    return read_closed_sets(
+        [one.name for one in data.objects],
+        questions=settings.questions,
+        folder=None if data.folder is None else data.folder.folder,
+        split=data.split,
+        seed=settings.seed,
+    )
+
+
+def _about(model: Qwen3VLWith3DBranch, data: EvalData, settings: EvalSettings) -> dict[str, Any]:
+    """Return what decides the results, for the record."""
+    branch = model.description()
+    keys = ("num_layers", "merge", "shape_tokens", "use_3d_pos", "positions", "max_3d_tokens", "truncate_mode")
+    return {
+        "data": settings.data,
         "split": data.split,
-        "run": None if run is None else str(run),
+        "run": None if settings.run is None else str(settings.run),
         "learned_from": data.learned.source,
         "vl_model": model.vl_label,
         "dtype": str(model.vl_model.dtype).removeprefix("torch."),
-        "projector": describe_projector(model),
+        "projector": {key: getattr(branch, key) for key in keys},
         "tokenizer": data.vae_hash,
-        "prompt": prompt,
-        "max_new_tokens": options.max_new_tokens,
-        "seed": config.seed,
+        "prompt": settings.prompt,
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
     }
-    summary: dict[str, Any] = {"settings": settings, "objects": len(objects), "trained_on": data.seen}
-    if measured:
-        settings["sentence_model"] = None if encoder is None else encoder.name
-        summary["captions"] = summarize_captions(said, [one.captions for one in objects], encoder)
-    beside = None if data.folder is None else data.folder.folder
-    asked = options.questions or (None if beside is None else beside / f"conversations_{data.split}.jsonl")
-    if "closed_sets" in measures and asked is not None and (options.questions or asked.is_file()):
-        of_training = beside is not None and (beside / RECORDS).is_file()
-        known = closed_questions(beside / RECORDS) if beside is not None and of_training else []
-        own = {one.name for one in objects}
-        known = [record for record in known if record["sample_id"] not in own]  # they must not answer for themselves
-        lent = answers_of(known) if of_training and said.neighbors is not None else None
-        summary["closed"] = {}
-        for each in closed_sets(closed_questions(asked), [one.name for one in objects], known, seed=config.seed):
-            said.closed.append(asking.answer(each))
-            summary["closed"][each.kind] = summarize_closed(said.closed[-1], _lent(lent, said, data, each.kind))
-    if captioned and "retrieval" in measures and len(objects) > 1:
-        asking.retrieve(said)
-        summary["retrieval"] = summarize_retrieval(said)
-    if len(summary) > 3:
-        summary["formulas"] = FORMULAS
-    repeated = repeated_answers(said.texts[OWN], [one.captions for one in objects])
-    if repeated is not None:
-        summary["repeated_answers"] = repeated
-    return said, summary
-
-
-def _lent(
-    answers: Mapping[str, Mapping[str, str]] | None, said: Understanding, data: EvalData, kind: str
-) -> dict[str, str] | None:
-    """Return object -> the answer of its nearest training object."""
-    if answers is None or said.neighbors is None:
-        return None
-    own = answers.get(kind, {})
-    pairs = zip(data.objects, said.neighbors, strict=True)
-    return {one.name: own[near.name] for one, near in pairs if near.name in own}
-
-
-def describe_projector(model: Qwen3VLWith3DBranch) -> dict[str, Any]:
-    """Return what of the 3D branch decides an answer."""
-    about = model.description()
-    keys = ("num_layers", "merge", "shape_tokens", "use_3d_pos", "positions", "max_3d_tokens", "truncate_mode")
-    return {key: getattr(about, key) for key in keys}
-
-
-def rebuild(
-    options: argparse.Namespace,
-    config: AlignmentConfig,
-    parts: Parts,
-    data: EvalData,
-    vae: SparseSDFVQVAE | None,
-    device: torch.device,
-) -> dict[str, Reconstruction]:
-    """Decode every object's codes to a mesh in the output folder.
-
-    Raises:
-        ValueError: the tokenizer that is named is not the one of the codes.
-    """
-    from sdf_vqvae.evaluation.shapes import list_shapes
-    from sdf_vqvae.model.checkpoint import load_vae_from_config
-    from sdf_vqvae.utils.progress import follow
-    from vae_qwen3vl.evaluation.meshes import reconstruct, true_shapes
-
-    vae = vae or load_vae_from_config(parts.vae_config, parts.vae_ckpt, device)
-    if vae.fingerprint() != data.vae_hash:
-        raise ValueError(
-            f"the codes of {config.data_dir} are of the VAE {data.vae_hash[:12]}, this one is "
-            f"{vae.fingerprint()[:12]}: give its --vae_config and --vae_ckpt"
-        )
-    listed = [] if options.shapes is None else list_shapes(options.shapes, resolution=vae.config.data_resolution)
-    truths = true_shapes(data.objects, listed)
-    found = {}
-    for number, one in enumerate(follow(data.objects, "meshes")):
-        found[one.name] = reconstruct(
-            vae,
-            one,
-            truth=truths.get(one.name),
-            path=parts.output / f"recon_mesh_{number}.obj",
-            voxel_resolution=options.voxel_resolution,
-            mc_threshold=options.mc_threshold,
-            draw=number < _PICTURES,
-        )
-    return found
-
-
-def reconstruction_means(rebuilt: Mapping[str, Reconstruction]) -> dict[str, Any]:
-    """Return how many meshes were made, and the mean scores of the three rows where there are any."""
-    from sdf_vqvae.evaluation.rebuild import ROWS
-
-    if not rebuilt:
-        return {}
-    scored = [one.scores for one in rebuilt.values() if one.scores is not None]
-    made: dict[str, Any] = {
-        "objects": len(rebuilt),
-        "without_mesh": sum(one.error is not None for one in rebuilt.values()),
-        "scored": len(scored),
-    }
-    for row in ROWS if scored else ():
-        names = [name for name in scored[0][row] if name.startswith(("chamfer", "fscore"))]
-        means = {name: sum(one[row][name] for one in scored) / len(scored) for name in names}
-        made[row] = {name: float(f"{value:.6g}") for name, value in means.items()}
-    return made
-
-
-def make_records(
-    data: EvalData,
-    model: Qwen3VLWith3DBranch,
-    said: Understanding,
-    rebuilt: Mapping[str, Reconstruction],
-) -> list[dict[str, Any]]:
-    """Return one plain record an object."""
-    from vae_qwen3vl.evaluation.controls import OWN
-
-    answers: dict[str, dict[str, Any]] = {}
-    for each in said.closed:
-        best = each.scores[OWN].argmax(axis=1)
-        for place, name in enumerate(each.asked.names):
-            answer, expected = each.asked.candidates[best[place]], each.asked.answers[place]
-            answers.setdefault(name, {})[each.asked.kind] = {
-                "question": each.asked.questions[place],
-                "answer": answer,
-                "expected": expected,
-                "right": answer == expected,
-            }
-    records = []
-    for number, one in enumerate(data.objects):
-        record: dict[str, Any] = {
-            "idx": number,
-            "sample_id": one.name,
-            "prompt": said.prompt,
-            "generated": said.texts[OWN][number],
-            "codes": len(one.codes),
-            "tokens_3d": int(model.count_3d_tokens(*data.batch([one]))[0]) - 2,
-        }
-        if one.captions:
-            record |= {"gt_caption": one.captions[0], "captions": list(one.captions)}
-        controls = {row: texts[number] for row, texts in said.texts.items() if row != OWN}
-        record |= {"controls": controls} if controls else {}
-        record |= {"answers": answers[one.name]} if one.name in answers else {}
-        made = rebuilt.get(one.name)
-        if made is not None:
-            record["mesh"] = made.file
-            record |= {"mesh_error": made.error} if made.error else {}
-            record |= {"reconstruction": made.scores} if made.scores is not None else {}
-        records.append(record)
-    return records
-
-
-def write_results(
-    output: Path,
-    records: Sequence[Mapping[str, Any]],
-    summary: Mapping[str, Any],
-    rebuilt: Mapping[str, Reconstruction],
-) -> None:
-    """Write the words, the records, the summary and the page."""
-    from sdf_vqvae.utils.files import write_json, write_json_lines, write_text
-    from vae_qwen3vl.evaluation.report import REPORT, write_report
-
-    write_text(output / WORDS, "".join(" ".join(str(record["generated"]).split()) + "\n" for record in records))
-    write_json_lines(output / RESULTS, records, ensure_ascii=False)
-    write_json(output / SUMMARY, summary, indent=1, ensure_ascii=False)
-    write_report(output / REPORT, summary, records, rebuilt)

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vae_qwen3vl.evaluation.controls import NEIGHBOR, OWN
-from vae_qwen3vl.evaluation.summary import MACRO, SENTENCE_BERT
+from sdf_vqvae.evaluation.page import as_text
+from sdf_vqvae.evaluation.rebuild import ROWS
+from vae_qwen3vl.evaluation.caption_metrics import CAPTION_METRICS
+from vae_qwen3vl.evaluation.controls import NOT_BLIND, OWN
+from vae_qwen3vl.evaluation.summary import MACRO
 
-_CAPTIONS = (
-    (SENTENCE_BERT, "Sentence-BERT"),
-    ("bleu_1", "BLEU-1"),
-    ("rouge_l", "ROUGE-L"),
-    ("meteor", "METEOR"),
-    ("cider", "CIDEr"),
-    ("words", "words"),
-    ("distinct_1", "distinct-1"),
-    ("distinct_2", "distinct-2"),
-)
 _CLOSED = (("top_1", "top-1"), ("top_5", "top-5"), (MACRO, "macro top-1"))
 _RECALLS = (("recall_1", "R@1"), ("recall_5", "R@5"), ("recall_10", "R@10"))
-_PLAIN = ("words", "cider")
+_SHOWN = 20
+"""Objects whose descriptions a terminal shows."""
 Lines = list[list[str]]
+
+
+def row_label(row: str) -> str:
+    """Return what a row is called: one that sees the object says so."""
+    return f"{row} (not blind)" if row in NOT_BLIND else row
 
 
 def caption_table(captions: Mapping[str, Any]) -> Lines:
     """Return descriptions by row; all but words and CIDEr times 100."""
-    shown = [(key, heading) for key, heading in _CAPTIONS if key in captions["rows"][OWN]]
+    shown = [(key, metric.heading) for key, metric in CAPTION_METRICS.items() if key in captions["rows"][OWN]]
     lines = [["", *(heading for _, heading in shown)]]
     for row, values in captions["rows"].items():
-        lines.append([_label(row), *(_cell(key, values[key]) for key, _ in shown)])
+        lines.append([row_label(row), *(_cell(key, values[key]) for key, _ in shown)])
     if captions["gaps"]:
         cells = [_gap(key, captions["gaps"].get(key)) for key, _ in shown]
         lines.append(["gap to the best blind control", *cells])
@@ -42,7 +42,7 @@ def closed_table(closed: Mapping[str, Any]) -> Lines:
         return [["", "objects"], ["no object has an answer that occurs in training", "0"]]
     shown = [(key, heading) for key, heading in _CLOSED if key in closed["rows"][OWN]]
     lines = [["", *(heading for _, heading in shown)]]
-    lines += [[_label(row), *(_cell(key, own[key]) for key, _ in shown)] for row, own in closed["rows"].items()]
+    lines += [[row_label(row), *(_cell(key, own[key]) for key, _ in shown)] for row, own in closed["rows"].items()]
     if closed["gaps"]:
         lines.append(["gap to the best blind control", *(_gap(key, closed["gaps"].get(key)) for key, _ in shown)])
     return lines
@@ -77,14 +77,39 @@ def titled_tables(summary: Mapping[str, Any]) -> list[tuple[str, Lines]]:
     return found
 
 
-def _label(row: str) -> str:
-    return f"{row} (not blind)" if row == NEIGHBOR else row
+def summary_text(
+    records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], output: str | os.PathLike[str]
+) -> str:
+    """Return what the terminal shows: the first descriptions, the tables, and where the rest is."""
+    lines = []
+    for record in records[:_SHOWN]:
+        lines.append(f"{record['idx']}: {' '.join(str(record['generated']).split())}")
+        if "gt_caption" in record:
+            lines.append(f"   authors: {record['gt_caption']}")
+    for title, table in titled_tables(summary):
+        lines += ["", title, as_text(table)]
+    if summary["reconstruction"]:
+        lines += ["", *_reconstruction_lines(summary["reconstruction"])]
+    if "repeated_answers" in summary:
+        lines += ["", f"warning: {summary['repeated_answers']['warning']}"]
+    return "\n".join([*lines, "", os.fspath(output)])
+
+
+def _reconstruction_lines(means: Mapping[str, Any]) -> list[str]:
+    """Return how many meshes were made, and a table of the scores where there are any."""
+    lines = [f"meshes: {means['objects']} objects, {means['without_mesh']} without one, {means['scored']} scored"]
+    rows = [row for row in ROWS if row in means]
+    if rows:
+        names = list(means[rows[0]])
+        table = [["", *names], *([row, *(f"{means[row][name]:.4g}" for name in names)] for row in rows)]
+        lines.append(as_text(table))
+    return lines
 
 
 def _cell(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{100 * value:.1f}"
-    if key in _PLAIN:
+    if not _percent(key):
         return f"{value['mean']:.2f}"
     return f"{100 * value['mean']:.1f} ({100 * value['low']:.1f}-{100 * value['high']:.1f})"
 
@@ -92,6 +117,10 @@ def _cell(key: str, value: Any) -> str:
 def _gap(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key in _PLAIN:
+    if not _percent(key):
         return f"{value['mean']:+.2f}"
     return f"{100 * value['mean']:+.1f} ({100 * value['low']:+.1f} to {100 * value['high']:+.1f})"
+
+
+def _percent(key: str) -> bool:
+    return key not in CAPTION_METRICS or CAPTION_METRICS[key].percent

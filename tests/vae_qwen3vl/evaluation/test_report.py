@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sdf_vqvae.evaluation.page import as_html, picture_bytes
-from vae_qwen3vl.commands.eval import spoken
-from vae_qwen3vl.evaluation.meshes import Reconstruction
+from vae_qwen3vl.evaluation.reconstruction import Reconstruction
+from vae_qwen3vl.evaluation.repeated_answers import repeated_answers
 from vae_qwen3vl.evaluation.report import write_report
-from vae_qwen3vl.evaluation.summary import repeated_answers
+from vae_qwen3vl.evaluation.tables import summary_text
 
 THINGS = "chair table lamp sofa spoon plane car boat cup knife liver rib hat tree gear plate bottle door brick wheel"
 CAPTIONS = [[f"a {thing}"] for thing in THINGS.split()]
@@ -83,7 +83,7 @@ def test_the_warning_is_on_the_page_and_in_the_terminal_and_numbers_there_are_sh
     summary = {"settings": SETTINGS, "repeated_answers": repeated, "reconstruction": made}
     write_report(tmp_path / "page.html", summary, [RECORD], {})
     assert "100% of 20 answers begin like" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    said = spoken([RECORD], summary, tmp_path)
+    said = summary_text([RECORD], summary, tmp_path)
     assert "warning: 100% of 20 answers" in said
     assert re.search(r"discrete +0\.003123 +0\.6667", said)
     assert not re.search(r"\d\.\d{7}", said)

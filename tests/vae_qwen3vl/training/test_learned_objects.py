@@ -8,7 +8,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,19 +15,7 @@ from sdf_vqvae.codes.folder import CodeFolderWriter
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.describer import NO_LORA, load_describer
 from vae_qwen3vl.eval_3d_vl import main
-from vae_qwen3vl.evaluation import controls as blind_controls
-from vae_qwen3vl.evaluation.closed_sets import closed_questions, closed_sets
-from vae_qwen3vl.evaluation.controls import (
-    MOST_FREQUENT,
-    MOST_FREQUENT_OF_OTHERS,
-    OWN,
-    TYPICAL,
-    TYPICAL_OF_OTHERS,
-    bag_of_words,
-    constant_answers,
-)
-from vae_qwen3vl.evaluation.interview import Answered
-from vae_qwen3vl.evaluation.summary import summarize_closed
+from vae_qwen3vl.evaluation.controls import TYPICAL, TYPICAL_OF_OTHERS
 from vae_qwen3vl.language.adapters import read_adapter_config
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.train_finetune import main as train
@@ -183,40 +170,3 @@ def test_one_line_starts_from_the_shipped_weights_in_their_shape(repository: Pat
     assert shipped.run_name() == f"ep2_lr1e-4_bs4_n5000_lora{read_adapter_config(weights / 'lora').r}"
     with pytest.raises(ValueError, match="start_from shipped names an init_projector"):
         AlignmentConfig(start_from="shipped", init_projector="p.pt")
-
-
-def test_the_constant_answer_is_trainings_or_the_others() -> None:
-    own = ["a red chair", "a red chair", "a blue robot", "a red robot"]
-    assert constant_answers(["x", "y", "y"], own, bag_of_words) == (MOST_FREQUENT, ["y"] * 4)
-    said = constant_answers(["a cup", "a red cup", "a lamp"], own, bag_of_words)
-    assert said == (TYPICAL, ["a cup"] * 4)  # shares "a" and "cup"
-    # "a red chair" is said twice, but not of the others of either chair
-    name, answers = constant_answers([], own, bag_of_words) or ("", [])
-    assert name == TYPICAL_OF_OTHERS
-    assert answers[2] == "a red chair"
-    three = ["b", "a", "b", "a", "b", "c"]
-    assert constant_answers([], three, bag_of_words) == (MOST_FREQUENT_OF_OTHERS, ["a", "b", "a", "b", "a", "b"])
-    assert constant_answers([], ["alone"], bag_of_words) is None
-
-
-def test_unique_captions_never_answer_for_themselves(monkeypatch) -> None:
-    own = [f"a thing with {n} legs and {n * n} arms" for n in range(30)] + ["a thing with legs and arms"]
-    for most in (2000, 12):
-        monkeypatch.setattr(blind_controls, "_MOST_CAPTIONS", most)
-        name, answers = constant_answers([], own, bag_of_words) or ("", [])
-        assert name == TYPICAL_OF_OTHERS
-        assert all(answer != caption for answer, caption in zip(answers, own, strict=True))
-
-
-def test_an_answer_of_its_own_does_not_speak_for_an_object(tmp_path: Path) -> None:
-    rows = [("o1", "A."), ("o2", "B."), ("o3", "C."), ("o4", "D."), ("o5", "D.")]
-    lines = [
-        json.dumps({"sample_id": n, "kind": "k", "language": "en", "question": "?", "answer": a}) for n, a in rows
-    ]
-    (tmp_path / "asked.jsonl").write_text("\n".join(lines))
-    (asked,) = closed_sets(closed_questions(tmp_path / "asked.jsonl"), [name for name, _ in rows])
-    blind = np.zeros((5, 4))
-    summary = summarize_closed(Answered(asked=asked, scores={OWN: blind, "no 3D": blind}), None)
-    assert MOST_FREQUENT not in summary["rows"]
-    # D is the most frequent for A, B and C; for the two of D all four occur once
-    assert summary["rows"][MOST_FREQUENT_OF_OTHERS]["top_1"]["mean"] == pytest.approx(2 / 5 / 4)

@@ -28,7 +28,7 @@ _MOST_TOKENS = 1024
 
 
 @torch.no_grad()
-def answer_scores(
+def answer_likelihoods(
     model: Qwen3VLWith3DBranch,
     processor: Processor3D,
     data: EvalData,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import trimesh
 
@@ -19,13 +18,15 @@ from sdf_vqvae.data.file_names import FileNames
 from sdf_vqvae.data.object_rows import is_content_hash
 from sdf_vqvae.data.objects import Place, StoredObject
 from sdf_vqvae.data.tables import FILE_COLUMNS
+from sdf_vqvae.evaluation.bootstrap import six_digits
 from sdf_vqvae.evaluation.page import picture_bytes
-from sdf_vqvae.evaluation.rebuild import Rebuilt, mesh_of, rebuild, score_rebuilt
+from sdf_vqvae.evaluation.rebuild import ROWS, Rebuilt, mesh_of, rebuild, score_rebuilt, triangles_of
 from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.progress import follow
 from vae_qwen3vl.evaluation.objects import EvalObject
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 SAMPLES = 100_000
 _SIDE = 300
 _MOST_BYTES = 40_000
+_DRAWN = 24
+"""First objects that have pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,62 @@ class Reconstruction:
     error: str | None = None
     """Why there is no mesh."""
     scores: dict[str, Any] | None = None
-    """Rows ceiling, continuous and discrete against the true shape (`sdf_vqvae.evaluation.rebuild`), where known."""
+    """Rows ceiling, continuous and discrete against the true shape (see `rebuild`), where it is at hand."""
     pictures: dict[str, bytes] = field(default_factory=dict)
     """Encoded pictures by name."""
+
+
+def reconstruct_all(
+    vae: SparseSDFVQVAE,
+    objects: Sequence[EvalObject],
+    folder: Path,
+    *,
+    shapes: Sequence[StoredObject] = (),
+    voxel_resolution: int | None = None,
+    mc_threshold: float | None = None,
+) -> dict[str, Reconstruction]:
+    """Decode every object's codes to a mesh `recon_mesh_{i}.obj` in a folder; return what became of each, by id.
+
+    Args:
+        vae: the tokenizer of the codes.
+        objects: the objects.
+        folder: for the meshes.
+        shapes: true shapes, to score the meshes of objects that are among them; see `true_shapes`.
+        voxel_resolution: see `SparseSDFVQVAE.sparse2mesh`.
+        mc_threshold: see `SparseSDFVQVAE.sparse2mesh`.
+
+    Raises:
+        ValueError: there are shapes, and none of them is of an object.
+    """
+    truths = true_shapes(objects, shapes)
+    return {
+        one.name: reconstruct(
+            vae,
+            one,
+            truth=truths.get(one.name),
+            path=folder / f"recon_mesh_{number}.obj",
+            voxel_resolution=voxel_resolution,
+            mc_threshold=mc_threshold,
+            draw=number < _DRAWN,
+        )
+        for number, one in enumerate(follow(objects, "meshes"))
+    }
+
+
+def mean_scores(reconstructions: Mapping[str, Reconstruction]) -> dict[str, Any]:
+    """Return how many meshes were made, and the mean scores of the three rows where there are any."""
+    if not reconstructions:
+        return {}
+    scored = [one.scores for one in reconstructions.values() if one.scores is not None]
+    means: dict[str, Any] = {
+        "objects": len(reconstructions),
+        "without_mesh": sum(one.error is not None for one in reconstructions.values()),
+        "scored": len(scored),
+    }
+    for row in ROWS if scored else ():
+        names = [name for name in scored[0][row] if name.startswith(("chamfer", "fscore"))]
+        means[row] = {name: six_digits(sum(one[row][name] for one in scored) / len(scored)) for name in names}
+    return means
 
 
 def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[StoredObject] = ()) -> dict[str, StoredObject]:
@@ -149,7 +205,7 @@ def reconstruct(
 
 def _with_mesh(made: Rebuilt, mesh: trimesh.Trimesh | None) -> Rebuilt:
     """Return the rebuilt object with the mesh of the very codes that were described as its discrete row."""
-    discrete = None if mesh is None else (np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))
+    discrete = None if mesh is None else triangles_of(mesh)
     return Rebuilt(record=made.record, truth=made.truth, meshes={**made.meshes, "discrete": discrete})
 
 
