@@ -1,6 +1,7 @@
-"""Where a program runs and how it leaves files behind: device, seeds, logs, atomic writes.
+"""Where a program runs: device, seeds, logs, requests to stop, and what its stages cost.
 
-Knows nothing of shapes, codes or language, so that every other module can lean on it.
+Knows nothing of shapes, codes or language, so that every other module can lean on it; PyTorch is imported when it is
+needed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     Raises:
         ValueError: `device` is no device, or names a CUDA device on a machine without one.
     """
+    import torch
+
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,6 +50,8 @@ def worker_seeds(seed: int) -> torch.Generator:
     Every pass over a loader draws a seed for its workers. From the generator that dropout and codes draw from, a run
     that goes on in the middle of a pass would take one number more than a run in one part.
     """
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -64,6 +70,8 @@ class StopRequest:
         Clocks differ, and a signal may reach one process alone, but all must stop at the same step. All processes of
         a distributed run call this together.
         """
+        import torch.distributed
+
         if not torch.distributed.is_initialized():
             self.signal = self.received
             return progress
@@ -118,6 +126,9 @@ def setup_logging(verbose: bool = False) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch (CPU and CUDA)."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries that use the global generator must be reproducible too)
     torch.manual_seed(seed)
@@ -145,6 +156,8 @@ class Stopwatch:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time one stage; CUDA work started inside is waited for."""
+        import torch
+
         on_cuda = self.device.type == "cuda"
         if on_cuda:
             torch.cuda.synchronize(self.device)

@@ -26,7 +26,7 @@ _MOST_NEAR = 1 << 28
 
 
 def strips_share(index: Tensor, mesh: Tensor, boundary: Boundary) -> Tensor:
-    """CUDA twin of `boundary.strips_share_reference` for samples, in float32. float32 `[N]`
+    """CUDA twin of `boundary_reference.strips_share_reference` for samples, in float32. float32 `[N]`
 
     Args:
         index: samples, int32 `[N, 3]`.

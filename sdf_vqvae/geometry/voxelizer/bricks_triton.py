@@ -325,7 +325,7 @@ def _distance_kernel(table, origins, starts, members, squared, n_triangles, limi
 
 @triton.jit
 def side_of_edge(ax, ay, bx, by, turned):  # type: ignore[no-untyped-def]
-    """Twin of `boundary.side_of_edge` for points relative to samples; `turned` as `is_turned` says."""
+    """Twin of `boundary_reference.side_of_edge` for points relative to samples; `turned` as `is_turned` says."""
     lx = tl.where(turned, bx, ax)
     ly = tl.where(turned, by, ay)
     hx = tl.where(turned, ax, bx)

@@ -58,7 +58,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def winding_number_triton(points: Tensor, corners: Tensor) -> Tensor:
-    """CUDA twin of `winding.winding_number_reference`, in float32. float32 `[P]`"""
+    """CUDA twin of `winding_reference.winding_number_reference`, in float32. float32 `[P]`"""
     mesh = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     face_mesh = torch.zeros(len(corners), dtype=torch.int64, device=points.device)
     starts = torch.tensor([0, len(corners)], device=points.device)
