@@ -39,7 +39,7 @@ def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: i
     start = wait(device)
     results = [result for group in groups for result in worker(group)]
     seconds = wait(device) - start
-    codes = sum(len(values) for _, values, _, _ in results if values is not None)
+    codes = sum(len(values) for _, values, *_ in results if values is not None)
     alone, voxels, encoded = 0.0, 0, 0
     for group in groups:
         names, places = zip(*group, strict=True)
@@ -52,7 +52,7 @@ def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: i
     return {
         "objects_at_a_time": at_a_time,
         "objects": len(results),
-        "failed": {name: error for name, _, _, error in results if error},
+        "failed": {name: error for name, *_, error in results if error},
         "seconds": round(seconds, 2),
         "objects_per_second": round(len(results) / seconds, 1),
         "codes_per_second": round(codes / seconds),
