@@ -79,8 +79,8 @@ def loft(rings: Array, *, first: Point | None = None, last: Point | None = None,
             np.stack([number[-1], np.roll(number[-1], -1), end], -1),
         ]
     joined, surface = np.concatenate(vertices), np.concatenate(faces)
-    one, two, three = (joined[surface[:, i]] for i in range(3))
-    outward = np.einsum("ij,ij->", one, np.cross(two, three)) > 0
+    corners = joined[surface]  # [F, 3, 3]
+    outward = np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) > 0
     return Part(vertices=joined, faces=surface if outward else surface[:, ::-1])
 
 

@@ -28,8 +28,7 @@ from rebuilding import OBJECTS, Rebuilt, print_table, rebuild
 from torch import Tensor
 from training import RivalTrainer
 
-from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
-from sdf_vqvae.training.streams import source_weights
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry, source_weights
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, results_file, run_name, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
@@ -80,7 +79,7 @@ def training_grids(
     everything = pack.select("train")
     entries = [everything[i] for i in chosen(everything, options.max_objects).tolist()]
     shares = {name: float(share) for name, share in (part.split("=", 1) for part in options.share)}
-    weights = source_weights([entry.source for entry in entries], shares)
+    weights = source_weights(entries, shares)
     bits, numbers = occupancy_grids(
         MeshVariants(pack=pack, entries=entries, variants=options.variants, seed=options.seed),
         device,
@@ -139,22 +138,22 @@ def main() -> None:
     places = chosen(entries, options.max_objects)
     meshes = MeshVariants(pack=pack, entries=[entries[i] for i in places.tolist()])
     bits, numbers = occupancy_grids(meshes, device, options.workers, f"{options.split} grids")
-    measured, grids = rebuild(trainer.averaged(), bits, places[numbers])
+    measured, rebuilt = rebuild(trainer.averaged(), bits, places[numbers])
     print(measured, flush=True)
     print(write_run(options, {**result, **measured}, RUN))
     if options.grids is not None:
-        grids.save(options.grids)
+        rebuilt.save(options.grids)
     else:
-        finish(options, grids)
+        finish(options, rebuilt)
 
 
-def finish(options: argparse.Namespace, grids: Rebuilt) -> None:
+def finish(options: argparse.Namespace, rebuilt: Rebuilt) -> None:
     """Score rebuilt grids and add the scores to the result that has been written."""
     file, name = results_file(options), run_name(options, RUN)
     before = read_runs(file)[name]
     lines = scores(
-        grids.jobs(),
-        len(grids.numbers),
+        rebuilt.jobs(),
+        len(rebuilt.numbers),
         pack=options.pack,
         split=before["split"],
         samples=options.samples,
