@@ -28,7 +28,8 @@ from rebuilding import OBJECTS, Rebuilt, print_table, rebuild
 from torch import Tensor
 from training import RivalTrainer
 
-from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry, source_weights
+from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
+from sdf_vqvae.training.streams import source_weights
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, results_file, run_name, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
@@ -79,7 +80,7 @@ def training_grids(
     everything = pack.select("train")
     entries = [everything[i] for i in chosen(everything, options.max_objects).tolist()]
     shares = {name: float(share) for name, share in (part.split("=", 1) for part in options.share)}
-    weights = source_weights(entries, shares)
+    weights = source_weights([entry.source for entry in entries], shares)
     bits, numbers = occupancy_grids(
         MeshVariants(pack=pack, entries=entries, variants=options.variants, seed=options.seed),
         device,
