@@ -28,7 +28,8 @@ from sdf_vqvae.commands.train_tokenizer import mesh_places, voxelized
 from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.training.streams import Augmentation, MeshDraws, MeshStream
+from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws
+from sdf_vqvae.training.mesh_stream import MeshStream
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--device")
     options = parser.parse_args()
     setup_logging()
-    logging.getLogger("sdf_vqvae.training.streams").setLevel(logging.ERROR)
+    logging.getLogger("sdf_vqvae.training.mesh_stream").setLevel(logging.ERROR)
     device = resolve_device(options.device)
     document = read_vae_document(options.vae_config)
     assert document.dataset is not None and document.trainer is not None

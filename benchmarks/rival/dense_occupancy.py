@@ -29,7 +29,7 @@ from torch import Tensor
 from training import RivalTrainer
 
 from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
-from sdf_vqvae.training.streams import source_weights
+from sdf_vqvae.training.mesh_draws import source_weights
 from sdf_vqvae.utils.files import write_json_lines
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, results_file, run_name, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging

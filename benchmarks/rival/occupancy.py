@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE, normalize_mesh
 from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
-from sdf_vqvae.training.streams import Augmentation, augmented
+from sdf_vqvae.training.mesh_draws import Augmentation, augmented
 from sdf_vqvae.utils.jobs import run_jobs
 
 SIDE = 64

@@ -33,7 +33,8 @@ from sdf_vqvae.data.objects import pack_objects
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.conv import active_backend
-from sdf_vqvae.training.streams import Augmentation, Field, MeshDraws, prepare, random_symmetry
+from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, prepare
+from sdf_vqvae.training.streams import Field, random_symmetry
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import peak_host_bytes, resolve_device, seed_everything, setup_logging

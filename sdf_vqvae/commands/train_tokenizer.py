@@ -174,7 +174,9 @@ def training_data(
     Raises:
         ValueError: the folder is not of the kind that the config's `dataset` section names.
     """
-    from sdf_vqvae.training.streams import Augmentation, FieldStream, MeshDraws, MeshStream
+    from sdf_vqvae.training.field_stream import FieldStream
+    from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws
+    from sdf_vqvae.training.mesh_stream import MeshStream
 
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     keep = trainer.held_out if accelerator.is_main_process else 0
@@ -222,7 +224,7 @@ def mesh_places(folder: Path, dataset: DatasetConfig) -> tuple[list[Place], torc
     from sdf_vqvae.data.mesh_pack import MeshPack
     from sdf_vqvae.data.objects import Kind, kind_of, mesh_objects, pack_objects
     from sdf_vqvae.geometry.mesh import READABLE
-    from sdf_vqvae.training.streams import source_weights
+    from sdf_vqvae.training.mesh_draws import source_weights
 
     if not folder.is_dir():
         raise ValueError(f"--data_dir {folder} does not exist")

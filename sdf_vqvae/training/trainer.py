@@ -1,7 +1,7 @@
 """The training loop of the tokenizer: steps, schedule, averages, checkpoints, held-out measures, logs.
 
-One process a device, gradients averaged over processes (Accelerate). What is learned from is in `streams.py`, what
-is minimized in `losses.py`.
+One process a device, gradients averaged over processes (Accelerate). What is learned from is in `streams`, what is
+minimized in `losses`.
 """
 
 from __future__ import annotations

@@ -14,14 +14,9 @@ from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
-from sdf_vqvae.training.streams import (
-    Augmentation,
-    FieldStream,
-    MeshDraws,
-    MeshStream,
-    augmented,
-    prepare,
-)
+from sdf_vqvae.training.field_stream import FieldStream
+from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, augmented, prepare
+from sdf_vqvae.training.mesh_stream import MeshStream
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,117 @@
+"""Which mesh comes when, and how it is turned and stretched: a seeded sequence, the same whoever asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sdf_vqvae.data.objects import Place
+from sdf_vqvae.geometry.mesh import normalize_mesh
+from sdf_vqvae.utils.errors import brief
+
+
+def source_weights(sources: Sequence[str], shares: Mapping[str, float]) -> Tensor:
+    """Return how often each object is drawn, by its source: those with a share get it, the others the rest evenly."""
+    counts = Counter(sources)
+    rest = sum(source not in shares for source in sources)
+    left = 1.0 - sum(shares.values())
+    return torch.tensor([shares[s] / counts[s] if s in shares else left / rest for s in sources])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to a mesh before it is normalized."""
+
+    rotation: float = 0.0
+    """Share of the draws that are turned by a random rotation."""
+    stretch: float = 0.0
+    """Share of the draws that are scaled along each axis by a factor of its own, 3/4 to 4/3."""
+
+
+def augmented(mesh: trimesh.Trimesh, how: Augmentation, rng: np.random.Generator) -> trimesh.Trimesh:
+    """Return the mesh turned and stretched at random (a new one), or itself."""
+    matrix = np.eye(3)
+    if rng.random() < how.stretch:
+        matrix = np.diag(np.exp(rng.uniform(np.log(0.75), -np.log(0.75), 3)))
+    if rng.random() < how.rotation:
+        matrix = _rotation(rng.normal(size=4)) @ matrix
+    if np.array_equal(matrix, np.eye(3)):
+        return mesh
+    return trimesh.Trimesh(np.asarray(mesh.vertices) @ matrix.T, mesh.faces, process=False)
+
+
+def _rotation(quaternion: np.ndarray) -> np.ndarray:
+    """Return the rotation of a quaternion (w, x, y, z), which need not be of unit length. [3, 3]"""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Normalized meshes, in as few arrays as possible: each costs a file handle between processes."""
+
+    numbers: list[int]
+    """The draws that they come from."""
+    sizes: Tensor
+    """int64 `[B, 2]`: vertices and faces of each."""
+    vertices: Tensor
+    """float64 `[V, 3]`."""
+    faces: Tensor
+    """int64 `[F, 3]`, numbered within each mesh."""
+    watertight: list[bool]
+    failed: dict[str, str]
+    """Name -> why it can't be used."""
+
+
+class MeshDraws(Dataset):
+    """Draw number n of a seeded endless sequence, the same whoever asks: a mesh, augmented and normalized.
+
+    Args:
+        places: where the meshes lie.
+        weights: `[len(places)]`, how often each is drawn.
+        augmentation: what is done to them.
+        seed: seed of the sequence.
+    """
+
+    def __init__(self, places: Sequence[Place], weights: Tensor, augmentation: Augmentation, seed: int) -> None:
+        self.places = places
+        self.cumulated = np.cumsum(weights.double().numpy())
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, number: int) -> tuple[int, str, tuple[Tensor, Tensor, bool] | str]:
+        """Return the number, the mesh's name, and the mesh or why it can't be used."""
+        rng = np.random.default_rng((self.seed, number))
+        drawn = np.searchsorted(self.cumulated, rng.random() * self.cumulated[-1], side="right")
+        place = self.places[int(min(drawn, len(self.cumulated) - 1))]
+        try:
+            mesh = normalize_mesh(augmented(place.mesh(), self.augmentation, rng))
+        except ValueError as error:
+            return number, place.name, brief(error)
+        return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
+
+
+def prepare(items: Sequence[tuple[int, str, tuple[Tensor, Tensor, bool] | str]]) -> Prepared:
+    """Join draws (a loader's `collate_fn`)."""
+    usable = [(number, found) for number, _, found in items if not isinstance(found, str)]
+    return Prepared(
+        numbers=[number for number, _ in usable],
+        sizes=torch.tensor([[len(v), len(f)] for _, (v, f, _) in usable], dtype=torch.int64).view(-1, 2),
+        vertices=torch.cat([v for _, (v, _, _) in usable] or [torch.empty(0, 3, dtype=torch.float64)]),
+        faces=torch.cat([f for _, (_, f, _) in usable] or [torch.empty(0, 3, dtype=torch.int64)]),
+        watertight=[closed for _, (_, _, closed) in usable],
+        failed={name: found for _, name, found in items if isinstance(found, str)},
+    )

@@ -1,0 +1,186 @@
+"""The stream of fields that are made from meshes as they are drawn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
+from sdf_vqvae.training.mesh_draws import MeshDraws, Prepared, prepare
+from sdf_vqvae.training.streams import Field, random_symmetry
+from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.runtime import worker_seeds
+
+logger = logging.getLogger(__name__)
+
+_TOGETHER = 32
+"""Meshes that are voxelized in one go."""
+
+
+class MeshStream:
+    """Fields of meshes, voxelized on the device as they are drawn and each used a few times from a buffer.
+
+    Each use turns the field by another of the 48 symmetries of the grid, which are exact on voxels. A mesh that
+    can't be voxelized, or has too many voxels, is logged once and another is drawn instead.
+
+    Args:
+        draws: the meshes.
+        resolution: grid side R.
+        band: half width of the band in voxels.
+        device: where to voxelize and keep the buffer.
+        echo: uses of a field, on average, before it has been replaced.
+        buffer: fields kept.
+        max_points: largest number of voxels of an object.
+        rank: this process draws the numbers `rank`, `rank + world_size`, ...
+        world_size: number of processes.
+        workers: processes that read and normalize.
+    """
+
+    def __init__(
+        self,
+        draws: MeshDraws,
+        *,
+        resolution: int,
+        band: float,
+        device: torch.device,
+        echo: int = 4,
+        buffer: int = 2048,
+        max_points: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.draws = draws
+        self.resolution = resolution
+        self.band = band
+        self.device = device
+        self.echo = echo
+        self.size = buffer
+        self.max_points = max_points
+        self.rank = rank
+        self.world_size = world_size
+        self.workers = workers
+        self.generator = torch.Generator().manual_seed(draws.seed * 1009 + rank)
+        self.kept: list[tuple[int, Field]] = []
+        self.next_number = rank
+        self.uses = 0
+        self._incoming: Iterator[Prepared] | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def epoch(self) -> float:
+        """Meshes drawn here, times the processes, over the meshes there are."""
+        return self.next_number / len(self.draws.cumulated)
+
+    def draw(self, count: int) -> list[Field]:
+        """Return the next objects. Raises a ValueError where no mesh can be used."""
+        found = []
+        if len(self.kept) < self.size:
+            self._refill()  # the buffer fills while training has begun
+        for _ in range(count):
+            if self.uses >= self.echo * _TOGETHER:
+                self._refill()
+                self.uses = 0
+            self.uses += 1
+            _, (index, sdf) = self.kept[int(torch.randint(len(self.kept), (1,), generator=self.generator))]
+            found.append((random_symmetry(index, self.resolution, self.generator), sdf))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return which draws are in the buffer, what comes next, and the generator."""
+        return {
+            "next_number": self.next_number,
+            "uses": self.uses,
+            "kept": [number for number, _ in self.kept],
+            "generator": self.generator.get_state().tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Voxelize the buffer's draws again and go on."""
+        self.next_number = int(state["next_number"])
+        self.uses = int(state["uses"])
+        self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+        self.kept = []
+        for prepared in self._loader([int(number) for number in state["kept"]]):
+            self.kept += self._voxelized(prepared)
+        self._incoming = None
+
+    def _refill(self) -> None:
+        for _ in range(100):
+            if self._incoming is None:
+                self._incoming = iter(self._loader(_Numbers(self.next_number, self.world_size)))
+            prepared = next(self._incoming)
+            self.next_number += _TOGETHER * self.world_size
+            new = self._voxelized(prepared)
+            for item in new:
+                if len(self.kept) < self.size:
+                    self.kept.append(item)
+                else:
+                    self.kept[int(torch.randint(len(self.kept), (1,), generator=self.generator))] = item
+            if new:
+                return
+        raise ValueError(f"none of {100 * _TOGETHER} meshes drawn could be voxelized; the log says why")
+
+    def _loader(self, numbers: Any) -> DataLoader:
+        return DataLoader(
+            self.draws,
+            batch_size=_TOGETHER,
+            sampler=numbers,
+            num_workers=self.workers,
+            collate_fn=prepare,
+            multiprocessing_context="spawn" if self.workers else None,
+            prefetch_factor=4 if self.workers else None,
+            generator=worker_seeds(self.draws.seed),
+        )
+
+    def _voxelized(self, prepared: Prepared) -> list[tuple[int, Field]]:
+        for name, reason in prepared.failed.items():
+            self._warn(name, reason)
+        if not prepared.numbers:
+            return []
+        counts = prepared.sizes.T.tolist()
+        parts = list(
+            zip(prepared.vertices.split(counts[0]), prepared.faces.split(counts[1]), prepared.watertight, strict=True)
+        )
+        found: list[tuple[int, Field]] = []
+        for number, field in zip(prepared.numbers, self._fields(prepared.numbers, parts), strict=True):
+            if isinstance(field, str):
+                self._warn(f"draw {number}", field)
+            elif self.max_points is not None and len(field.index) > self.max_points:
+                self._warn(f"draw {number}", f"{len(field.index)} voxels, more than {self.max_points}")
+            else:
+                found.append((number, (field.index.to(torch.int16), field.distance.to(torch.float16))))
+        return found
+
+    def _fields(self, numbers: list[int], parts: list[tuple[Tensor, Tensor, bool]]) -> Sequence[VoxelField | str]:
+        try:
+            return voxelize_batch(parts, resolution=self.resolution, band=self.band, device=self.device)
+        except ValueError as error:
+            if len(parts) == 1:
+                return [brief(error)]
+            # One of them has no voxel: find out which.
+            return [f for n, part in zip(numbers, parts, strict=True) for f in self._fields([n], [part])]
+
+    def _warn(self, name: str, reason: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("%s left out: %s", name, reason)
+
+
+class _Numbers:
+    """The numbers start, start + step, ... without end (a loader's sampler)."""
+
+    def __init__(self, start: int, step: int) -> None:
+        self.start = start
+        self.step = step
+
+    def __iter__(self) -> Iterator[int]:
+        number = self.start
+        while True:
+            yield number
+            number += self.step
