@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sdf_vqvae.utils.extras import EXTRAS, extra_of, said_of
+from vae_qwen3vl.commands.main import COMMANDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,6 +109,50 @@ def test_a_program_that_lacks_an_extra_names_it_in_one_line(repository, tmp_path
         *others, line = [line for line in err.splitlines() if not line.startswith("INFO")]
         assert (code, out, others) == (2, "", []), command
         assert line.endswith(f": pip install 'vae-qwen3vl[{extra}]'"), command
+
+
+WITHOUT_CORE = {
+    "demo": ["chair.glb", "-o", "out"],
+    "doctor": [],
+    "smoke-test": ["--quick"],
+    "encode": ["chair.glb", "-o", "c.safetensors"],
+    "describe": ["chair.glb"],
+    "decode": ["c.safetensors", "-o", "m.glb"],
+    "voxelize": ["--format", "folder", "--input_dir", "in", "--output_dir", "out"],
+    "ct": ["--data_root", "in", "--output_dir", "out"],
+    "convert": ["f.npz", "-o", "g.npz"],
+    "make-questions": ["pack", "-o", "q.jsonl"],
+    "make-plain-text": ["-o", "t.jsonl"],
+    "train": ["--dummy_data"],
+    "train-tokenizer": ["--vae_config", "a.json", "--data_dir", "in", "--output_dir", "out"],
+    "checkpoint": ["a.pt"],
+    "eval": [],
+    "evaluate": ["in", "-o", "out"],
+}
+"""A command line of every command."""
+
+
+def test_without_pytorch_every_command_and_script_says_so_in_one_line(repository, tmp_path):
+    assert set(WITHOUT_CORE) == set(COMMANDS)
+    asked = [["vae_qwen3vl.__main__", name, *words] for name, words in WITHOUT_CORE.items()]
+    asked += [["vae_qwen3vl.__main__", "--version"]]
+    faces = {"vae_qwen3vl.train_finetune": "train", "vae_qwen3vl.eval_3d_vl": "eval"}
+    faces |= {"vae_qwen3vl.run_smoke_test": "smoke-test", "dataset_toolkits.sdf_voxelize": "voxelize"}
+    faces |= {"dataset_toolkits.process_m3d_seg_format": "ct"}
+    asked += [[face, *WITHOUT_CORE[name]] for face, name in faces.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps([["torch"], asked])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for command, (code, out, err) in zip(asked, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert (code, out, err.count("\n")) == (2, "", 1), command
+        assert "error: a library can't be loaded (" in err
+        assert "torch" in err
+        assert err.endswith("): pip install vae-qwen3vl\n")
 
 
 def test_extras_bring_what_they_are_said_to_bring(repository):

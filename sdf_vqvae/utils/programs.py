@@ -170,7 +170,10 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     What the user can mend (a wrong file, an unreachable model, a missing package) becomes one line on standard
     error and exit code 2; anything else is a defect and keeps its traceback.
     """
-    prepare(verbose=getattr(options, "verbose", False))
+    try:
+        prepare(verbose=getattr(options, "verbose", False))
+    except (ImportError, OSError) as error:
+        return say_unloadable(program, error)
     try:
         return work(options)
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -185,6 +188,13 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def say_unloadable(program: str, error: ImportError | OSError) -> int:
+    """Say that a library of the core is missing or broken, which stops every program, and return the exit code."""
+    why = f"a library can't be loaded ({one_line(error)}): pip install {DISTRIBUTION}"
+    print(f"{program.partition(' ')[0]}: error: {why}", file=sys.stderr)
+    return USER_ERROR
 
 
 def prepare(verbose: bool = False) -> None:

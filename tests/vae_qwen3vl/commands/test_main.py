@@ -19,7 +19,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main, make_parser
+from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main
 
 pytest.importorskip("transformers")
 
@@ -211,12 +211,28 @@ def test_the_shipped_projector_is_not_put_on_another_language_model(
     assert "give --projector_ckpt" in err
 
 
-def test_every_command_shows_help_with_its_own_flags(capsys):
-    for command in ("encode", "decode", "describe", "demo", "doctor", "smoke-test"):
-        with pytest.raises(SystemExit) as stopped:
-            make_parser().parse_args([command, "--help"])
-        assert stopped.value.code == 0
-        assert "--verbose" in capsys.readouterr().out
+def test_without_a_command_the_overview_is_an_error(capsys):
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    assert err == run(capsys, "--help")[1] == run(capsys, "-h")[1] == run(capsys, "help")[1]
+
+
+def test_an_unknown_command_is_told_the_nearest(capsys):
+    assert run(capsys, "desribe", "chair.glb") == (
+        2,
+        "",
+        "vae-qwen3vl: error: there is no command 'desribe'; did you mean describe? (vae-qwen3vl --help has them)\n",
+    )
+    assert run(capsys, "xyzzy")[2] == (
+        "vae-qwen3vl: error: there is no command 'xyzzy' (vae-qwen3vl --help has them)\n"
+    )
+
+
+def test_the_package_is_the_program():
+    asked = [sys.executable, "-m", "vae_qwen3vl", "--version"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("vae-qwen3vl ")
+    assert f"torch {torch.__version__}" in done.stdout
 
 
 # -- help --------------------------------------------------------------------------------------------------------
