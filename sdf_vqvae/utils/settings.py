@@ -290,14 +290,10 @@ def given(options: argparse.Namespace, config: type, section: str = "") -> dict[
         value, setting = getattr(options, name), settings_of(config)[name]
         if value is None:
             continue
-        read = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, str):
-            read = setting.from_text(value)
-        elif isinstance(value, list) and setting.item is not None:
-            read = tuple(setting.item.from_text(part) if isinstance(part, str) else part for part in value)
-        original = value if setting.kind is float else None
-        setting.check(read, f"{section}.{name}" if section else setting.flag, original)
-        values[name] = read
+        values[name] = setting.from_text(value) if isinstance(value, str) else value
+        if isinstance(value, list):
+            values[name] = tuple(value)
+        setting.check(values[name], f"{section}.{name}" if section else setting.flag)
     return values
 
 
@@ -329,21 +325,25 @@ def _key(config: type) -> str:
 
 
 def _add_option(parser: argparse._ActionsContainer, setting: Setting, meaning: str, overrides: bool) -> None:
+    flag: dict[str, Any]
+    how: dict[str, Any]
     option, required = setting.option, setting.default is dataclasses.MISSING
     first, *_ = meaning.split(" ", 1)
     if first.istitle() and first.isalpha():  # no name such as SDF3DCaptionDataset
         meaning = meaning[0].lower() + meaning[1:]
     about = f"{meaning.removesuffix('.')}{_default_in_words(setting)}".replace("%", "%%")
     if setting.kind is bool:
-        flag: dict[str, Any] = {"dest": setting.name, "default": None}
+        flag = {"dest": setting.name, "default": None}
         if not overrides:
             parser.add_argument(setting.flag, action="store_const", const=not setting.default, help=about, **flag)
             return
         about += f" (--no-{setting.name} turns it off)"
-        parser.add_argument(setting.flag, nargs="?", const=True, metavar="true|false", help=about, **flag)
+        how = {"nargs": "?", "const": True, "metavar": "true|false", "type": setting.from_text}
+        parser.add_argument(setting.flag, **how, help=about, **flag)
         parser.add_argument(f"--no-{setting.name}", action="store_false", help=argparse.SUPPRESS, **flag)
         return
-    how: dict[str, Any] = {"help": about, "metavar": option.metavar or _metavar(setting), "type": option.read}
+    how = {"help": about, "metavar": option.metavar or _metavar(setting)}
+    how["type"] = option.read or (setting.item or setting).from_text
     if setting.kind is tuple and option.read is None:
         how["nargs"] = "+"
     if option.positional:
