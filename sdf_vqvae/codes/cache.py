@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.geometry.up import Up, check_up
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import parse_json
@@ -74,15 +73,6 @@ class CodeCache:
         """Return codes `[M]` and coordinates `[M, 3]` of object i."""
         start, stop = int(self.splits[i]), int(self.splits[i + 1])
         return self.codes[start:stop], self.coords[start:stop]
-
-    def check(self, vae: SparseSDFVQVAE) -> None:
-        """Raise a ValueError unless the codes were made by this tokenizer."""
-        here = vae.fingerprint()
-        if self.vae_hash != here:
-            raise ValueError(
-                f"the code cache is stale: made by the VAE {self.vae_hash[:12]}, this one is {here[:12]}; "
-                "delete the file to encode anew"
-            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""

@@ -14,6 +14,7 @@ import torch
 import trimesh
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.description import CONVERSION_HINT
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
@@ -33,7 +34,7 @@ def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
     Raises:
         ValueError: see `load_mesh` and `SparseSDF.load`.
     """
-    return SparseSDF.load(path) if Path(path).suffix.lower() == ".npz" else load_mesh(path)
+    return Place(path=Path(path), name=os.fspath(path)).load()
 
 
 def field_for(

@@ -1,23 +1,15 @@
 """Codes of many objects in one file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.folder import Manifest, read_shard
 
 NAMES = ("a", "b", "c", "d")
-
-
-class Tokenizer64:
-    """Stands for the VAE of a cache: it has nothing but a fingerprint."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def fingerprint(self) -> str:
-        return self.name
 
 
 @pytest.fixture
@@ -42,9 +34,12 @@ def test_a_cache_survives_its_file_and_a_stale_one_is_refused(cache: CodeCache, 
     assert (again.ids, again.failures, again.vae_hash) == (cache.ids, cache.failures, "one")
     for i in range(len(cache)):
         assert all(torch.equal(x, y) for x, y in zip(cache.object(i), again.object(i), strict=True))
-    again.check(Tokenizer64("one"))
-    with pytest.raises(ValueError, match="stale"):
-        again.check(Tokenizer64("two"))
+    manifest = Manifest(vae_hash="one", data_resolution=96, latent_resolution=12, codebook_size=64)
+    assert read_shard(tmp_path / "codes.safetensors", manifest).ids == NAMES
+    with pytest.raises(ValueError, match=r"codes\.safetensors is stale: made by the VAE one, not two"):
+        read_shard(tmp_path / "codes.safetensors", replace(manifest, vae_hash="two"))
+    with pytest.raises(ValueError, match="outside the codebook or the latent grid"):
+        read_shard(tmp_path / "codes.safetensors", replace(manifest, latent_resolution=11))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a code cache"):
         CodeCache.load(tmp_path / "bad.safetensors")
