@@ -312,15 +312,15 @@ class EncodeWorker:
         except ValueError as error:
             if len(part) == 1:
                 return [(part[0][0], None, None, None, brief(error))]
-            return [result for one in part for result in self._encode([one])]
+            return [result for single in part for result in self._encode([single])]
         sizes = torch.bincount(codes.coords[:, 0], minlength=len(part)).tolist()
         values = codes.feats[:, 0].to("cpu", torch.int32).split(sizes)
         coords = codes.coords[:, 1:].to("cpu", torch.int16).split(sizes)
         rows = zip(part, values, coords, strict=True)
         # Copies: a part of a tensor would be sent between processes whole.
         return [
-            (name, own.clone(), where.clone(), Up(axis=field.up, known_from=field.up_from), "")
-            for (name, field), own, where in rows
+            (name, indices.clone(), cells.clone(), Up(axis=field.up, known_from=field.up_from), "")
+            for (name, field), indices, cells in rows
         ]
 
 

@@ -173,8 +173,8 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def _shard_number(path: Path) -> int:
-    found = _SHARD.fullmatch(path.name)
-    return int(found[1]) if found else -1
+    match = _SHARD.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def read_shard(path: Path, manifest: Manifest) -> CodeCache:

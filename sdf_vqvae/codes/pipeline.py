@@ -57,12 +57,14 @@ def field_for(
     """
     if not isinstance(shape, trimesh.Trimesh):
         check_field(vae, shape)
-    known = None if up is None else settle_up(up, shape)
+    settled = None if up is None else settle_up(up, shape)
     if isinstance(shape, trimesh.Trimesh):
-        field = voxelize_for(vae, shape, threshold_factor=threshold_factor, up="y" if known is None else known.axis)
+        field = voxelize_for(
+            vae, shape, threshold_factor=threshold_factor, up="y" if settled is None else settled.axis
+        )
     else:
-        field = shape if known is None else shape.turned(known.axis)
-    return field if known is None else replace(field, up_from=known.known_from)
+        field = shape if settled is None else shape.turned(settled.axis)
+    return field if settled is None else replace(field, up_from=settled.known_from)
 
 
 def up_for(path: str | os.PathLike[str], shape: trimesh.Trimesh | SparseSDF, asked: str | None = None) -> Up:
@@ -157,43 +159,43 @@ def voxelize_many_for(
         ValueError: `threshold_factor` does not fit the tokenizer.
     """
     field, band = vae.config.field, _band_for(vae, threshold_factor)
-    made: list[SparseSDF | str] = []
+    fields: list[SparseSDF | str] = []
     ready: list[tuple[int, NormalizedMesh]] = []
     together = vae.device.type == "cuda" and field.sampling == "center" and field.unit == "band"
-    known: list[Up | None] = [*ups] or [None] * len(meshes)
-    for number, (mesh, up) in enumerate(zip(meshes, known, strict=True)):
-        made.append("")
+    settled_ups: list[Up | None] = [*ups] or [None] * len(meshes)
+    for number, (mesh, up) in enumerate(zip(meshes, settled_ups, strict=True)):
+        fields.append("")
         try:
             if not together:
-                made[number] = field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
+                fields[number] = field_for(vae, mesh, threshold_factor=threshold_factor, up=up)
                 continue
-            settled = known[number] = None if up is None else settle_up(up, mesh)
+            settled = settled_ups[number] = None if up is None else settle_up(up, mesh)
             ready.append((number, normalize_mesh(mesh, "y" if settled is None else settled.axis)))
         except ValueError as error:
-            made[number] = brief(error)
+            fields[number] = brief(error)
     if not ready:
-        return made
+        return fields
     parts = [(m.vertices, m.faces, m.watertight) for _, m in ready]
     signed = field.kind == "sdf"
     try:
-        found = voxelize_batch(parts, resolution=field.resolution, band=band, signed=signed, device=vae.device)
+        voxelized = voxelize_batch(parts, resolution=field.resolution, band=band, signed=signed, device=vae.device)
     except ValueError:  # one of them has no voxel: find out which
-        return [_or_reason(vae, mesh, threshold_factor, up) for mesh, up in zip(meshes, known, strict=True)]
+        return [_or_reason(vae, mesh, threshold_factor, up) for mesh, up in zip(meshes, settled_ups, strict=True)]
     share = band / field.voxels_per_unit
-    for (number, mesh), own in zip(ready, found, strict=True):
-        up = known[number]
-        made[number] = SparseSDF(
-            sdf=(own.distance.double() * share).float(),
-            index=own.index,
+    for (number, mesh), band_field in zip(ready, voxelized, strict=True):
+        up = settled_ups[number]
+        fields[number] = SparseSDF(
+            sdf=(band_field.distance.double() * share).float(),
+            index=band_field.index,
             field=field,
             center=mesh.center,
             scale=mesh.scale,
             watertight=mesh.watertight,
-            sign_method=own.sign_method,
+            sign_method=band_field.sign_method,
             up=mesh.up,
             up_from="" if up is None else up.known_from,
         )
-    return made
+    return fields
 
 
 def _or_reason(

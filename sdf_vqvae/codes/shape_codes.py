@@ -108,7 +108,7 @@ class ShapeCodes:
                 if tensor.dtype not in _INTEGERS:
                     raise ValueError(f"{name} must be integers, got {tensor.dtype}")
             x, y, z = about["center"]
-            found = cls(
+            shape = cls(
                 codes=tensors["codes"],
                 coords=tensors["coords"],
                 latent_resolution=int(about["latent_resolution"]),
@@ -120,11 +120,11 @@ class ShapeCodes:
                 up=str(about.get("up", "y")),
                 up_from=str(about.get("up_from", "")),
             )
-            if int(found.codes.max()) >= 2**31:
-                raise ValueError(f"codes are 32-bit numbers, got {int(found.codes.max())}")
-            if len(torch.unique(found.coords.long(), dim=0)) < len(found.codes):
+            if int(shape.codes.max()) >= 2**31:
+                raise ValueError(f"codes are 32-bit numbers, got {int(shape.codes.max())}")
+            if len(torch.unique(shape.coords.long(), dim=0)) < len(shape.codes):
                 raise ValueError("coords holds a cell more than once")
-            return replace(found, codes=found.codes.to(torch.int32), coords=found.coords.to(torch.int32))
+            return replace(shape, codes=shape.codes.to(torch.int32), coords=shape.coords.to(torch.int32))
         except KeyError as error:
             raise ValueError(f"{path} is not a codes file: it lacks {error}") from error
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:

@@ -72,9 +72,11 @@ def captions_of_row(row: Mapping[str, str]) -> list[str]:
     `PARTS` together.
     """
     for names in (*((name,) for name in CAPTION_COLUMNS), PARTS):
-        found = [text for name in names for column in columns_called(name, row) for text in captions_in(row[column])]
-        if found:
-            return list(dict.fromkeys(found))
+        captions = [
+            text for name in names for column in columns_called(name, row) for text in captions_in(row[column])
+        ]
+        if captions:
+            return list(dict.fromkeys(captions))
     return []
 
 
@@ -125,9 +127,9 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
         yield from _captions(value, quotes=False, depth=depth)
     elif isinstance(value, Mapping):
         for name in CAPTION_COLUMNS:
-            found = [text for key in columns_called(name, value) for text in _texts(value[key], depth + 1)]
-            if found:
-                yield from found
+            captions = [text for key in columns_called(name, value) for text in _texts(value[key], depth + 1)]
+            if captions:
+                yield from captions
                 return
         speaker = value.get("role", value.get("from"))
         if (

@@ -61,7 +61,7 @@ def convert_folder(
     target.mkdir(parents=True, exist_ok=True)
     points: dict[str, str] = {}
     failed = dict(fields.left_out)
-    kept = 0
+    there = 0
     jobs = []
     for row in fields.rows:
         output = target / field_file_name(row[ID_COLUMN], field.resolution)
@@ -69,22 +69,22 @@ def convert_folder(
         if stored is None:
             jobs.append((row[ID_COLUMN], (fields.path(row[ID_COLUMN]), output)))
         else:
-            kept += 1
+            there += 1
             points[row[ID_COLUMN]] = str(stored.voxels)
     done = run_jobs(functools.partial(_make_converter, field=field), (files for _, files in jobs), workers=workers)
-    for one in follow(done, "convert", "field", total=len(jobs)):
-        name = jobs[one.number][0]
-        if one.error:
-            failed[name] = one.error
+    for outcome in follow(done, "convert", "field", total=len(jobs)):
+        name = jobs[outcome.number][0]
+        if outcome.error:
+            failed[name] = outcome.error
         else:
-            points[name] = str(one.result)
+            points[name] = str(outcome.result)
     rows = []
     for row in fields.table():
         name = row[ID_COLUMN]
-        found = {f"r{field.resolution}_num_points": points.get(name, "")}
-        rows.append({"sdf_computed": "True", **row, **found, f"r{field.resolution}_error": failed.get(name, "")})
+        count = {f"r{field.resolution}_num_points": points.get(name, "")}
+        rows.append({"sdf_computed": "True", **row, **count, f"r{field.resolution}_error": failed.get(name, "")})
     write_table(target / METADATA, rows)
-    return Conversion(converted=len(points) - kept, kept=kept, failed=failed)
+    return Conversion(converted=len(points) - there, kept=there, failed=failed)
 
 
 def _only_resolution(folder: Path) -> int:

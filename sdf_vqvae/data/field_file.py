@@ -80,7 +80,7 @@ def stored_field(path: Path, field: FieldDescription, up: Up | None = None) -> S
             for key, value in read_npz(path, (*keys, "sign_method", "watertight", "up", "up_from"), {}).items()
         }
         band = None if math.isnan(values["band"]) else values["band"]
-        found = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
+        description = FieldDescription(**{key: values[key] for key in keys} | {"band": band})
         stored = StoredField(
             voxels=voxels,
             sign_method=str(values["sign_method"]),
@@ -90,8 +90,8 @@ def stored_field(path: Path, field: FieldDescription, up: Up | None = None) -> S
         )
     except (ValueError, LookupError, TypeError):
         return None
-    if found != field:
-        raise ValueError(f"{path} is there already, but it is {found.in_words()}, not {field.in_words()}")
+    if description != field:
+        raise ValueError(f"{path} is there already, but it is {description.in_words()}, not {field.in_words()}")
     if up is not None and not stored.up.is_made_by(up):
         raise ValueError(f"{path} is there already, but it was made {stored.up.apart_from(up)}")
     return stored

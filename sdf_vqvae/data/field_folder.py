@@ -59,7 +59,7 @@ class FieldFolder:
         gathered = read_field_table(self.folder)
         if gathered is None:
             gathered = OneRowAnObject(
-                rows=[{ID_COLUMN: n} for n, own in self._resolutions.items() if resolution in own]
+                rows=[{ID_COLUMN: n} for n, sides in self._resolutions.items() if resolution in sides]
             )
         self._table, self._contradicting = gathered.rows, tuple(gathered.contradicting)
         self.left_out = dict(gathered.contradicting)
@@ -123,7 +123,7 @@ class FieldFolder:
 
     def _other_grids(self) -> str:
         """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
-        sides = {side for own in self._resolutions.values() for side in own}
+        sides = {side for of_object in self._resolutions.values() for side in of_object}
         if not sides or self.resolution in sides:
             return ""
         others = " and ".join(f"{side}^3" for side in sorted(sides))

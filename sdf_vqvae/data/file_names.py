@@ -63,13 +63,13 @@ class FileNames:
         if "://" in given:  # addresses end with an id
             parts = parts[-1:]
         path = "/".join(parts)
-        found = self._whole.get(path) or self._tails.get(path)
+        names = self._whole.get(path) or self._tails.get(path)
         starts = iter(range(1, len(parts)))
-        while not found and (start := next(starts, None)) is not None:
-            found = self._whole.get("/".join(parts[start:]))
-        if not found and folders and len(parts) == 1:
-            found = self._folders.get(parts[0])
-        return found or []
+        while not names and (start := next(starts, None)) is not None:
+            names = self._whole.get("/".join(parts[start:]))
+        if not names and folders and len(parts) == 1:
+            names = self._folders.get(parts[0])
+        return names or []
 
 
 def same_path(one: str, other: str) -> bool:

@@ -83,7 +83,7 @@ def match_table(path: Path, names: Sequence[str], hash_of: Callable[[str], str])
     matched, strays = _match(table, index, names, hash_of, use)
     rows, contradicting = _by_file(matched)
     strays += contradicting
-    use.rows_matched = sum(len(own) for own in rows.values())
+    use.rows_matched = sum(len(of_file) for of_file in rows.values())
     use.files_matched = len(rows)
     if table.rows and not rows:
         raise ValueError(_nothing_fits(table, names, strays))
@@ -151,12 +151,12 @@ def _match(
         if not cells:
             rest.append((number, row))
             continue
-        column, cell, found = _meant(cells, index, among)
-        if len(found) == 1:
-            matched.append(((number, row), cell, found[0]))
+        column, cell, files = _meant(cells, index, among)
+        if len(files) == 1:
+            matched.append(((number, row), cell, files[0]))
             use.file_columns += [] if column in use.file_columns else [column]
-        elif found or not index.find(cell):
-            strays.append(((number, row), _unclear(column, cell, found)))
+        elif files or not index.find(cell):
+            strays.append(((number, row), _unclear(column, cell, files)))
         else:
             several = " and ".join(f"its {column} {cell!r}" for column, cell in cells if among(cell))
             strays.append(((number, row), f"{several} are different files (row {number})"))
@@ -165,11 +165,11 @@ def _match(
     if column:
         use.file_columns.append(column)
     for number, row in rest if column else ():
-        found = index.find(row[column])
-        if len(found) == 1:
-            matched.append(((number, row), row[column], found[0]))
-        elif found:
-            strays.append(((number, row), _unclear(column, row[column], found)))
+        files = index.find(row[column])
+        if len(files) == 1:
+            matched.append(((number, row), row[column], files[0]))
+        elif files:
+            strays.append(((number, row), _unclear(column, row[column], files)))
     return matched, strays
 
 
@@ -184,15 +184,15 @@ def _meant(
     missing = next(((column, cell) for column, cell in cells if not among(cell)), None)
     if not files and missing is not None:
         return *missing, ()
-    column, cell = min(files or cells, key=lambda one: len(among(one[1])))
+    column, cell = min(files or cells, key=lambda pair: len(among(pair[1])))
     fitting = [names for _, other in cells if other != cell and (names := among(other))]
     return column, cell, [name for name in index.find(cell) if all(name in names for names in fitting)]
 
 
-def _unclear(column: str, cell: str, found: Sequence[str]) -> str:
-    if not found:
+def _unclear(column: str, cell: str, files: Sequence[str]) -> str:
+    if not files:
         return f"its {column} {cell[:200]!r} does not exist"
-    return f"its {column} {cell[:200]!r} fits {len(found)} files: {', '.join(found[:3])}"
+    return f"its {column} {cell[:200]!r} fits {len(files)} files: {', '.join(files[:3])}"
 
 
 def _match_hashes(
@@ -224,13 +224,13 @@ def _column_of_names(table: Table, index: FileNames, rows: Sequence[Row]) -> str
     unclear: list[str] = []
     for column in _NAMES:
         if column in table.columns:
-            found = [(number, index.find(row[column])) for number, row in rows if row[column].strip()]
-            fits[column] = {number: files[0] for number, files in found if len(files) == 1}
-            unclear += [column] if any(files for _, files in found) else []
+            fitting = [(number, index.find(row[column])) for number, row in rows if row[column].strip()]
+            fits[column] = {number: files[0] for number, files in fitting if len(files) == 1}
+            unclear += [column] if any(files for _, files in fitting) else []
     most = max(map(len, fits.values()), default=0)
     if not most:
         return unclear[0] if unclear else ""
-    best = [column for column, own in fits.items() if len(own) == most]
+    best = [column for column, rows_fit in fits.items() if len(rows_fit) == most]
     for other in best[1:]:
         if fits[other] != fits[best[0]]:
             raise ValueError(
@@ -243,8 +243,8 @@ def _column_of_names(table: Table, index: FileNames, rows: Sequence[Row]) -> str
 def _by_file(matched: Sequence[_Match]) -> tuple[dict[str, list[Row]], list[tuple[Row, str]]]:
     """Return the rows of each file, and those that only seem to be of the same one."""
     groups: dict[str, list[_Match]] = {}
-    for one in matched:
-        groups.setdefault(one[2], []).append(one)
+    for match in matched:
+        groups.setdefault(match[2], []).append(match)
     rows: dict[str, list[Row]] = {}
     strays: list[tuple[Row, str]] = []
     for file, group in groups.items():

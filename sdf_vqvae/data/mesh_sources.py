@@ -186,9 +186,9 @@ class Source:
                 self._folder, ", ".join(unread[:_MOST_NOTES]), more,
             )  # fmt: skip
         table = find_table(self._folder)
-        if table is not None and (found := _matched(table, list(files), contents)) is not None:
-            rows, strays, self.table = dict(found.rows), found.strays, found.use
-            _say(found.use)
+        if table is not None and (matched := _matched(table, list(files), contents)) is not None:
+            rows, strays, self.table = dict(matched.rows), matched.strays, matched.use
+            _say(matched.use)
         done: set[str] = set()
         for name in files:
             if name in done:
@@ -230,14 +230,14 @@ def _words_not_read(folder: Path, names: Iterable[str]) -> list[str]:
     """Return files that seem to hold words on meshes below a folder: tables of folders below, texts beside meshes."""
     without_ending = {name.rpartition(".")[0] for name in names}
     folders = {stem[:place] for stem in without_ending for place, letter in enumerate(stem) if letter == "/"}
-    found = []
+    unread = []
     for parent in sorted(folders | {""}):
         for name in sorted(os.listdir(folder / parent)):
             path = f"{parent}/{name}" if parent else name
             stem, _, ending = path.rpartition(".")
             if (parent and name in TABLES) or (ending == "txt" and stem in without_ending):
-                found.append(path)
-    return found
+                unread.append(path)
+    return unread
 
 
 def _say(use: TableUse) -> None:
@@ -303,9 +303,9 @@ class _Contents:
 
     def same_as(self, name: str) -> list[str]:
         """Return the files of the same content, in their order; files of other sizes are not read for it."""
-        own = self.hash_of(name)
+        digest = self.hash_of(name)
         alike = self._of_size.get(self._size(self._files[name]), [])
-        return [other for other in alike if other == name or (own and self.hash_of(other) == own)]
+        return [other for other in alike if other == name or (digest and self.hash_of(other) == digest)]
 
     @staticmethod
     def _size(file: Path) -> int:

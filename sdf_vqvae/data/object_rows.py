@@ -30,19 +30,19 @@ def merged(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]
 
     It has the captions of all rows in their order, each once, and of every other column the first value.
     """
-    one: dict[str, str] = {}
+    row_of_all: dict[str, str] = {}
     differing: list[str] = []
     captions = [text for row in rows for text in captions_of_row(row)]
     ours = {column for name in (*CAPTION_COLUMNS, *PARTS) for row in rows for column in columns_called(name, row)}
     for row in rows:
         for column, value in row.items():
-            if not one.get(column):
-                one[column] = value
-            elif value and value != one[column] and column not in ours and column not in differing:
+            if not row_of_all.get(column):
+                row_of_all[column] = value
+            elif value and value != row_of_all[column] and column not in ours and column not in differing:
                 differing.append(column)
     if captions:
-        one[CAPTIONS] = captions_cell(captions)
-    return one, differing
+        row_of_all[CAPTIONS] = captions_cell(captions)
+    return row_of_all, differing
 
 
 @dataclass(kw_only=True)
@@ -65,22 +65,22 @@ class OneRowAnObject:
             table: rows with `sha256`.
             where: what messages call the table.
         """
-        made = cls()
+        gathered = cls()
         notes = []
         groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
         for number, row in enumerate(table, 1):
             groups.setdefault(row[ID_COLUMN], []).append((number, row))
         for name, group in groups.items():
             if len(group) == 1 or not name:
-                made.rows += [row for _, row in group]
+                gathered.rows += [row for _, row in group]
                 continue
-            used = [one for one in group if not _is_false(one[1])] or group
+            used = [numbered for numbered in group if not _is_false(numbered[1])] or group
             reason = "" if is_content_hash(name) else _contradiction(name, used)
             if reason:
-                made.contradicting[name] = reason
+                gathered.contradicting[name] = reason
                 continue
             row, differing = merged([row for _, row in used])
-            made.rows.append(row)
+            gathered.rows.append(row)
             notes += [f"{name}: rows {_numbers(used)} differ in {', '.join(differing)}"] if differing else []
         more = sum(len(group) - 1 for name, group in groups.items() if name)
         if more:
@@ -89,9 +89,9 @@ class OneRowAnObject:
             logger.warning("%s: %s: the first value counts", where, note)
         if len(notes) > _MOST_LINES:
             logger.warning("%s: %d more objects have rows that differ", where, len(notes) - _MOST_LINES)
-        for reason in list(made.contradicting.values())[:_MOST_LINES]:
+        for reason in list(gathered.contradicting.values())[:_MOST_LINES]:
             logger.warning("%s: %s", where, reason)
-        return made
+        return gathered
 
 
 def _is_false(row: Mapping[str, str]) -> bool:

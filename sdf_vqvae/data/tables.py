@@ -87,8 +87,8 @@ def warn_of_other_tables(folder: Path) -> None:
     if not there:
         unread = sorted(file.name for file in folder.iterdir() if file.name.lower().endswith(_TABLE_ENDINGS))
     if unread:
-        known = f"{there[0]} is" if there else f"a table is called {METADATA} (or {', '.join(TABLES[1:6])} ...)"
-        logger.warning("%s: %s not read: %s", folder, ", ".join(unread[:5]), known)
+        read = f"{there[0]} is" if there else f"a table is called {METADATA} (or {', '.join(TABLES[1:6])} ...)"
+        logger.warning("%s: %s not read: %s", folder, ", ".join(unread[:5]), read)
 
 
 def read_table(path: Path, needed: tuple[str, ...] = (ID_COLUMN,)) -> Iterator[dict[str, str]]:
@@ -346,12 +346,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the records of a list, or of a mapping from objects' names to records or captions."""
-    found = read_packed_json(path, "table")
-    if isinstance(found, Mapping):
-        found = [{"id": n, **v} if isinstance(v, Mapping) else {"id": n, "captions": v} for n, v in found.items()]
-    if not isinstance(found, list):
+    records = read_packed_json(path, "table")
+    if isinstance(records, Mapping):
+        records = [{"id": n, **v} if isinstance(v, Mapping) else {"id": n, "captions": v} for n, v in records.items()]
+    if not isinstance(records, list):
         raise ValueError(f"{path} must hold a list of records, or a mapping from names to captions")
-    for number, record in enumerate(found, 1):
+    for number, record in enumerate(records, 1):
         try:
             yield number, _json_row(record)
         except ValueError as error:

@@ -235,23 +235,23 @@ def _cases_in(root: Path, spacing: Spacing | None, names: Path | None) -> tuple[
     if images is not None or labels is not None:
         files = nifti_files(images) if images else [], nifti_files(labels) if labels else []
         return _paired(*files, root, beside), _not_read(root, images, labels)
-    found = list(_m3d_cases(root, spacing, names))
-    own = None if found else _case_in(root, beside)
-    if own is not None and own.organ_files:
-        return [own], ()
-    if not found:
-        found = [case for folder in _folders(root) if (case := _case_in(folder, beside)) is not None]
-        organs = sorted({organ for case in found for organ in case.organ_files})
-        found = [replace(c, organ_files=tuple(organs)) if c.organ_files else c for c in found]
-    if found:
+    cases = list(_m3d_cases(root, spacing, names))
+    case_of_root = None if cases else _case_in(root, beside)
+    if case_of_root is not None and case_of_root.organ_files:
+        return [case_of_root], ()
+    if not cases:
+        cases = [case for folder in _folders(root) if (case := _case_in(folder, beside)) is not None]
+        organs = sorted({organ for case in cases for organ in case.organ_files})
+        cases = [replace(c, organ_files=tuple(organs)) if c.organ_files else c for c in cases]
+    if cases:
         others = {_name(p): p.name for p in _folders(root)}
-        for case in found:
+        for case in cases:
             others.pop(case.case_id, None)
-        return found, (_no_case_in(others.values()),) if others else ()
+        return cases, (_no_case_in(others.values()),) if others else ()
     labels_there = [p for p in nifti_files(root) if _words(_stem(p)) & _LABEL_WORDS]
     if labels_there:
-        found = _paired([p for p in nifti_files(root) if p not in labels_there], labels_there, root, beside)
-    return found, ()
+        cases = _paired([p for p in nifti_files(root) if p not in labels_there], labels_there, root, beside)
+    return cases, ()
 
 
 def _name(folder: Path) -> str:

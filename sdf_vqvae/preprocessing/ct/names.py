@@ -67,20 +67,20 @@ def chosen_labels(parts: Sequence[str], known: Mapping[Label, str]) -> tuple[lis
         parts: the names, cut at every comma; parts that together are a name with a comma are taken for it.
         known: label -> name.
     """
-    found: list[Label] = []
+    chosen: list[Label] = []
     unknown: list[str] = []
     start = 0
     while start < len(parts):
         for end in range(len(parts), start, -1):
             labels = _labels_called(", ".join(parts[start:end]), known)
             if labels:
-                found += labels
+                chosen += labels
                 break
         else:
             end = start + 1
             unknown.append(parts[start])
         start = end
-    return list(dict.fromkeys(found)), unknown
+    return list(dict.fromkeys(chosen)), unknown
 
 
 def check_chosen(parts: Sequence[str], names: Iterable[LabelNames]) -> None:
@@ -109,9 +109,9 @@ def check_chosen(parts: Sequence[str], names: Iterable[LabelNames]) -> None:
 
 def _labels_called(text: str, known: Mapping[Label, str]) -> list[Label]:
     exact = " ".join(unicodedata.normalize("NFC", text).split())
-    found = [label for label, name in known.items() if name == exact]
-    if found:
-        return found
+    labels = [label for label, name in known.items() if name == exact]
+    if labels:
+        return labels
     key = _key(text)
     return [label for label, name in known.items() if key in (_key(name), _key(in_words(name)))]
 

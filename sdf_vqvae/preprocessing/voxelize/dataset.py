@@ -173,12 +173,12 @@ def _run(settings: VoxelizeSettings, outcomes: list[Outcome], output: Path, targ
         target.written_at_the_end(),
         Progress(len(todo), "voxelize") as progress,
     ):
-        for one in done:
-            outcome = todo[one.number][0]
-            outcome.error = one.error
-            if one.result is not None:
-                outcome.fields |= one.result.fields
-                outcome.errors |= one.result.errors
+        for finished in done:
+            outcome = todo[finished.number][0]
+            outcome.error = finished.error
+            if finished.result is not None:
+                outcome.fields |= finished.result.fields
+                outcome.errors |= finished.result.errors
             if outcome.error or outcome.errors:
                 failed += 1
                 progress.say(failed=failed)

@@ -87,7 +87,7 @@ def voxelize_object(job: VoxelizeJob, *, device: torch.device, folder: Path, kin
 
 
 def _field(mesh: NormalizedMesh, kind: FieldKind, resolution: int, device: torch.device) -> SparseSDF:
-    made = field_in_world(
+    field = field_in_world(
         mesh.vertices.to(device),
         mesh.faces.to(device),
         kind.stored(resolution),
@@ -97,8 +97,8 @@ def _field(mesh: NormalizedMesh, kind: FieldKind, resolution: int, device: torch
         scale=mesh.scale,
         up=mesh.up,
     )
-    if len(made.sdf) > MAX_VOXELS:
+    if len(field.sdf) > MAX_VOXELS:
         raise ValueError(
-            f"it has {len(made.sdf):,} voxels, more than the {MAX_VOXELS:,} that are read: lower the band"
+            f"it has {len(field.sdf):,} voxels, more than the {MAX_VOXELS:,} that are read: lower the band"
         )
-    return made
+    return field

@@ -103,10 +103,10 @@ class DatasetTable:
     def _row(self, outcome: Outcome) -> dict[str, str]:
         given = outcome.item.row
         row = {key: text for key, text in given.items() if not _OF_RESOLUTION.fullmatch(key) and key not in _OURS}
-        known = {} if outcome.item.error else self._known.get(outcome.item.id, {})
+        earlier = {} if outcome.item.error else self._known.get(outcome.item.id, {})
         fields = outcome.fields
-        row["sdf_computed"] = str(bool(fields) or any(key.endswith("points") for key in known))
-        row |= known
+        row["sdf_computed"] = str(bool(fields) or any(key.endswith("points") for key in earlier))
+        row |= earlier
         for resolution in self._resolutions:
             stored = fields.get(resolution)
             row[f"r{resolution}_num_points"] = str(stored.voxels) if stored else ""
@@ -122,15 +122,15 @@ class DatasetTable:
 
 def _of_other_resolutions(row: dict[str, str], resolutions: tuple[int, ...], folder: Path) -> dict[str, str]:
     """Return what an earlier row says of fields that are there and that this run doesn't make."""
-    found = {}
+    cells = {}
     for key, text in row.items():
         match = _OF_RESOLUTION.fullmatch(key)
         if not match or int(match[1]) in resolutions or not SAFE_ID.fullmatch(row[ID_COLUMN]):
             continue
         there = (folder / field_file_name(row[ID_COLUMN], int(match[1]))).is_file()
         if text and there == (match[2] == "num_points"):
-            found[key] = text
-    return found
+            cells[key] = text
+    return cells
 
 
 @dataclass(frozen=True, kw_only=True)
