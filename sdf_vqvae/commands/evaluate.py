@@ -80,8 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
     from sdf_vqvae.evaluation.page import REPORT
-    from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write_report
-    from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
+    from sdf_vqvae.evaluation.report import draw_report
+    from sdf_vqvae.evaluation.run import evaluate_shapes
     from sdf_vqvae.evaluation.shapes import list_shapes
     from sdf_vqvae.evaluation.tables import protocol_text, summary_text
     from sdf_vqvae.model.checkpoint import load_vae_from_config
@@ -100,16 +100,7 @@ def work(options: argparse.Namespace) -> int:
     )
     workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
     summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
-    records = read_objects(options.output)
-    chosen = chosen_for_pictures([records[shape.id] for shape in shapes], options.pictures)
-    wanted = {name for _, name in chosen}
-    pictures = draw_objects(
-        vae,
-        [shape for shape in shapes if shape.id in wanted],
-        threshold_factor=settings.threshold_factor,
-        workers=min(workers, max(1, len(chosen))),
-    )
-    write_report(options.output / REPORT, summary, records, chosen, pictures)
+    draw_report(vae, shapes, options.output, summary, pictures=options.pictures, workers=workers)
     if options.json:
         print_json(summary, indent=None)
     else:

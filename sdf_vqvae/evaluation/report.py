@@ -11,11 +11,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.data.objects import StoredObject
-from sdf_vqvae.evaluation.page import as_html, image_tag, picture_bytes, write_page
+from sdf_vqvae.evaluation.page import REPORT, as_html, image_tag, picture_bytes, write_page
 from sdf_vqvae.evaluation.rebuild import ROWS, Rebuilt, mesh_of, rebuild
+from sdf_vqvae.evaluation.run import read_objects
 from sdf_vqvae.evaluation.summary import Record
 from sdf_vqvae.evaluation.tables import table
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
@@ -98,6 +100,37 @@ def _draw(made: Rebuilt, *, side: int, most_bytes: int) -> Pictures:
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
+
+
+def draw_report(
+    vae: SparseSDFVQVAE,
+    shapes: Sequence[StoredObject],
+    folder: str | os.PathLike[str],
+    summary: dict[str, Any],
+    *,
+    pictures: int = 3,
+    workers: int = 1,
+) -> None:
+    """Draw the best, median and worst objects of an evaluation, and write its page into its folder.
+
+    Args:
+        vae: the tokenizer.
+        shapes: the objects that were evaluated.
+        folder: of the evaluation.
+        summary: of `evaluate_shapes`.
+        pictures: so many objects of each rank.
+        workers: processes that draw; one does so in this process.
+    """
+    records = read_objects(folder)
+    chosen = chosen_for_pictures([records[shape.id] for shape in shapes], pictures)
+    wanted = {name for _, name in chosen}
+    drawn = draw_objects(
+        vae,
+        [shape for shape in shapes if shape.id in wanted],
+        threshold_factor=summary["settings"]["threshold_factor"],
+        workers=min(workers, max(1, len(chosen))),
+    )
+    write_report(Path(folder) / REPORT, summary, records, chosen, drawn)
 
 
 def write_report(

@@ -25,13 +25,11 @@ COLUMNS = (
 """Measure, its heading, and how it is printed."""
 
 
-def table(
-    rows: Sequence[tuple[str, dict[str, Any]]], columns: Sequence[tuple[str, str, str]] = COLUMNS, value: str = "mean"
-) -> list[list[str]]:
+def table(rows: Sequence[tuple[str, dict[str, Any]]], value: str = "mean") -> list[list[str]]:
     """Return a table of texts: headings, then a line a row with the chosen statistic of its measures."""
-    lines = [["", *(heading for _, heading, _ in columns), "failed"]]
+    lines = [["", *(heading for _, heading, _ in COLUMNS), "failed"]]
     for name, statistics in rows:
-        cells = [form.format(statistics[key][value]) if key in statistics else "-" for key, _, form in columns]
+        cells = [form.format(statistics[key][value]) if key in statistics else "-" for key, _, form in COLUMNS]
         lines.append([name, *cells, str(statistics.get("failed", ""))])
     return lines
 

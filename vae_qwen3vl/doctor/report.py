@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdf_vqvae.utils.extras import DISTRIBUTION, EXTRAS, install
+from sdf_vqvae.utils.extras import DISTRIBUTION, install
 from vae_qwen3vl.doctor.machine import CORE, NOT_INSTALLED, SHOWN, Machine, look
 from vae_qwen3vl.language.default_model import DEFAULT_LM
-
-__all__ = ["EXTRAS", "Finding", "Report", "examine", "judge"]
 
 _GIB = 2**30
 _LM_BYTES = 1_300_000_000

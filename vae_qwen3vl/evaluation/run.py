@@ -63,7 +63,11 @@ def evaluate(
     """
     shapes = [] if vae is None else _true_shapes(vae, data, settings)
     measures = _measures(settings.measures, data.objects)
+    closed = _closed_sets(data, settings) if CLOSED_SETS in measures else None
     encoder = _sentence_encoder() if CAPTIONS in measures else None
+    about = _about(model, data, settings)
+    if CAPTIONS in measures:
+        about["sentence_model"] = None if encoder is None else encoder.name
     interviewer = Interviewer(
         model=model,
         processor=processor,
@@ -74,10 +78,7 @@ def evaluate(
         embed=bag_of_words if encoder is None else lambda texts: embed(encoder, texts).numpy(),
     )
     said = interviewer.ask(
-        settings.prompt,
-        controls=CAPTIONS in measures,
-        closed=_closed_sets(data, settings) if CLOSED_SETS in measures else None,
-        retrieval=RETRIEVAL in measures,
+        settings.prompt, controls=CAPTIONS in measures, closed=closed, retrieval=RETRIEVAL in measures
     )
     reconstructions = {}
     if vae is not None:
@@ -90,9 +91,6 @@ def evaluate(
             voxel_resolution=settings.voxel_resolution,
             mc_threshold=settings.mc_threshold,
         )
-    about = _about(model, data, settings)
-    if CAPTIONS in measures:
-        about["sentence_model"] = None if encoder is None else encoder.name
     summary = {
         "settings": about,
         "objects": len(data.objects),
