@@ -59,26 +59,26 @@ def mean_interval(
     """
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"{len(values)} values and {len(groups)} groups: give each object one")
-    known = np.isfinite(values)
-    if not known.any():
+    has_value = np.isfinite(values)
+    if not has_value.any():
         return None
-    weights = (draws(len(values)) if drawn is None else drawn)[:, known]
-    column = values[known]
-    members = _members(None if groups is None else [g for g, has in zip(groups, known, strict=True) if has])
+    weights = (draws(len(values)) if drawn is None else drawn)[:, has_value]
+    column = values[has_value]
+    members = _members(None if groups is None else [g for g, has in zip(groups, has_value, strict=True) if has])
     means = [_weighted_mean(column[own], weights[:, own]) for own in members]
     resampled = means[0] if groups is None else _mean_of_known(np.stack(means))
     low, high = np.percentile(resampled[np.isfinite(resampled)], [2.5, 97.5])
     mean = np.mean([column[own].mean() for own in members])
-    return Interval(mean=float(mean), low=float(low), high=float(high), objects=int(known.sum()))
+    return Interval(mean=float(mean), low=float(low), high=float(high), objects=int(has_value.sum()))
 
 
 def _members(groups: Sequence[Hashable] | None) -> list[slice | list[int]]:
     if groups is None:
         return [slice(None)]
-    found: dict[Hashable, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):
-        found.setdefault(group, []).append(number)
-    return list(found.values())
+        members.setdefault(group, []).append(number)
+    return list(members.values())
 
 
 def _weighted_mean(column: Array, weights: Array) -> Array:

@@ -82,9 +82,9 @@ def rebuild(
         "errors": {},
     }
     watch = Stopwatch(vae.device)
-    made = Rebuilt(record=record, truth=None)
+    rebuilt = Rebuilt(record=record, truth=None)
     try:
-        made = _rebuild(vae, shape, threshold_factor, record, watch)
+        rebuilt = _rebuild(vae, shape, threshold_factor, record, watch)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise  # a defect of the program
@@ -94,7 +94,7 @@ def rebuild(
     record["seconds"] = {cost.name: cost.seconds for cost in watch.costs}
     peaks = [cost.peak_device_bytes for cost in watch.costs]
     record["peak_bytes"] = max(peaks, default=0) if vae.device.type == "cuda" else peak_host_bytes()
-    return made
+    return rebuilt
 
 
 def _rebuild(
@@ -104,15 +104,15 @@ def _rebuild(
     up = None if up is None else settle_up(up, loaded)
     truth: Triangles | None = None
     if isinstance(loaded, SparseSDF):
-        found = whole = field_for(vae, loaded, up=up).to(vae.device)
+        sdf_field = whole = field_for(vae, loaded, up=up).to(vae.device)
         record["truth_is_field"] = True
     else:
         normalized = normalize_mesh(loaded, "y" if up is None else up.axis)
         truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))
         record |= {"watertight": normalized.watertight, "faces": len(normalized.faces)}
         with watch("voxelize"):
-            found = field_for(vae, loaded, threshold_factor=threshold_factor, up=up)
-        whole = found
+            sdf_field = field_for(vae, loaded, threshold_factor=threshold_factor, up=up)
+        whole = sdf_field
         if vae.config.input_band is not None and vae.config.input_band < _WHOLE_CELLS:
             # The encoder sees too thin a shell for marching cubes; the ceiling is that of the field.
             whole = field_in_world(
@@ -122,8 +122,8 @@ def _rebuild(
                 band=min(2.0, vae.config.field.band or 2.0),
                 watertight=normalized.watertight,
             )
-    record |= {"up": found.up, "up_from": found.up_from}
-    record |= {"watertight": found.watertight, "sign_method": found.sign_method, "voxels": len(found.sdf)}
+    record |= {"up": sdf_field.up, "up_from": sdf_field.up_from}
+    record |= {"watertight": sdf_field.watertight, "sign_method": sdf_field.sign_method, "voxels": len(sdf_field.sdf)}
     meshes: dict[str, Triangles | None] = dict.fromkeys(ROWS)
 
     def surface(row: str, extract: Callable[[], SparseTensor]) -> None:
@@ -146,7 +146,7 @@ def _rebuild(
     partly = Rebuilt(record=record, truth=truth, meshes=meshes)
     try:
         with watch("encode"):
-            latent = vae.encode_latent(found.to_batch())
+            latent = vae.encode_latent(sdf_field.to_batch())
             codes = vae.vq.nearest(latent.feats)
         codes = codes.reshape(len(latent), -1)
         record |= describe_codes(codes.cpu().numpy(), latent.coords[:, 1:].cpu().numpy(), vae)
@@ -163,9 +163,9 @@ def _rebuild(
     return partly
 
 
-def _as_tensor(found: SparseSDF) -> SparseTensor:
-    coords = torch.nn.functional.pad(found.index.to(torch.int32), (1, 0))
-    return SparseTensor(found.sdf[:, None], coords, side=found.field.resolution)
+def _as_tensor(sdf_field: SparseSDF) -> SparseTensor:
+    coords = torch.nn.functional.pad(sdf_field.index.to(torch.int32), (1, 0))
+    return SparseTensor(sdf_field.sdf[:, None], coords, side=sdf_field.field.resolution)
 
 
 # -- codes -------------------------------------------------------------------------------------------------------

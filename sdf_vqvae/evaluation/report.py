@@ -37,13 +37,13 @@ def chosen_for_pictures(records: Sequence[Record], count: int) -> list[tuple[str
     ranked = sorted(records, key=lambda r: (-r["discrete"][RANKED_BY], r["discrete"]["chamfer_l1"], r["id"]))
     middle = max(0, (len(ranked) - count) // 2)
     groups = (("best", ranked[:count]), ("worst", ranked[-count:]), ("median", ranked[middle : middle + count]))
-    found: dict[str, str] = {}
+    ranks: dict[str, str] = {}
     for rank, members in groups if count else ():
         for record in members:
-            found.setdefault(record["id"], rank)
+            ranks.setdefault(record["id"], rank)
     order = {r["id"]: number for number, r in enumerate(ranked)}
     places = {"best": 0, "median": 1, "worst": 2}
-    return sorted(((rank, name) for name, rank in found.items()), key=lambda f: (places[f[0]], order[f[1]]))
+    return sorted(((rank, name) for name, rank in ranks.items()), key=lambda f: (places[f[0]], order[f[1]]))
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------
@@ -88,15 +88,15 @@ def make_painter(device: str, *, side: int, most_bytes: int) -> Callable[[Rebuil
     return functools.partial(_draw, side=side, most_bytes=most_bytes)
 
 
-def _draw(made: Rebuilt, *, side: int, most_bytes: int) -> Pictures:
-    if made.truth is None:
-        return Pictures(id=made.record["id"], images=(None,) * len(PANELS))
-    camera = fit_camera(mesh_of(made.truth))
+def _draw(rebuilt: Rebuilt, *, side: int, most_bytes: int) -> Pictures:
+    if rebuilt.truth is None:
+        return Pictures(id=rebuilt.record["id"], images=(None,) * len(PANELS))
+    camera = fit_camera(mesh_of(rebuilt.truth))
     images = []
-    for triangles in (made.truth, *(made.meshes.get(row) for row in ROWS)):
+    for triangles in (rebuilt.truth, *(rebuilt.meshes.get(row) for row in ROWS)):
         picture = None if triangles is None else render_mesh(mesh_of(triangles), side, camera=camera)
         images.append(None if picture is None else picture_bytes(picture, most_bytes))
-    return Pictures(id=made.record["id"], images=tuple(images))
+    return Pictures(id=rebuilt.record["id"], images=tuple(images))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
@@ -184,14 +184,14 @@ def _tables(summary: dict[str, Any]) -> list[str]:
     parts = []
     for name in ("all", "watertight"):
         if name in summary["subsets"]:
-            found = summary["subsets"][name]
-            rows = [(row, found[row]) for row in ROWS]
-            parts += [f"<h2>{escape(name)}, {found['objects']:,} objects</h2>", "<p class='note'>Means.</p>"]
+            subset = summary["subsets"][name]
+            rows = [(row, subset[row]) for row in ROWS]
+            parts += [f"<h2>{escape(name)}, {subset['objects']:,} objects</h2>", "<p class='note'>Means.</p>"]
             parts += [as_html(table(rows))]
             parts += ["<p class='note'>Medians.</p>", as_html(table(rows, value="median"))]
-            gaps = [(gap, values) for gap, values in found["gaps"].items()]
+            gaps = [(gap, values) for gap, values in subset["gaps"].items()]
             parts += ["<p class='note'>Means of paired differences.</p>", as_html(table(gaps))]
-    rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
+    rows = [(f"{name} ({subset['objects']:,})", subset["discrete"]) for name, subset in summary["subsets"].items()]
     parts += ["<h2>Subsets, discrete row</h2>", "<p class='note'>Means.</p>", as_html(table(rows))]
     for title, values in (("Codes an object", summary["codes"]), ("Codebook", summary["codebook"])):
         lines = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in values.items()]

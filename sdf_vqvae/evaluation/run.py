@@ -117,14 +117,14 @@ def read_objects(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     if len(whole) < len(content):
         with atomic_path(file) as temporary:
             temporary.write_bytes(whole)
-    found = {}
+    records = {}
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             record = parse_json(line)
-            found[record["id"]] = {**record, **{row: record[row] for row in ROWS}}
+            records[record["id"]] = {**record, **{row: record[row] for row in ROWS}}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file}, line {number} is damaged; remove it to measure its object again") from error
-    return found
+    return records
 
 
 def _check_settings(folder: Path, described: dict[str, Any]) -> None:

@@ -74,20 +74,20 @@ def summarize(records: Sequence[Record], *, codebook: int) -> dict[str, Any]:
 
 def subsets(records: Sequence[Record]) -> dict[str, list[int]]:
     """Return name -> objects: all, watertight, medical and other, sources, and bins by the number of codes."""
-    found: dict[str, list[int]] = {"all": list(range(len(records)))}
+    members: dict[str, list[int]] = {"all": list(range(len(records)))}
 
     def add(name: str, number: int) -> None:
-        found.setdefault(name, []).append(number)
+        members.setdefault(name, []).append(number)
 
     for number, record in enumerate(records):
         add("watertight" if record["watertight"] else "not watertight", number)
     for number, record in enumerate(records):
         add("medical" if record["source"] in MEDICAL else "other", number)
-    for number in sorted(found["all"], key=lambda n: str(records[n]["source"])):
+    for number in sorted(members["all"], key=lambda n: str(records[n]["source"])):
         add(f"source {records[number]['source']}", number)
-    for number in sorted(found["all"], key=lambda n: int(records[n]["codes"])):
+    for number in sorted(members["all"], key=lambda n: int(records[n]["codes"])):
         add(code_bin(int(records[number]["codes"])), number)
-    return found
+    return members
 
 
 def code_bin(codes: int) -> str:
@@ -104,15 +104,15 @@ def _subset(records: Sequence[Record]) -> dict[str, Any]:
     """Return the statistics of every measure for each row, and of the gaps between rows."""
     names = [name for name in records[0][ROWS[0]] if name not in _NOT_MEASURES]
     values = {row: _columns(records, row, names) for row in ROWS}
-    made: dict[str, Any] = {"objects": len(records)}
+    summary: dict[str, Any] = {"objects": len(records)}
     drawn = draws(len(records))
     for row in ROWS:
-        made[row] = {
+        summary[row] = {
             "failed": sum(bool(r[row]["failed"]) for r in records),
             **_statistics(values[row], names, drawn, median=True),
         }
-    made["gaps"] = {f"{a} - {b}": _statistics(values[a] - values[b], names, drawn, median=False) for a, b in PAIRS}
-    return made
+    summary["gaps"] = {f"{a} - {b}": _statistics(values[a] - values[b], names, drawn, median=False) for a, b in PAIRS}
+    return summary
 
 
 def _columns(records: Sequence[Record], row: str, names: Sequence[str]) -> Array:
@@ -142,16 +142,16 @@ def _codes(records: Sequence[Record]) -> dict[str, float]:
     if not encoded:
         return {}
     counts = np.array([r["codes"] for r in encoded], dtype=float)
-    made = {
+    summary = {
         "median": float(np.median(counts)),
         "mean": float(counts.mean()),
         "largest": float(counts.max()),
         "share_over_2048": float((counts > 2048).mean()),
     }
     for part in encoded[0]["bits"]:
-        made[f"bits_{part}_median"] = float(np.median([r["bits"][part] for r in encoded]))
+        summary[f"bits_{part}_median"] = float(np.median([r["bits"][part] for r in encoded]))
     areas = [r["area_cells"] for r in encoded if "area_cells" in r]
-    return made | ({"area_cells_median": float(np.median(areas))} if areas else {})
+    return summary | ({"area_cells_median": float(np.median(areas))} if areas else {})
 
 
 def _codebook(records: Sequence[Record], size: int) -> dict[str, float]:
@@ -166,15 +166,15 @@ def _codebook(records: Sequence[Record], size: int) -> dict[str, float]:
 def _seconds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """Return median and 95th percentile of the times; of warm-up objects only if there are no others."""
     timed = [r["seconds"] for r in records if not r["warm_up"]] or [r["seconds"] for r in records]
-    made = {}
+    summary = {}
     for stage in (*STAGES, "score"):
         values = [s[stage] for s in timed if stage in s]
         if values:
-            made[stage] = {"median": float(np.median(values)), "95 %": float(np.percentile(values, 95))}
+            summary[stage] = {"median": float(np.median(values)), "95 %": float(np.percentile(values, 95))}
     whole = [sum(s[stage] for stage in STAGES[1:]) for s in timed if all(stage in s for stage in STAGES[1:])]
     if whole:
-        made["encode + decode + surface"] = {
+        summary["encode + decode + surface"] = {
             "median": float(np.median(whole)),
             "95 %": float(np.percentile(whole, 95)),
         }
-    return made
+    return summary

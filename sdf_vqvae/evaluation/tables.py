@@ -47,14 +47,14 @@ def summary_text(summary: dict[str, Any]) -> str:
     """Return a summary for a terminal: tables, codes, times and failures."""
     parts = []
     for name in ("all", "watertight"):
-        found = summary["subsets"].get(name)
-        if found is not None:
+        subset = summary["subsets"].get(name)
+        if subset is not None:
             parts += [
-                f"{name}: {found['objects']:,} objects, means",
-                as_text(table([(r, found[r]) for r in ROWS])),
+                f"{name}: {subset['objects']:,} objects, means",
+                as_text(table([(r, subset[r]) for r in ROWS])),
                 "",
             ]
-    rows = [(f"{name} ({found['objects']:,})", found["discrete"]) for name, found in summary["subsets"].items()]
+    rows = [(f"{name} ({subset['objects']:,})", subset["discrete"]) for name, subset in summary["subsets"].items()]
     parts += ["discrete row by subset, means", as_text(table(rows)), ""]
     main = summary["subsets"]["all"]
     for gap, values in main["gaps"].items():

@@ -189,10 +189,14 @@ def missing_extras(extras: Iterable[str]) -> dict[str, list[str]]:
 
 def _versions(requirements: Iterable[str]) -> dict[str, str]:
     """Return the versions of the given requirements, of what is shown, of Python and of the system."""
-    found = {DISTRIBUTION: _version(DISTRIBUTION), "python": platform.python_version(), "system": platform.platform()}
-    found |= {name: _version(name) for name in LIBRARIES}
+    versions = {
+        DISTRIBUTION: _version(DISTRIBUTION),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    versions |= {name: _version(name) for name in LIBRARIES}
     others = (*IF_PRESENT, *(re.split(r"[^\w.-]", text)[0] for text in requirements))
-    return found | {name: version for name in others if (version := _version(name)) != NOT_INSTALLED}
+    return versions | {name: version for name in others if (version := _version(name)) != NOT_INSTALLED}
 
 
 def _version(distribution: str) -> str:
@@ -214,11 +218,11 @@ def _requirements() -> tuple[tuple[str, str], ...]:
         declared = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     except (ImportError, metadata.PackageNotFoundError):
         return ()
-    found = []
+    requirements = []
     for needed in declared:
         extras = [e for e in ("", *EXTRAS) if needed.marker is None or needed.marker.evaluate({"extra": e})]
-        found += [(extra, f"{needed.name}{needed.specifier}") for extra in extras[:1]]
-    return tuple(found)
+        requirements += [(extra, f"{needed.name}{needed.specifier}") for extra in extras[:1]]
+    return tuple(requirements)
 
 
 def _needs(distribution: str, other: str) -> str | None:
@@ -236,8 +240,8 @@ def _needs(distribution: str, other: str) -> str | None:
 
 
 def _gpus() -> tuple[tuple[str, int, int, int], ...]:
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return tuple((about.name, about.total_memory, about.major, about.minor) for about in found)
+    properties = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return tuple((about.name, about.total_memory, about.major, about.minor) for about in properties)
 
 
 def _weights() -> dict[str, Path | None]:
@@ -262,22 +266,22 @@ def damaged_weights(paths: Iterable[Path]) -> dict[str, str]:
         hashes = {str(f.locate()): f.hash for f in metadata.files(DISTRIBUTION) or () if f.hash is not None}
     except metadata.PackageNotFoundError:
         hashes = {}
-    found = {}
+    faults = {}
     for path in paths:
         try:
             with safe_open(path, "pt") as tensors:
                 names = list(tensors.keys())
-            known = hashes.get(str(path))
+            recorded = hashes.get(str(path))
             if not names:
-                found[str(path)] = "it holds no tensors"
-            elif known is not None and known.mode == "sha256":
+                faults[str(path)] = "it holds no tensors"
+            elif recorded is not None and recorded.mode == "sha256":
                 digest = base64.urlsafe_b64encode(bytes.fromhex(sha256_of(path))).decode().rstrip("=")
-                if digest != known.value:
-                    found[str(path)] = "its SHA-256 is not the one it was installed with"
+                if digest != recorded.value:
+                    faults[str(path)] = "its SHA-256 is not the one it was installed with"
             if path.name == WEIGHTS_NAME:
                 VAEConfig.from_json(path.with_name(shipped_config().name))
             elif path.parent.name == LORA_NAME:
                 json.loads(path.with_name("adapter_config.json").read_text(encoding="utf-8"))
         except (SafetensorError, OSError, ValueError) as error:
-            found[str(path)] = " ".join(str(error).split())
-    return found
+            faults[str(path)] = " ".join(str(error).split())
+    return faults

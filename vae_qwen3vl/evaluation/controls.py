@@ -66,19 +66,19 @@ def other_objects(count: int, seed: int = 0) -> list[int]:
     if count < 2:
         raise ValueError("another object's shape needs at least two objects")
     order = np.random.default_rng(seed).permutation(count)
-    found = np.empty(count, dtype=np.int64)
-    found[order] = np.roll(order, 1)
-    return [int(number) for number in found]
+    others = np.empty(count, dtype=np.int64)
+    others[order] = np.roll(order, 1)
+    return [int(number) for number in others]
 
 
 def scattered(objects: Sequence[EvalObject], side: int, seed: int = 0) -> list[EvalObject]:
     """Return the objects with their codes at random cells of the latent grid, none twice."""
-    made = []
+    moved = []
     for number, one in enumerate(objects):
         random = torch.Generator().manual_seed(seed * 1_000_003 + number)
         cells = torch.randperm(side**3, generator=random)[: len(one.codes)]
-        made.append(replace(one, coords=coords_of_cells(cells, side).int()))
-    return made
+        moved.append(replace(one, coords=coords_of_cells(cells, side).int()))
+    return moved
 
 
 def most_frequent(answers: Sequence[str]) -> str:
@@ -157,12 +157,12 @@ def _typical_of_others(own: Sequence[str], embed: Embed) -> list[str]:
     alike = vectors @ vectors.T
     np.fill_diagonal(alike, 0.0)
     totals = alike.sum(axis=0)
-    found = [chosen[int(totals.argmax())]] * len(own)
+    answers = [chosen[int(totals.argmax())]] * len(own)
     for row, place in enumerate(places):  # whoever is among the captions does not count, as answer or as judge
         left = totals - alike[row]
         left[row] = -np.inf
-        found[place] = chosen[int(left.argmax())]
-    return found
+        answers[place] = chosen[int(left.argmax())]
+    return answers
 
 
 def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject], codebook: int) -> list[int]:
@@ -177,11 +177,11 @@ def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject],
         return csr_matrix(np.stack([(c / c.sum()).sqrt().numpy() for c in counts]))
 
     table = rows(known)
-    found: list[int] = []
+    nearest: list[int] = []
     for start in range(0, len(objects), 64):
         likeness = (rows(objects[start : start + 64]) @ table.T).toarray()
-        found += [int(number) for number in likeness.argmax(axis=1)]
-    return found
+        nearest += [int(number) for number in likeness.argmax(axis=1)]
+    return nearest
 
 
 # -- how far a row is above them -------------------------------------------------------------------------------------

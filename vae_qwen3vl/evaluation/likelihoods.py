@@ -69,16 +69,16 @@ def answer_likelihoods(
                 groups = groups_alike(replies, most)
                 trees[most] = [(chosen, AnswerTree.of([replies[i] for i in chosen])) for chosen in groups]
             for chosen, tree in trees[most]:
-                found = _read_tree(model, cache, mask, last, first, tree)
-                scores[np.ix_(numbers, chosen)] = found.double().cpu().numpy()
+                likelihoods = _read_tree(model, cache, mask, last, first, tree)
+                scores[np.ix_(numbers, chosen)] = likelihoods.double().cpu().numpy()
             progress.update(len(numbers))
     return scores
 
 
 def _reply(processor: Processor3D, answer: str) -> list[int]:
     """Return the tokens of an answer as training supervises them."""
-    made = processor("?", answer, objects=0)
-    ids, labels = made["input_ids"][0], made["labels"][0]
+    text = processor("?", answer, objects=0)
+    ids, labels = text["input_ids"][0], text["labels"][0]
     return [int(token) for token in ids[labels != IGNORED_LABEL]]
 
 
@@ -120,7 +120,7 @@ def _read_tree(
     """Return the log-likelihood of each answer behind each prompt; the cache is as it was when this returns."""
     rows, device = len(mask), mask.device
     places, targets = tree.places.to(device), tree.targets.to(device)
-    found = first[:, targets]  # [B, E]
+    likelihoods = first[:, targets]  # [B, E]
     if len(tree.tokens):
         count = len(tree.tokens)
         visible = torch.cat(
@@ -138,6 +138,6 @@ def _read_tree(
         cache.crop(-count)
         node = (places - 1).clamp(min=0)
         later = logits[:, node, targets] - logits.logsumexp(-1)[:, node]
-        found = torch.where(places == 0, found, later)
-    total = torch.zeros(rows, tree.answers, dtype=found.dtype, device=device)
-    return total.index_add(1, tree.replies.to(device), found)
+        likelihoods = torch.where(places == 0, likelihoods, later)
+    total = torch.zeros(rows, tree.answers, dtype=likelihoods.dtype, device=device)
+    return total.index_add(1, tree.replies.to(device), likelihoods)

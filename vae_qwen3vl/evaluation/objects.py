@@ -162,8 +162,8 @@ def from_batch(path: str | os.PathLike[str], vae: SparseSDFVQVAE) -> EvalData:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"data_path: there is no file {path}")
-    found = read_torch_file(file, "batch")
-    batch = found.get("inputs_3d", found) if isinstance(found, dict) else found
+    content = read_torch_file(file, "batch")
+    batch = content.get("inputs_3d", content) if isinstance(content, dict) else content
     if not isinstance(batch, dict) or not all(isinstance(batch.get(name), Tensor) for name in _BATCH):
         raise ValueError(f"{path} must hold a dictionary of tensors {', '.join(_BATCH)}")
     return _of_vae(vae, _encoded_objects(vae, {name: batch[name] for name in _BATCH}, file.stem))
@@ -189,11 +189,11 @@ def _of_split(
     splits = {row["split"] for row in rows if row.get("split")}
     if split is None:
         split = next((name for name in (TEST, VAL) if name in splits), None)
-    known = {row[ID_COLUMN] for row in rows}
-    if split == TRAIN and known & learned.train:
+    ids = {row[ID_COLUMN] for row in rows}
+    if split == TRAIN and ids & learned.train:
         logger.warning("evaluated are objects that the weights learned from (%s)", learned.source)
         return split, [row for row in rows if row[ID_COLUMN] in learned.train]
-    if split == VAL and split not in splits and known & learned.val:
+    if split == VAL and split not in splits and ids & learned.val:
         return split, [row for row in rows if row[ID_COLUMN] in learned.val]
     chosen = [row for row in rows if split is None or row.get("split") == split]
     if not chosen:
@@ -242,11 +242,11 @@ def _encoded_objects(vae: SparseSDFVQVAE, batch: dict[str, Tensor], name: str) -
     _, coords, indices = extract_3d_latent_and_indices(batch, vae)
     codes, coords = indices.feats.reshape(-1).long().cpu(), coords.cpu()
     count = int(coords[:, 0].max()) + 1
-    found = []
+    objects = []
     for number in range(count):
-        own = coords[:, 0] == number
-        found.append(EvalObject(name=f"{name}_{number}", codes=codes[own], coords=coords[own, 1:]))
-    return found
+        mine = coords[:, 0] == number
+        objects.append(EvalObject(name=f"{name}_{number}", codes=codes[mine], coords=coords[mine, 1:]))
+    return objects
 
 
 def _encode(vae: SparseSDFVQVAE, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -66,11 +66,11 @@ def retrieval_scores(scores: npt.ArrayLike, *, tops: Sequence[int] = (1, 5, 10))
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"retrieval scores have shape {list(matrix.shape)}, expected as many texts as objects")
     targets = np.arange(len(matrix))
-    found = {}
-    for direction, own in zip(DIRECTIONS, (matrix, matrix.T), strict=True):
-        ranked = ranking_scores(own, targets, tops=tops)
-        found[direction] = {name.replace("top_", "recall_"): values for name, values in ranked.items()}
-    return found
+    recalls = {}
+    for direction, directed in zip(DIRECTIONS, (matrix, matrix.T), strict=True):
+        ranked = ranking_scores(directed, targets, tops=tops)
+        recalls[direction] = {name.replace("top_", "recall_"): values for name, values in ranked.items()}
+    return recalls
 
 
 def chance(candidates: int, top: int) -> float:

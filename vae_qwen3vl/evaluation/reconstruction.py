@@ -114,13 +114,13 @@ def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[StoredObject] = 
     Raises:
         ValueError: there are shapes, and none of them is of an object.
     """
-    found = {
+    own_fields = {
         one.name: StoredObject(id=one.name, source=one.path.parent.name, place=Place(path=one.path, name=one.name))
         for one in objects
         if one.path
     }
     if not shapes:
-        return found
+        return own_fields
     by_id = {shape.id: shape for shape in shapes}
     ids = {one.name: shape for one in objects if (shape := by_id.get(one.row.get("id", "")) or by_id.get(one.name))}
     rest = [one for one in objects if one.name not in ids]
@@ -147,7 +147,7 @@ def true_shapes(objects: Sequence[EvalObject], shapes: Sequence[StoredObject] = 
     how = ", ".join(f"{len(one)} by {way}" for way, one in ways.items() if one)
     count = len(ids) + len(contents) + len(files)
     logger.info("--shapes: %d of %d objects have their true shape there (%s)%s", count, len(objects), how, changed)
-    return found | files | contents | ids
+    return own_fields | files | contents | ids
 
 
 def _hash_of(place: Place) -> str | None:
@@ -194,19 +194,21 @@ def reconstruct(
         logger.warning("%s: no mesh: %s", one.name, error)
     if mesh is not None and path is not None:
         write_mesh(path, mesh, up="y")
-    made = None if truth is None else _with_mesh(rebuild(vae, truth), mesh)
+    rebuilt = None if truth is None else _with_mesh(rebuild(vae, truth), mesh)
     return Reconstruction(
         file=path.name if mesh is not None and path is not None else None,
         error=error,
-        scores=None if made is None else score_rebuilt(made, samples=SAMPLES, side=vae.config.latent_resolution),
-        pictures=_draw(None if made is None else made.truth, mesh) if draw else {},
+        scores=None
+        if rebuilt is None
+        else score_rebuilt(rebuilt, samples=SAMPLES, side=vae.config.latent_resolution),
+        pictures=_draw(None if rebuilt is None else rebuilt.truth, mesh) if draw else {},
     )
 
 
-def _with_mesh(made: Rebuilt, mesh: trimesh.Trimesh | None) -> Rebuilt:
+def _with_mesh(rebuilt: Rebuilt, mesh: trimesh.Trimesh | None) -> Rebuilt:
     """Return the rebuilt object with the mesh of the very codes that were described as its discrete row."""
     discrete = None if mesh is None else triangles_of(mesh)
-    return Rebuilt(record=made.record, truth=made.truth, meshes={**made.meshes, "discrete": discrete})
+    return Rebuilt(record=rebuilt.record, truth=rebuilt.truth, meshes={**rebuilt.meshes, "discrete": discrete})
 
 
 def _draw(truth: Any, mesh: trimesh.Trimesh | None) -> dict[str, bytes]:

@@ -67,13 +67,13 @@ def write_report(
 
 
 def _pictures(reconstructions: Mapping[str, Reconstruction], record: Mapping[str, Any]) -> bool:
-    found = reconstructions.get(str(record["sample_id"]))
-    return found is not None and bool(found.pictures)
+    reconstruction = reconstructions.get(str(record["sample_id"]))
+    return reconstruction is not None and bool(reconstruction.pictures)
 
 
-def _object(record: Mapping[str, Any], made: Reconstruction | None) -> str:
+def _object(record: Mapping[str, Any], reconstruction: Reconstruction | None) -> str:
     parts = ["<div class='said'>"]
-    pictures = made.pictures if made is not None else {}
+    pictures = reconstruction.pictures if reconstruction is not None else {}
     for name in ("original", "rebuilt from its codes"):
         if name in pictures:
             parts.append(f"<div>{image_tag(pictures[name], name)}<p class='note'>{escape(name)}</p></div>")
@@ -81,16 +81,16 @@ def _object(record: Mapping[str, Any], made: Reconstruction | None) -> str:
     facts: dict[str, str] = {"authors' words": " / ".join(record.get("captions", ()))}
     for row, text in record.get("controls", {}).items():
         facts[row_label(row)] = str(text)
-    for found in record.get("answers", {}).values():
-        mark = "right" if found["right"] else f"wrong: {found['expected']}"
-        facts[str(found["question"])] = f"{found['answer']} ({mark})"
+    for answered in record.get("answers", {}).values():
+        mark = "right" if answered["right"] else f"wrong: {answered['expected']}"
+        facts[str(answered["question"])] = f"{answered['answer']} ({mark})"
     facts["object"] = f"{record['sample_id']}, {record['codes']:,} codes, {record['tokens_3d']:,} 3D tokens"
-    if made is not None and made.scores is not None:
+    scores = None if reconstruction is None else reconstruction.scores
+    if scores is not None:
         facts["rebuilt"] = "; ".join(
-            f"{row} F@.005 {made.scores[row]['fscore@0.005']:.3f} CD-L1 {made.scores[row]['chamfer_l1']:.4f}"
-            for row in ROWS
+            f"{row} F@.005 {scores[row]['fscore@0.005']:.3f} CD-L1 {scores[row]['chamfer_l1']:.4f}" for row in ROWS
         )
-    if made is not None and made.error:
-        facts["no mesh"] = made.error
+    if reconstruction is not None and reconstruction.error:
+        facts["no mesh"] = reconstruction.error
     parts += [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text]
     return "".join([*parts, "</dl></div></div>"])

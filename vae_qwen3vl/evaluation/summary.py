@@ -116,13 +116,13 @@ def summarize_closed(answered: Answered) -> dict[str, Any]:
     seen = {group_of(asked.kind, answer) for answer in asked.known} or set(groups)
     kept = [number for number, group in enumerate(right) if group in seen]
     unseen = sorted({right[n] for n in range(len(right)) if right[n] not in seen})
-    made: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "objects": len(kept),
         "candidates": len(groups),
         "not_in_training": {"objects": len(right) - len(kept), "answers": unseen},
     }
     if not kept:
-        return made
+        return summary
     rows = {row: merge_candidates(scores, asked.groups)[0][kept] for row, scores in answered.scores.items()}
     rows |= _rows_without_a_model(answered, groups, kept)
     targets = np.array([groups.index(right[number]) for number in kept])
@@ -131,16 +131,16 @@ def summarize_closed(answered: Answered) -> dict[str, Any]:
     objects: dict[str, dict[str, Array]] = {}
     for row, scores in rows.items():
         objects[row] = ranking_scores(scores, targets, tops=TOPS)
-    made["rows"] = {row: {name: _interval(values) for name, values in own.items()} for row, own in objects.items()}
-    made["gaps"] = _gaps(objects, ["top_1", "top_5"])
+    summary["rows"] = {row: {name: _interval(values) for name, values in own.items()} for row, own in objects.items()}
+    summary["gaps"] = _gaps(objects, ["top_1", "top_5"])
     if large.any():
         macro = {row: {MACRO: own["top_1"][large]} for row, own in objects.items()}
         names = [answer for answer, is_large in zip(answers, large, strict=True) if is_large]
         for row, own in macro.items():
-            made["rows"][row][MACRO] = _interval(own[MACRO], names)
-        made["gaps"] |= _gaps(macro, [MACRO], names)
-        made["macro"] = {"answers": len(set(names)), "objects": len(names)}
-    return made
+            summary["rows"][row][MACRO] = _interval(own[MACRO], names)
+        summary["gaps"] |= _gaps(macro, [MACRO], names)
+        summary["macro"] = {"answers": len(set(names)), "objects": len(names)}
+    return summary
 
 
 def summarize_retrieval(rows: Mapping[str, Array]) -> dict[str, Any]:

@@ -60,21 +60,21 @@ def retrieval_table(retrieval: Mapping[str, Any]) -> Lines:
 
 def titled_tables(summary: Mapping[str, Any]) -> list[tuple[str, Lines]]:
     """Return all tables of a summary with their titles."""
-    found: list[tuple[str, Lines]] = []
+    tables: list[tuple[str, Lines]] = []
     seen = f", {summary['trained_on']:,} of them TRAINED ON" if summary.get("trained_on") else ""
     if summary.get("captions"):
         title = f"Descriptions, {summary['captions']['objects']:,} objects{seen}"
-        found.append((title, caption_table(summary["captions"])))
+        tables.append((title, caption_table(summary["captions"])))
     for kind, closed in summary.get("closed", {}).items():
         title = f"{kind}: {closed['objects']:,} objects{seen}, {closed['candidates']:,} candidates"
         if "macro" in closed:
             title += f"; macro over {closed['macro']['answers']:,} answers of {closed['macro']['objects']:,} objects"
-        found.append((title, closed_table(closed)))
+        tables.append((title, closed_table(closed)))
     if summary.get("retrieval"):
-        found.append(
+        tables.append(
             (f"Retrieval among {summary['retrieval']['objects']:,}{seen}", retrieval_table(summary["retrieval"]))
         )
-    return found
+    return tables
 
 
 def summary_text(

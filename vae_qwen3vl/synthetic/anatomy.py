@@ -174,12 +174,12 @@ class Structure:
         """The systems that words of its name belong to, the one it is named for first."""
         if any(word in self.base for word in _UNDECIDED):
             return ()
-        found = [system for system in SYSTEMS if any(p.search(self.base) for p in _PATTERNS[system])]
+        systems = [system for system in SYSTEMS if any(p.search(self.base) for p in _PATTERNS[system])]
         if touched := re.search(
             r"\b(?:surface|impression) of (.*)", self.base
         ):  # of the second; the first is beside it
-            found.sort(key=lambda system: not any(p.search(touched[1]) for p in _PATTERNS[system]))
-        return tuple(found)
+            systems.sort(key=lambda system: not any(p.search(touched[1]) for p in _PATTERNS[system]))
+        return tuple(systems)
 
 
 _PATTERNS = {
@@ -202,18 +202,18 @@ def structure_of(name: str, key: str = "") -> Structure | None:
     words = text.split()
     if words[-1] in _SIDE_LETTERS:
         words[-1] = _SIDE_LETTERS[words[-1]]
-    found = [word for word in words if word in SIDES]
-    place = words.index(found[0]) if found else -1
-    own = len(found) == 1 and (place in (0, len(words) - 1) or words[0] == "rib")
+    sides = [word for word in words if word in SIDES]
+    place = words.index(sides[0]) if sides else -1
+    own = len(sides) == 1 and (place in (0, len(words) - 1) or words[0] == "rib")
     base = " ".join(word for number, word in enumerate(words) if not (own and number == place))
-    named = found[0] if own else None
-    of_paired = len(found) == 1 and any(f"of {found[0]} {part}" in text for part in _PAIRED)
-    said = named or (found[0] if of_paired else None)
+    named = sides[0] if own else None
+    of_paired = len(sides) == 1 and any(f"of {sides[0]} {part}" in text for part in _PAIRED)
+    said = named or (sides[0] if of_paired else None)
     in_key = _side_of_key(key)
     if said and in_key and said != in_key:
         side = None
     else:
-        side = said or (in_key if not found else None)
+        side = said or (in_key if not sides else None)
     return Structure(base=base, named_side=named if side or not in_key else None, side=side)
 
 
@@ -222,8 +222,8 @@ def _side_of_key(key: str) -> str | None:
     file, _, node = key.partition("#")
     sides = []
     for part in (node, file.rpartition("/")[2].partition(".")[0]):
-        found = {m.lower()[0] for m in re.findall(r"_(L|R|left|right|Left|Right)(?=_|$)", part)}
-        sides.append(_SIDE_LETTERS[found.pop()] if len(found) == 1 else None)
+        letters = {m.lower()[0] for m in re.findall(r"_(L|R|left|right|Left|Right)(?=_|$)", part)}
+        sides.append(_SIDE_LETTERS[letters.pop()] if len(letters) == 1 else None)
     if sides[0] and sides[1] and sides[0] != sides[1]:
         return None
     return sides[0]
@@ -257,15 +257,15 @@ def sentences_of(structure: Structure, terms: Mapping[str, Sequence[str]]) -> li
     """
     if structure.base in _MISTAKEN:
         return []
-    found: list[str] = []
+    fitting: list[str] = []
     for term, sentences in terms.items():
         words = term.lower().split()
         sides = [word for word in words if word in SIDES]
         base = " ".join(word for word in words if word not in SIDES)
         if base == structure.base and (not sides or sides == [structure.named_side]):
             texts = [re.sub(r"\s*Size: \w+\.$", "", text) for text in sentences]
-            found += [text for text in texts if _fits(text, structure)]
-    return list(dict.fromkeys(found))
+            fitting += [text for text in texts if _fits(text, structure)]
+    return list(dict.fromkeys(fitting))
 
 
 def _fits(sentence: str, structure: Structure) -> bool:

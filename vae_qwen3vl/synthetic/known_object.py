@@ -42,8 +42,8 @@ class KnownObject:
 
     def __post_init__(self) -> None:
         """Read the name."""
-        found = structure_of(self.name, self.key) if self.source in ANATOMY_SOURCES else None
-        object.__setattr__(self, "structure", found)
+        structure = structure_of(self.name, self.key) if self.source in ANATOMY_SOURCES else None
+        object.__setattr__(self, "structure", structure)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], facts: MeshFacts, *, sample_id: str = "") -> KnownObject:

@@ -80,7 +80,7 @@ def _mirrored(mesh: trimesh.Trimesh) -> bool | None:
     surface = cKDTree(sample_surface(mesh, _POINTS, seed=0)[0])
     own = sample_surface(mesh, _QUERIES, seed=1)[0]
     usual = float(np.quantile(surface.query(own)[0], _QUANTILE))
-    found = float(np.quantile(surface.query(own * [-1.0, 1.0, 1.0])[0], _QUANTILE))
-    if found <= 1.1 * usual + _SAME:
+    mirrored = float(np.quantile(surface.query(own * [-1.0, 1.0, 1.0])[0], _QUANTILE))
+    if mirrored <= 1.1 * usual + _SAME:
         return True
-    return False if found >= usual + _OTHER else None
+    return False if mirrored >= usual + _OTHER else None

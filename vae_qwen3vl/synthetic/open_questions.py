@@ -58,14 +58,14 @@ def name(known: KnownObject, choice: int) -> Answers:
 
 def category(known: KnownObject, choice: int) -> Answers:
     """The record's category, where its source has several."""
-    found = category_of(known)
-    return {} if found is None else _both(as_sentence(found["en"]), found["zh"])
+    words = category_of(known)
+    return {} if words is None else _both(as_sentence(words["en"]), words["zh"])
 
 
 def collection(known: KnownObject, choice: int) -> Answers:
     """The source, from the id."""
-    found = COLLECTIONS.get(known.source)
-    return {} if found is None else _both(f"The {found[0]}.", found[1])
+    names = COLLECTIONS.get(known.source)
+    return {} if names is None else _both(f"The {names[0]}.", names[1])
 
 
 def part_of(known: KnownObject, choice: int) -> Answers:
@@ -86,14 +86,14 @@ def part_of(known: KnownObject, choice: int) -> Answers:
 
 def organ(known: KnownObject, choice: int) -> Answers:
     """The anatomical name of the record, with its side first where it has one."""
-    found = known.structure
-    return {} if found is None else _both(as_sentence(found.english), found.chinese)
+    structure = known.structure
+    return {} if structure is None else _both(as_sentence(structure.english), structure.chinese)
 
 
 def side(known: KnownObject, choice: int) -> Answers:
     """Left or right as the organ's name or its file says; nothing where they disagree."""
-    found = known.structure.side if known.structure else None
-    return {} if found is None else _both(as_sentence(found), f"{SIDES[found]}侧")
+    which = known.structure.side if known.structure else None
+    return {} if which is None else _both(as_sentence(which), f"{SIDES[which]}侧")
 
 
 def system(known: KnownObject, choice: int) -> Answers:
@@ -113,8 +113,8 @@ def longest_side(known: KnownObject, choice: int) -> Answers:
 
 def shape(known: KnownObject, choice: int) -> Answers:
     """Flat, rod-like or compact by the ratios of the bounding box's sides, see `shape_of`."""
-    found = shape_of(known.facts)
-    return {} if found is None else _both(as_sentence(found), SHAPES[found])
+    proportions = shape_of(known.facts)
+    return {} if proportions is None else _both(as_sentence(proportions), SHAPES[proportions])
 
 
 def ratio(known: KnownObject, choice: int) -> Answers:
@@ -150,9 +150,13 @@ def pieces(known: KnownObject, choice: int) -> Answers:
 
 def anatomy(known: KnownObject, choice: int, terms: Mapping[str, Sequence[str]]) -> Answers:
     """Sentences of a table of anatomical terms about this structure and side, word for word, in English."""
-    found = sentences_of(known.structure, terms) if known.structure else []
-    first = choice % max(1, len(found))
-    return {"en": [as_sentence(text) for text in (found[first:] + found[:first])[:_SENTENCES]]} if found else {}
+    sentences = sentences_of(known.structure, terms) if known.structure else []
+    first = choice % max(1, len(sentences))
+    return (
+        {"en": [as_sentence(text) for text in (sentences[first:] + sentences[:first])[:_SENTENCES]]}
+        if sentences
+        else {}
+    )
 
 
 RULES: dict[str, Callable[[KnownObject, int], Answers]] = {

@@ -78,18 +78,18 @@ def write_plain_text(
     """
     settings = {"vl_model": model.vl_label, "split": split, "seed": seed, "batch_size": batch_size}
     part = path.with_name(path.name + ".part")
-    known = _read_part(part, settings)
-    found: dict[tuple[str, str], None] = {}
+    earlier = _read_part(part, settings)
+    pairs: dict[tuple[str, str], None] = {}
     asked = unfinished = 0
     batches = enumerate(_prompt_batches(plain_prompts(split), seed, batch_size))
     with (
         Progress(count, "answers", "answer") as progress,
         part.open("a", encoding="utf-8") as file,
     ):
-        while len(found) < count and asked < _MOST_TRIES * count:
+        while len(pairs) < count and asked < _MOST_TRIES * count:
             number, prompts = next(batches)
-            if number < len(known):
-                answers = known[number]
+            if number < len(earlier):
+                answers = earlier[number]
             else:
                 torch.manual_seed((seed << 32) + number)  # the same answers whichever run asked those before
                 answers = own_answers(model, processor, prompts)
@@ -98,13 +98,13 @@ def write_plain_text(
             asked += len(prompts)
             for prompt, answer in zip(prompts, answers, strict=True):
                 unfinished += answer is None
-                if answer and len(found) < count:
-                    found[prompt, answer] = None
-            progress.update(len(found) - progress.done)
-    texts = ({"question": prompt, "answer": answer} for prompt, answer in found)
+                if answer and len(pairs) < count:
+                    pairs[prompt, answer] = None
+            progress.update(len(pairs) - progress.done)
+    texts = ({"question": prompt, "answer": answer} for prompt, answer in pairs)
     write_json_lines(path, texts, ensure_ascii=False)
     part.unlink()
-    return PlainTextReport(texts=len(found), asked=asked, unfinished=unfinished)
+    return PlainTextReport(texts=len(pairs), asked=asked, unfinished=unfinished)
 
 
 def _read_part(part: Path, settings: dict[str, Any]) -> list[list[str | None]]:
@@ -126,10 +126,10 @@ def own_answers(
 ) -> list[str | None]:
     """Sample an answer to each prompt; None for one that has not ended. Draws from torch's random numbers."""
     inputs = processor(list(prompts), objects=0, padding_side="left")
-    made = model.generate(**inputs, max_new_tokens=max_new_tokens, **_AS_IT_IS)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **_AS_IT_IS)
     ends = model.vl_model.generation_config.eos_token_id
-    ended = torch.isin(made, torch.tensor(ends, device=made.device)).any(1).tolist()
-    return [answer if over else None for answer, over in zip(processor.decode(made), ended, strict=True)]
+    ended = torch.isin(ids, torch.tensor(ends, device=ids.device)).any(1).tolist()
+    return [answer if over else None for answer, over in zip(processor.decode(ids), ended, strict=True)]
 
 
 def _prompt_batches(prompts: list[str], seed: int, size: int) -> Iterator[list[str]]:

@@ -101,13 +101,13 @@ def plain_prompts(split: str) -> list[str]:
     """
     if split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
-    found = []
+    prompts = []
     for words, templates in _TEMPLATES:
         chosen = [word for at, word in enumerate(words.split("; ")) if _split_of(at) == split]
-        found += [template.format(word) for template in templates for word in chosen]
+        prompts += [template.format(word) for template in templates for word in chosen]
     chosen_numbers = [pair for at, pair in enumerate(_NUMBERS) if _split_of(at) == split]
-    found += [template.format(*pair) for template in _SUMS for pair in chosen_numbers]
-    return found
+    prompts += [template.format(*pair) for template in _SUMS for pair in chosen_numbers]
+    return prompts
 
 
 def _split_of(place: int) -> str:

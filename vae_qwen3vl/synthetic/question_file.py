@@ -54,22 +54,22 @@ def write_questions(settings: QuestionSettings) -> QuestionReport:
     if not objects:
         some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
         raise ValueError(f"{settings.pack} has no object to ask about" + (f" ({some})" if some else ""))
-    made = make_questions(
+    questions = make_questions(
         objects, seed=settings.seed, languages=settings.languages, kinds=settings.kinds, terms=terms
     )
-    write_json_lines(settings.output, (question.record() for question in made), ensure_ascii=False)
+    write_json_lines(settings.output, (question.record() for question in questions), ensure_ascii=False)
     beside = settings.output.with_name(settings.output.stem + FAILED)
     if failed:
         reasons = ({"sample_id": name, "reason": why} for name, why in failed.items())
         write_json_lines(beside, reasons, ensure_ascii=False)
     else:
         beside.unlink(missing_ok=True)  # of an earlier run
-    asked, yes = balance(made)
+    asked, yes = balance(questions)
     return QuestionReport(
         objects=len(objects),
-        questions=len(made),
+        questions=len(questions),
         sources=dict(sorted(Counter(known.source for known in objects).items())),
-        kinds=_counts(made),
+        kinds=_counts(questions),
         yes_no=asked,
         yes=yes,
         failed=failed,
@@ -130,15 +130,15 @@ def _chosen(ids: Sequence[str], settings: QuestionSettings) -> set[str]:
     for source in settings.limits:
         if source not in by_source:
             raise ValueError(f"--limit {source}: the split has no such source; it has {', '.join(sorted(by_source))}")
-    kept: list[str] = []
+    chosen: list[str] = []
     for source, names in by_source.items():
         names.sort(key=lambda name: (pick(settings.seed, "object", name), name))
-        kept += names[: settings.limits.get(source, len(names))]
-    kept.sort(key=lambda name: (pick(settings.seed, "sample", name), name))
-    return set(kept[: settings.max_samples])
+        chosen += names[: settings.limits.get(source, len(names))]
+    chosen.sort(key=lambda name: (pick(settings.seed, "sample", name), name))
+    return set(chosen[: settings.max_samples])
 
 
-def _counts(made: Sequence[Question]) -> dict[str, dict[str, int]]:
-    counts = Counter((question.kind, question.language) for question in made)
-    found = {kind: {language: counts[kind, language] for language in LANGUAGES} for kind in KINDS}
-    return {kind: each for kind, each in found.items() if any(each.values())}
+def _counts(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
+    counts = Counter((question.kind, question.language) for question in questions)
+    by_kind = {kind: {language: counts[kind, language] for language in LANGUAGES} for kind in KINDS}
+    return {kind: each for kind, each in by_kind.items() if any(each.values())}

@@ -82,10 +82,10 @@ def make_questions(
     return [question for known in objects for question in made.by_object.get(known.id, ())]
 
 
-def balance(made: Iterable[Question]) -> tuple[int, int]:
+def balance(questions: Iterable[Question]) -> tuple[int, int]:
     """Return how many yes/no questions there are, and for how many of them the answer is yes."""
     yes = {pair[1] for pair in YES_NO_ANSWERS.values()}
-    asked = [question.answer in yes for question in made if question.kind in YES_NO]
+    asked = [question.answer in yes for question in questions if question.kind in YES_NO]
     return len(asked), sum(asked)
 
 
@@ -108,8 +108,10 @@ class _Made:
     def _add(self, name: str, kind: str, language: str, words: str, answer: str, number: int) -> None:
         phrases = PHRASES[kind][language]
         phrase = phrases[pick(self.seed, "phrase", kind, language, name, number) % len(phrases)]
-        made = Question(id=name, kind=kind, language=language, question=phrase.replace("{}", words), answer=answer)
-        self.by_object.setdefault(name, []).append(made)
+        question = Question(
+            id=name, kind=kind, language=language, question=phrase.replace("{}", words), answer=answer
+        )
+        self.by_object.setdefault(name, []).append(question)
 
 
 def _ask_claims(made: _Made, objects: Sequence[KnownObject], kind: str, seed: int) -> None:
@@ -117,9 +119,9 @@ def _ask_claims(made: _Made, objects: Sequence[KnownObject], kind: str, seed: in
     import numpy as np
 
     for language in made.languages:
-        found = [(known, claim) for known in objects if (claim := CLAIMS[kind](known)) and claim.words[language]]
-        for scope in sorted({claim.scope for _, claim in found}):
-            own = [(known, claim) for known, claim in found if claim.scope == scope]
+        claimed = [(known, claim) for known in objects if (claim := CLAIMS[kind](known)) and claim.words[language]]
+        for scope in sorted({claim.scope for _, claim in claimed}):
+            own = [(known, claim) for known, claim in claimed if claim.scope == scope]
             claims = [claim for _, claim in own]
             wrong = exchange(claims, np.random.default_rng(pick(seed, kind, language, scope)))
             for (known, claim), other in zip(own, wrong, strict=True):

@@ -69,31 +69,31 @@ def is_category(known: KnownObject) -> Claim | None:
 
 def is_collection(known: KnownObject) -> Claim | None:
     """Its source; wrong ones are other sources."""
-    found = COLLECTIONS.get(known.source)
-    return None if found is None else Claim(key=found[0], words=dict(zip(LANGUAGES, found, strict=True)))
+    names = COLLECTIONS.get(known.source)
+    return None if names is None else Claim(key=names[0], words=dict(zip(LANGUAGES, names, strict=True)))
 
 
 def is_organ(known: KnownObject) -> Claim | None:
     """Its anatomical name without its side; wrong ones are structures of organ systems that it is no part of."""
-    found = known.structure
-    if found is None or not found.systems:
+    structure = known.structure
+    if structure is None or not structure.systems:
         return None
-    chinese = found.chinese or ""
-    if found.named_side:
-        chinese = chinese.removeprefix(SIDES[found.named_side]).removeprefix("侧")
-    systems = frozenset(f"system {name}" for name in found.systems)
+    chinese = structure.chinese or ""
+    if structure.named_side:
+        chinese = chinese.removeprefix(SIDES[structure.named_side]).removeprefix("侧")
+    systems = frozenset(f"system {name}" for name in structure.systems)
     return Claim(
-        key=found.base,
-        words={"en": found.base, "zh": chinese},
-        excluded=systems | _words(found.base),
-        marks=systems | _words(found.base),
+        key=structure.base,
+        words={"en": structure.base, "zh": chinese},
+        excluded=systems | _words(structure.base),
+        marks=systems | _words(structure.base),
     )
 
 
 def is_side(known: KnownObject) -> Claim | None:
     """Its side; the wrong one is the other."""
-    found = known.structure.side if known.structure else None
-    return None if found is None else Claim(key=found, words={"en": found, "zh": SIDES[found]})
+    side = known.structure.side if known.structure else None
+    return None if side is None else Claim(key=side, words={"en": side, "zh": SIDES[side]})
 
 
 def is_system(known: KnownObject) -> Claim | None:
@@ -107,8 +107,10 @@ def is_system(known: KnownObject) -> Claim | None:
 
 def is_shape(known: KnownObject) -> Claim | None:
     """Flat, rod-like or compact (`shape_of`); wrong ones are the other two."""
-    found = shape_of(known.facts)
-    return None if found is None else Claim(key=found, words={"en": found, "zh": SHAPES[found]})
+    proportions = shape_of(known.facts)
+    return (
+        None if proportions is None else Claim(key=proportions, words={"en": proportions, "zh": SHAPES[proportions]})
+    )
 
 
 CLAIMS: dict[str, Callable[[KnownObject], Claim | None]] = {
@@ -145,5 +147,5 @@ def exchange(claims: Sequence[Claim], rng: np.random.Generator) -> list[int | No
 
 def _words(*texts: str) -> frozenset[str]:
     """Return the words of texts in small letters, plurals as singulars, small ones left out."""
-    found = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
-    return frozenset(word.removesuffix("s") for word in found if word not in _SMALL_WORDS)
+    words = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+    return frozenset(word.removesuffix("s") for word in words if word not in _SMALL_WORDS)
