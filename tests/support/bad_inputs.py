@@ -28,19 +28,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-
-SMALL = {
-    "resolution": 8,
-    "model_channels": 32,
-    "level_channels": [32, 32],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 16,
-    "num_embeddings": 32,
-    "pool_counts_zero": False,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
-"""Arguments of a tokenizer that is built in a moment."""
+from tiny_tokenizer import SMALL_ARGS
 
 VAE = ("--vae_ckpt", "vae/model.safetensors")
 
@@ -64,7 +52,7 @@ class BadInput:
 def write_good(folder: Path) -> None:
     """Write a small tokenizer (`vae/`), `box.ply`, and its field `box.npz` and codes `box.safetensors`."""
     torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
     save_vae(vae, folder / "vae")
     trimesh.creation.box((2.0, 1.0, 1.0)).export(folder / "box.ply")
     field = voxelize_for(vae, folder / "box.ply")
@@ -248,7 +236,7 @@ def _vae_command(checkpoint: str, config: str = "vae/config.json") -> tuple[str,
 
 def _other_architecture(path: Path) -> None:
     torch.manual_seed(0)
-    save_vae(SparseSDFVQVAE(VAEConfig.from_args({**SMALL, "num_blocks": 2, "latent_channels": 8})), path.parent)
+    save_vae(SparseSDFVQVAE(VAEConfig.from_args({**SMALL_ARGS, "num_blocks": 2, "latent_channels": 8})), path.parent)
 
 
 def _safetensors(header_length: int, rest: bytes = b"{}") -> Write:
@@ -256,7 +244,7 @@ def _safetensors(header_length: int, rest: bytes = b"{}") -> Write:
 
 
 def _config(**changes: Any) -> Write:
-    document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": {**SMALL, **changes}}}}
+    document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": {**SMALL_ARGS, **changes}}}}
     return data(json.dumps(document).encode())
 
 

@@ -26,6 +26,7 @@ from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.model.state_dict import read_state_dict, to_canonical
+from tiny_tokenizer import SMALL_ARGS
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
 
 MEMBER_FILES = (".npz-members", ".pt-members")
@@ -218,23 +219,10 @@ def save_old_state(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(2, 3)}, path, _use_new_zipfile_serialization=False)
 
 
-SMALL_CONFIG = {
-    "resolution": 8,
-    "model_channels": 32,
-    "level_channels": [32, 32],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 16,
-    "num_embeddings": 32,
-    "pool_counts_zero": False,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
-
-
 def a_config() -> bytes:
     """Return a VAE config with all three sections."""
     document = {
-        "models": {"vqvae": {"name": "SparseSDFVQVAE", "args": SMALL_CONFIG}},
+        "models": {"vqvae": {"name": "SparseSDFVQVAE", "args": SMALL_ARGS}},
         "dataset": {"name": "SparseSDF", "args": {"resolution": 32, "max_points": 1000}},
     }
     return json.dumps(document, indent=1).encode()

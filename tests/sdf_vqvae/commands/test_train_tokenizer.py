@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 import trimesh
 from safetensors.torch import load_file
 
+import tiny_tokenizer as tiny
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.training.checkpoints import checkpoint_steps, path_of
@@ -26,11 +26,11 @@ TRAINER = {"max_steps": 6, "batch_size_per_gpu": 2, "i_log": 1, "i_save": 3, "i_
 
 
 @pytest.fixture
-def config(tiny: SimpleNamespace, tmp_path: Path) -> Path:
-    return write_config(tiny, tmp_path / "config.json", {"name": "Meshes", "args": {"resolution": 64, "buffer": 32}})
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "config.json", {"name": "Meshes", "args": {"resolution": 64, "buffer": 32}})
 
 
-def write_config(tiny: SimpleNamespace, path: Path, dataset: dict[str, Any]) -> Path:
+def write_config(path: Path, dataset: dict[str, Any]) -> Path:
     args = tiny.args()
     trainer = {"name": "SparseSDFVQVAETrainer", "args": {**TRAINER, "held_out": 1, "disable_snapshot": True}}
     model = {"vqvae": {"name": "SparseSDFVQVAE", "args": args}}
@@ -68,7 +68,7 @@ def test_meshes_train_and_the_command_goes_on(config: Path, meshes: Path, tmp_pa
 
 @pytest.mark.parametrize(("kind", "step"), [("meshes", 2), ("fields", 4)])
 def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
-    tiny: SimpleNamespace, meshes: Path, tmp_path: Path, monkeypatch, kind: str, step: int
+    meshes: Path, tmp_path: Path, monkeypatch, kind: str, step: int
 ) -> None:
     """Codes start from random vectors and hardly used ones are replaced by random ones: none must depend on stops."""
     dataset = {"name": "Meshes", "args": {"resolution": 64, "buffer": 32, "echo": 1}}
@@ -78,7 +78,7 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
         data.mkdir()
         for number, file in enumerate(sorted(meshes.iterdir())):
             SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(data / f"o{number}_r64.npz")
-    config = write_config(tiny, tmp_path / "c.json", dataset)
+    config = write_config(tmp_path / "c.json", dataset)
     assert program(["train-tokenizer", *arguments(config, data, tmp_path / "whole")]) == 0
     original = TokenizerTrainer.step
 
@@ -97,13 +97,13 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
         assert all(torch.equal(found[name], value) for name, value in expected.items()), file.name
 
 
-def test_prepared_fields_train(tiny: SimpleNamespace, meshes: Path, tmp_path: Path) -> None:
+def test_prepared_fields_train(meshes: Path, tmp_path: Path) -> None:
     fields = tmp_path / "fields"
     fields.mkdir()
     for number, file in enumerate(sorted(meshes.iterdir())):
         SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(fields / f"object{number}_r64.npz")
     dataset = {"name": "SparseSDF", "args": {"resolution": 64, "symmetries": True}}
-    config = write_config(tiny, tmp_path / "fields.json", dataset)
+    config = write_config(tmp_path / "fields.json", dataset)
     assert (
         program(
             [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_tokenizer as tiny
 from sdf_vqvae.model.residual import ResidualDecoder, kept_children
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.residual import ResidualBlock, ResidualUp, channel_to_space, space_to_channel
@@ -63,7 +62,7 @@ def test_every_cell_keeps_a_child() -> None:
     assert kept_children(logits).sum(1).tolist() == [1] * 5
 
 
-def test_training_decodes_the_true_voxels_whatever_is_predicted(tiny: SimpleNamespace) -> None:
+def test_training_decodes_the_true_voxels_whatever_is_predicted() -> None:
     vae = tiny.vae()
     batch = tiny.batch(20.0)
     out = vae(batch)
@@ -75,7 +74,7 @@ def test_training_decodes_the_true_voxels_whatever_is_predicted(tiny: SimpleName
     assert truth == [len(seen.coordinates.coarser()[0].coarser()[0]), len(seen.coordinates.coarser()[0])]
 
 
-def test_decoding_needs_codes_and_cells_only_and_computes_less_than_all(tiny: SimpleNamespace) -> None:
+def test_decoding_needs_codes_and_cells_only_and_computes_less_than_all() -> None:
     vae = tiny.vae().eval()
     assert isinstance(vae.decoder, ResidualDecoder)
     cells = vae.Encode(tiny.batch(20.0))
@@ -83,7 +82,7 @@ def test_decoding_needs_codes_and_cells_only_and_computes_less_than_all(tiny: Si
         torch.nn.init.constant_(head[1].bias, -9.0)
         torch.nn.init.zeros_(head[1].weight)
     decoded = vae.Decode(SparseTensor(cells.feats, cells.coords, side=cells.side))
-    assert decoded.side == tiny.side
+    assert decoded.side == tiny.SIDE
     assert len(decoded) == 8 * len(cells)  # one child of every cell, one of that, and its eight voxels
     assert set(map(tuple, (decoded.coords // torch.tensor([1, 8, 8, 8])).tolist())) == set(
         map(tuple, cells.coords.tolist())

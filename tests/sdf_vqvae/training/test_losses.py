@@ -1,12 +1,11 @@
 """Targets are the measured distances and flooded signs; losses are what their formulas say."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_tokenizer as tiny
 from sdf_vqvae.model.residual import Occupancy
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -22,26 +21,24 @@ from sdf_vqvae.training.losses import (
 
 @settings(deadline=None, max_examples=10)
 @given(radius=st.floats(9.0, 28.0), architecture=st.sampled_from(["original", "residual"]))
-def test_targets_are_the_clipped_distance_wherever_the_decoder_answers(
-    tiny: SimpleNamespace, radius: float, architecture: str
-) -> None:
+def test_targets_are_the_clipped_distance_wherever_the_decoder_answers(radius: float, architecture: str) -> None:
     vae = tiny.vae(architecture=architecture)
     batch = tiny.batch(radius)
     cells = vae.Encode(batch)
     decoded = vae.Decode(cells)
-    dense = dense_targets(SparseTensor(batch["sparse_sdf"], tiny.coords(batch), side=tiny.side), cells)
+    dense = dense_targets(SparseTensor(batch["sparse_sdf"], tiny.coords(batch), side=tiny.SIDE), cells)
     target = targets_of(decoded, dense, vae.config.levels)
-    exact = (((decoded.coords[:, 1:] + 0.5 - tiny.side / 2).norm(dim=1) - radius) / tiny.band).clamp(-1, 1)
+    exact = (((decoded.coords[:, 1:] + 0.5 - tiny.SIDE / 2).norm(dim=1) - radius) / tiny.BAND).clamp(-1, 1)
     known = ~target.isnan()
     assert float(known.float().mean()) > 0.99
     torch.testing.assert_close(target[known], exact[known], atol=1e-5, rtol=0)
 
 
-def test_unsigned_targets_end_where_the_field_ends(tiny: SimpleNamespace) -> None:
+def test_unsigned_targets_end_where_the_field_ends() -> None:
     batch = tiny.batch(20.0)
     vae = tiny.vae()
     cells = vae.Encode(batch)
-    whole = SparseTensor(batch["sparse_sdf"].abs(), tiny.coords(batch), side=tiny.side)
+    whole = SparseTensor(batch["sparse_sdf"].abs(), tiny.coords(batch), side=tiny.SIDE)
     dense = dense_targets(whole, cells, signed=False)
     assert int((~dense.isnan()).sum()) <= len(whole)
     assert float(dense[~dense.isnan()].max()) <= 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+import tiny_tokenizer as tiny
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.training.checkpoints import checkpoint_steps
@@ -20,8 +20,7 @@ from sdf_vqvae.training.trainer import TokenizerTrainer
 class Spheres:
     """Spheres of seeded radii, one after another."""
 
-    def __init__(self, tiny: SimpleNamespace) -> None:
-        self.tiny = tiny
+    def __init__(self) -> None:
         self.drawn = 0
 
     @property
@@ -29,7 +28,7 @@ class Spheres:
         return self.drawn / 10
 
     def draw(self, count: int) -> list[Field]:
-        found = [self.tiny.field(10.0 + (3 * (self.drawn + i)) % 7) for i in range(count)]
+        found = [tiny.field(10.0 + (3 * (self.drawn + i)) % 7) for i in range(count)]
         self.drawn += count
         return found
 
@@ -55,11 +54,11 @@ def settings_of(**more: Any) -> TrainerConfig:
     return TrainerConfig(**{**values, **more})
 
 
-def trainer_of(tiny: SimpleNamespace, folder: Path, config: TrainerConfig, **more: Any) -> TokenizerTrainer:
+def trainer_of(folder: Path, config: TrainerConfig, **more: Any) -> TokenizerTrainer:
     torch.manual_seed(0)
     vae = more.pop("vae", None) or tiny.vae()
     torch.manual_seed(1)
-    return TokenizerTrainer(vae, config, Spheres(tiny), folder=folder, **more)
+    return TokenizerTrainer(vae, config, Spheres(), folder=folder, **more)
 
 
 def weights_of(trainer: TokenizerTrainer) -> dict[str, torch.Tensor]:
@@ -68,12 +67,8 @@ def weights_of(trainer: TokenizerTrainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["residual", "original"])
-def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(
-    tiny: SimpleNamespace, tmp_path: Path, architecture: str
-) -> None:
-    trainer = trainer_of(
-        tiny, tmp_path, settings_of(max_steps=40), held_out=[tiny.field(12.0)], vae=tiny.vae(architecture)
-    )
+def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: Path, architecture: str) -> None:
+    trainer = trainer_of(tmp_path, settings_of(max_steps=40), held_out=[tiny.field(12.0)], vae=tiny.vae(architecture))
     records = [r for r in trainer.run() if r["kind"] == "train"]
     assert records[-1]["loss"] < 0.75 * records[0]["loss"]
     assert records[-1]["perplexity"] > 1
@@ -86,15 +81,15 @@ def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(
 
 
 @pytest.mark.parametrize("stop", [3, 11])
-def test_a_run_in_two_parts_equals_a_run_in_one(tiny: SimpleNamespace, tmp_path: Path, stop: int) -> None:
+def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int) -> None:
     """Before the codebook is placed (step 3) and after it (step 11)."""
-    whole = trainer_of(tiny, tmp_path / "whole", settings_of(max_steps=14, bypass_share=0.4))
+    whole = trainer_of(tmp_path / "whole", settings_of(max_steps=14, bypass_share=0.4))
     whole.run()
 
     class Killed(Exception):
         pass
 
-    first = trainer_of(tiny, tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4, i_save=stop))
+    first = trainer_of(tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4, i_save=stop))
     save = first.save
 
     def save_and_die() -> None:
@@ -105,7 +100,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tiny: SimpleNamespace, tmp_path:
     first.save = save_and_die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         first.run()
-    second = trainer_of(tiny, tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4))
+    second = trainer_of(tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4))
     torch.manual_seed(77)  # the checkpoint's generator must win
     second.run()
     expected, found = weights_of(whole), weights_of(second)
@@ -115,40 +110,40 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tiny: SimpleNamespace, tmp_path:
     assert steps == list(range(1, 15))
 
 
-def test_a_folder_of_other_settings_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trainer_of(tiny, tmp_path, settings_of(max_steps=1), settings={"seed": 0}).run()
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    trainer_of(tmp_path, settings_of(max_steps=1), settings={"seed": 0}).run()
     with pytest.raises(ValueError, match=r"other settings \(seed 0 -> 1\)"):
-        trainer_of(tiny, tmp_path, settings_of(max_steps=2), settings={"seed": 1}).run()
+        trainer_of(tmp_path, settings_of(max_steps=2), settings={"seed": 1}).run()
 
 
-def test_old_checkpoints_go(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trainer_of(tiny, tmp_path, settings_of(max_steps=5, i_save=1, keep_checkpoints=2)).run()
+def test_old_checkpoints_go(tmp_path: Path) -> None:
+    trainer_of(tmp_path, settings_of(max_steps=5, i_save=1, keep_checkpoints=2)).run()
     assert checkpoint_steps(tmp_path) == [4, 5]
 
 
 @pytest.mark.parametrize(("stage", "moved"), [(1, {"vq"}), (3, {"decoder"})])
-def test_a_stage_trains_its_part_alone(tiny: SimpleNamespace, tmp_path: Path, stage: int, moved: set[str]) -> None:
+def test_a_stage_trains_its_part_alone(tmp_path: Path, stage: int, moved: set[str]) -> None:
     vae = tiny.vae()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    trainer_of(tiny, tmp_path, settings_of(training_stage=stage, max_steps=4), vae=vae, has_codebook=stage == 3).run()
+    trainer_of(tmp_path, settings_of(training_stage=stage, max_steps=4), vae=vae, has_codebook=stage == 3).run()
     after = vae.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == moved
 
 
-def test_split_batches_give_the_gradient_of_the_whole(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_split_batches_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
     """Of objects of one size, whose losses weigh the same."""
     norms = []
     for split in (1, 2):
-        trainer = trainer_of(tiny, tmp_path / str(split), settings_of(batch_split=split, bypass_share=1.0))
+        trainer = trainer_of(tmp_path / str(split), settings_of(batch_split=split, bypass_share=1.0))
         trainer.stream.draw = lambda count: [tiny.field(12.0)] * count  # type: ignore[method-assign]
         trainer._modes()
         norms.append(float(trainer.step(0.0)["grad_norm"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_gradients_that_are_not_finite_change_nothing(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trainer = trainer_of(tiny, tmp_path, settings_of())
+def test_gradients_that_are_not_finite_change_nothing(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, settings_of())
     trainer._modes()
     trainer.vae.decoder.out_layer.weight.register_hook(lambda grad: grad * float("nan"))
     before = trainer.vae.decoder.out_layer.weight.clone()
@@ -157,17 +152,17 @@ def test_gradients_that_are_not_finite_change_nothing(tiny: SimpleNamespace, tmp
     assert torch.equal(before, trainer.vae.decoder.out_layer.weight)
 
 
-def test_the_learning_rate_warms_up_and_follows_the_cosine(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_and_follows_the_cosine(tmp_path: Path) -> None:
     config = settings_of(lr=1.0, lr_min=0.1, warmup_steps=10, cosine_over_run=True)
-    trainer = trainer_of(tiny, tmp_path, config)
+    trainer = trainer_of(tmp_path, config)
     assert trainer.learning_rate(0.0) == pytest.approx(0.1)
     trainer.step_number = 100
     assert trainer.learning_rate(0.5) == pytest.approx(0.55)
     assert trainer.learning_rate(1.0) == pytest.approx(0.1)
 
 
-def test_weights_as_int8_give_nearly_the_same_field(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    trainer = trainer_of(tiny, tmp_path / "run", settings_of(max_steps=20))
+def test_weights_as_int8_give_nearly_the_same_field(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "run", settings_of(max_steps=20))
     trainer.run()
     vae = trainer.vae.eval()
     save_vae(vae, tmp_path / "small", torch.int8)

@@ -19,21 +19,10 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from tiny_tokenizer import SMALL_ARGS
 from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main
 
 pytest.importorskip("transformers")
-
-SMALL = {
-    "resolution": 8,
-    "model_channels": 32,
-    "level_channels": [32, 32],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 16,
-    "num_embeddings": 32,
-    "pool_counts_zero": False,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +39,7 @@ def mesh_file(tmp_path_factory) -> Path:
 def tokenizer_file(tmp_path_factory, mesh_file) -> Path:
     """A tokenizer with random weights, its output moved so that it crosses zero on the box."""
     torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
     decoded = vae.Decode(vae.Encode(voxelize_for(vae, mesh_file).to_batch()))
     last = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
@@ -195,7 +184,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
 
 def test_codes_of_another_tokenizer_are_refused(tmp_path, codes_file, capsys):
     torch.manual_seed(1)
-    save_vae(SparseSDFVQVAE(VAEConfig.from_args(SMALL)), tmp_path)
+    save_vae(SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)), tmp_path)
     other = tmp_path / "model.safetensors"
     code, _, err = run(capsys, "decode", codes_file, "-o", tmp_path / "m.glb", "--vae_ckpt", other)
     assert code == 2

@@ -22,19 +22,9 @@ from sdf_vqvae.geometry.up import UP_AXES, lay_back
 from sdf_vqvae.geometry.upright import UpGuess
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from tiny_tokenizer import SMALL_ARGS
 from vae_qwen3vl.commands.main import main
 
-SMALL = {
-    "resolution": 8,
-    "model_channels": 32,
-    "level_channels": [32, 32],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 16,
-    "num_embeddings": 32,
-    "pool_counts_zero": False,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
 CELL = 4 / 0.95 / 8
 """A latent cell, in units of `tall`."""
 
@@ -53,7 +43,7 @@ def tall(up: str = "y") -> trimesh.Trimesh:
 def tokenizer_file(tmp_path_factory) -> Path:
     """A tokenizer with random weights, its output moved so that it crosses zero on the box."""
     torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
     decoded = vae.Decode(vae.Encode(voxelize_for(vae, tall()).to_batch()))
     last = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
