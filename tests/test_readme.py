@@ -52,13 +52,7 @@ def test_linked_files_exist(repository):
 @pytest.mark.skipif(not shipped_tokenizer(), reason="needs the shipped tokenizer weights")
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs vae-qwen3vl[language]")
 @pytest.mark.parametrize("code", blocks("python"), ids=["short", "classes"])
-def test_python_snippets_run(code, repository, tmp_path, monkeypatch):
-    from vae_qwen3vl.language.default_model import LanguageModelUnavailableError, ensure_default_lm
-
-    try:
-        ensure_default_lm()
-    except LanguageModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
+def test_python_snippets_run(code, default_lm, repository, tmp_path, monkeypatch):
     shutil.copytree(repository / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

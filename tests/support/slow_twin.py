@@ -198,3 +198,16 @@ def loss(results: list[tuple[Tensor, list[int]]]) -> Tensor:
                 total = total + logits[at].logsumexp(0) - logits[at, target]
                 count += 1
     return total / count
+
+
+def compare(outputs: Any, results: list[tuple[Tensor, list[int]]], trained: nn.Module) -> None:
+    """Hold a batch to its samples: logits, loss, and the gradients of what is trained."""
+    for row, (logits, _) in enumerate(results):
+        torch.testing.assert_close(outputs.logits[row, : len(logits)], logits, rtol=1e-4, atol=1e-4)
+    expected = loss(results)
+    torch.testing.assert_close(outputs.loss, expected, rtol=1e-5, atol=1e-6)
+    names, values = zip(*trained.named_parameters(), strict=True)
+    found, wanted = torch.autograd.grad(outputs.loss, values), torch.autograd.grad(expected, values)
+    for name, ours, its in zip(names, found, wanted, strict=True):
+        assert its.any(), name
+        torch.testing.assert_close(ours, its, rtol=1e-3, atol=1e-6, msg=lambda told, name=name: f"{name}: {told}")

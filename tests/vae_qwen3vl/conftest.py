@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from qwen_tokenizer import UnreachableError, qwen_tokenizer_folder
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
 
 KINDS = ["qwen2_vl", "qwen3_vl"]
 SMALL = {
@@ -58,6 +61,23 @@ def vl_model(request) -> nn.Module:
 def vl_models() -> dict[str, nn.Module]:
     """Both kinds, for tests that change nothing in them."""
     return {kind: tiny_models.build_vl(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer) -> Processor3D:
+    return Processor3D(tokenizer)
+
+
+@pytest.fixture
+def build(vl_model) -> Callable[..., Qwen3VLWith3DBranch]:
+    """Make the model, in evaluation mode and always with the same numbers, with the settings given."""
+
+    def make(vae=None, **settings) -> Qwen3VLWith3DBranch:
+        torch.manual_seed(5)
+        settings = {"latent_dim": 8, "projector_num_layers": 2, **settings}
+        return Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, **settings).eval()
+
+    return make
 
 
 @pytest.fixture

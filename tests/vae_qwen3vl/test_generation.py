@@ -14,19 +14,10 @@ GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
 @pytest.fixture
-def processor(tokenizer):
-    return Processor3D(tokenizer)
-
-
-@pytest.fixture
-def build(vl_model):
-    def make(vae=None, **kwargs):
-        torch.manual_seed(5)
-        vl_model.generation_config.eos_token_id = None
-        kwargs = {"latent_dim": 8, "projector_num_layers": 2, **kwargs}
-        return Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, **kwargs).eval()
-
-    return make
+def vl_model(vl_model):
+    """A model that goes on speaking."""
+    vl_model.generation_config.eos_token_id = None
+    return vl_model
 
 
 def full_forward_logits(model, inputs, new, feats, coords):

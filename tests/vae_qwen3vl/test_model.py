@@ -11,25 +11,9 @@ from torch import nn
 
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
-from vae_qwen3vl.processor import Processor3D
 
 PROMPTS = ["hi", "a longer prompt here"]
 ANSWERS = ["a red robot.", "no"]
-
-
-@pytest.fixture
-def processor(tokenizer):
-    return Processor3D(tokenizer)
-
-
-@pytest.fixture
-def build(vl_model):
-    def make(vae=None, **kwargs):
-        torch.manual_seed(5)
-        kwargs = {"latent_dim": 8, "projector_num_layers": 2, **kwargs}
-        return Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, **kwargs).eval()
-
-    return make
 
 
 def split(feats, coords):

@@ -25,11 +25,6 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def processor(tokenizer):
-    return Processor3D(tokenizer)
-
-
 def special_ids(tokenizer):
     return set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
 

