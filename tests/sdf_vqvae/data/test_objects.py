@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -137,7 +137,7 @@ def test_objects_of_fields_are_those_of_the_table_with_what_is_wrong_with_them(t
 
 def test_a_place_is_small_and_goes_to_other_processes(meshes):
     (shape,) = list_shapes(meshes / "a/x.glb")
-    content = pickle.dumps(shape.there)
+    content = ForkingPickler.dumps(shape.there)
     assert len(content) < 1000
-    assert len(pickle.loads(content).mesh().faces) == 12
+    assert len(ForkingPickler.loads(content).mesh().faces) == 12
     assert StoredObject(id="x", place=Place(path=meshes / "top.obj", name="top")).split is None
