@@ -164,7 +164,7 @@ class AlignmentConfig:
     words than to other names of the batch. Cached codes only."""
     pretrain_epochs: Count = 0
     """Passes in which the projector first learns, without the language model, which caption belongs to which object
-    (see projector_pretraining.py). Cached codes only."""
+    (see first_lesson.py). Cached codes only."""
     projector_share: Share = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
     weight_decay: Amount = 0.01

@@ -156,15 +156,15 @@ def describe(
     """
     from sdf_vqvae.codes.pipeline import check_codes
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+    from vae_qwen3vl.sequence_3d import joined_coords
     from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
-    vae = model.vae_model
-    check_codes(vae, codes)
-    sparse = codes.to_sparse_tensor(vae.device)
-    feats = codebook_vectors(sparse.feats, vae)  # [M, D]
+    check_codes(model.vae_model, codes)
+    feats = codebook_vectors(codes.codes, model.vae_model)  # [M, D]
+    coords = joined_coords([codes.coords])  # [M, 4]
     asked = prompt or model.prompt or DEFAULT_PROMPT
     processor = Processor3D.from_pretrained(model.model_name_or_path)
-    inputs = model.build_inputs(**processor(asked), feats_3d=feats, coords_3d=sparse.coords, padding_side="left")
+    inputs = model.build_inputs(**processor(asked), feats_3d=feats, coords_3d=coords, padding_side="left")
     answer = model.vl_model.generate(**inputs.model_kwargs(), do_sample=False, max_new_tokens=max_new_tokens)
     (text,) = processor.decode(answer)
     return Description(text=text, prompt=asked, tokens_3d=len(inputs.tokens_3d.coords))

@@ -114,7 +114,7 @@ class SDF3DCaptionDataset(_WithTexts):
             original does, makes holes.
         max_samples: the first so many; None or 0 for all.
         split: only objects whose table row says so in its column `split`.
-        records: JSONL with more texts (see `captions.read_records`); `conversations.jsonl` in the folder if None.
+        records: JSONL with more texts (see `texts.read_records`); `conversations.jsonl` in the folder if None.
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
         caption_share: how often a caption of the table is taken where there are records too.
         kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
@@ -177,7 +177,7 @@ class SDF3DCaptionDataset(_WithTexts):
 
 
 class CachedCodesDataset(_WithTexts):
-    """Objects of a folder of cached codes that have captions (see `code_folder`).
+    """Objects of a folder of cached codes that have captions (see `sdf_vqvae.codes.folder`).
 
     Items have `codes` int64 `[M]`, `coords` int32 `[M, 3]`, `feats_3d` float32 `[M, D]` (the codes' vectors in the
     codebook), `caption`, `sample_id`, `conversation` as in `SDF3DCaptionDataset`, and `title`, the shortest caption.
