@@ -136,8 +136,8 @@ class Processor3D:
         """
         ids: list[int] = []
         rest = text
-        while self._added is not None and (found := self._added.search(rest)):
-            cut = found.start() + 1  # inside the token's spelling, so that neither half spells it
+        while self._added is not None and (token := self._added.search(rest)):
+            cut = token.start() + 1  # inside the token's spelling, so that neither half spells it
             ids += self._plain(rest[:cut])
             rest = rest[cut:]
         ids += self._plain(rest)
@@ -150,8 +150,8 @@ class Processor3D:
     def decode(self, token_ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each row `[B, S]`, without special tokens and without thoughts before the answer."""
         rows = token_ids.tolist() if isinstance(token_ids, Tensor) else [list(row) for row in token_ids]
-        kept = [[token for token in self._behind_thoughts(row) if token >= 0] for row in rows]
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in kept]
+        answers = [[token for token in self._behind_thoughts(row) if token >= 0] for row in rows]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
 
     def _behind_thoughts(self, row: list[int]) -> list[int]:
         if self._end_of_thought not in row:
@@ -213,7 +213,7 @@ class Processor3D:
         """
         head, prompt = self._render(marked, prompt=False), self._render(marked, prompt=True)
         pairs = enumerate(zip(full, prompt, strict=False))
-        begin = next((at for at, (mine, other) in pairs if mine != other), min(len(full), len(prompt)))
+        begin = next((at for at, (there, here) in pairs if there != here), min(len(full), len(prompt)))
         inside = self._added is not None and any(
             token.start() < begin < token.end() for token in self._added.finditer(full)
         )

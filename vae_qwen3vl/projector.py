@@ -204,8 +204,8 @@ class Projector3D(nn.Module):
 
     def shape_vectors(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H]
         """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`."""
-        made = self.shape(_unit_rms(occupancy.to(self.output_gain.dtype)))
-        return self._scaled(made.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1))
+        vectors = self.shape(_unit_rms(occupancy.to(self.output_gain.dtype)))
+        return self._scaled(vectors.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1))
 
     def markers(self) -> Tensor:  # [2, H]
         """Return the vectors of the start and the end marker."""

@@ -100,10 +100,10 @@ def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, Projector
         expected = {name: tuple(value.shape) for name, value in built.state_dict().items()}
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: the description of the projector is not usable ({brief(error)})") from error
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        detail = ", ".join(f"{name}: file {found.get(name)}, expected {expected.get(name)}" for name in wrong[:4])
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != shapes:
+        wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+        detail = ", ".join(f"{name}: file {shapes.get(name)}, expected {expected.get(name)}" for name in wrong[:4])
         raise ValueError(f"{path} doesn't hold the projector it describes ({len(wrong)} tensors differ: {detail})")
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -147,6 +147,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a projector state dict: expected names and tensors")
     about = getattr(state, "_metadata", {})
-    own = about.get("", {}) if isinstance(about, dict) else {}
-    text = own.get(_KEY) if isinstance(own, dict) else None
+    entry = about.get("", {}) if isinstance(about, dict) else {}
+    text = entry.get(_KEY) if isinstance(entry, dict) else None
     return {str(name): value for name, value in state.items()}, text if isinstance(text, str) else None

@@ -89,7 +89,7 @@ def coords_of_cells(cells: Tensor, side: int) -> Tensor:  # [N] -> [N, 3]
 
 def joined_coords(cells: Sequence[Tensor]) -> Tensor:  # [M, 4]
     """Return (object, x, y, z) of all cells of a batch of objects, each its cells (x, y, z) `[N, 3]`; their dtype."""
-    return torch.cat([F.pad(own, (1, 0), value=number) for number, own in enumerate(cells)])
+    return torch.cat([F.pad(xyz, (1, 0), value=number) for number, xyz in enumerate(cells)])
 
 
 def rank_in_object(objects: Tensor, counts: Tensor) -> Tensor:  # [N], [B] -> [N]
@@ -126,12 +126,12 @@ def prepare_3d_sequence(
         order = torch.argsort(sequence_keys(check_coords(coords)), stable=True)
         feats, coords = feats[order], coords[order]
     length = _padded_length(len(feats), max_3d_tokens, truncate_mode)
-    kept = min(len(feats), length)
+    rows = min(len(feats), length)
     out_feats = feats.new_full((length, feats.shape[1]), pad_value)  # [L, D]
     out_coords = coords.new_zeros((length, 4))  # [L, 4]
-    out_feats[:kept] = feats[:kept]
-    out_coords[:kept] = coords[:kept]
-    mask = torch.arange(length, device=feats.device) < kept  # [L]
+    out_feats[:rows] = feats[:rows]
+    out_coords[:rows] = coords[:rows]
+    mask = torch.arange(length, device=feats.device) < rows  # [L]
     return out_feats, mask, out_coords
 
 
@@ -163,11 +163,11 @@ def prepare_3d_sequence_batched(
     longest = int(counts.max()) if batch_size else 0
     length = _padded_length(longest, max_3d_tokens, truncate_mode)
     rank = rank_in_object(objects, counts)  # [M]
-    kept = rank < length
-    place = objects[kept], rank[kept]
+    fits = rank < length
+    place = objects[fits], rank[fits]
     out_feats = feats.new_full((batch_size, length, feats.shape[1]), pad_value)  # [B, L, D]
-    out_feats = out_feats.index_put(place, feats[kept])
-    out_coords = coords.new_zeros((batch_size, length, 4)).index_put(place, coords[kept])  # [B, L, 4]
+    out_feats = out_feats.index_put(place, feats[fits])
+    out_coords = coords.new_zeros((batch_size, length, 4)).index_put(place, coords[fits])  # [B, L, 4]
     mask = torch.arange(length, device=feats.device) < counts[:, None]  # [B, L]
     return out_feats, mask, out_coords
 
@@ -271,8 +271,8 @@ def keep_head(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tenso
     counts = object_counts(coords)
     if budget <= 0:
         return feats, coords
-    kept = rank_in_object(coords[:, 0], counts) < budget
-    return feats[kept], coords[kept]
+    fits = rank_in_object(coords[:, 0], counts) < budget
+    return feats[fits], coords[fits]
 
 
 def _check_rows(feats: Tensor, coords: Tensor, truncate_mode: str) -> None:

@@ -52,9 +52,9 @@ def vae_fingerprint(vae_model: ShapeVAE) -> str:
 
     It is the VAE's own `fingerprint()` (a `SparseSDFVQVAE` has one), else the SHA-256 of its codebook.
     """
-    own = getattr(vae_model, "fingerprint", None)
-    if callable(own):
-        return str(own())
+    fingerprint = getattr(vae_model, "fingerprint", None)
+    if callable(fingerprint):
+        return str(fingerprint())
     table = codebook(vae_model).detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(table.numpy().tobytes()).hexdigest()
 

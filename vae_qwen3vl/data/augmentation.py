@@ -58,8 +58,8 @@ class CodeAugmentation:
         if not len(codes):
             return codes, coords
         if self.drop_cells:
-            kept = _kept(len(codes), self.drop_cells, _random(draw("drop")))
-            codes, coords = codes[kept], coords[kept]
+            stay = _kept(len(codes), self.drop_cells, _random(draw("drop")))
+            codes, coords = codes[stay], coords[stay]
         if self.turn_degrees and turn:
             angles = torch.randn(3, generator=_random(draw("turn"))) * math.radians(self.turn_degrees)
             coords, first = turned(coords, angles, side)
@@ -110,6 +110,6 @@ def _random(seed: int) -> torch.Generator:
 def _kept(count: int, most: float, random: torch.Generator) -> Tensor:  # [count], bool
     """Return which codes stay: at least one."""
     share, *drawn = torch.rand(count + 1, generator=random).split([1, count])
-    kept = drawn[0] >= share * most
-    kept[drawn[0].argmax()] = True
-    return kept
+    stay = drawn[0] >= share * most
+    stay[drawn[0].argmax()] = True
+    return stay

@@ -66,7 +66,7 @@ def collate_codes_caption(
         (-1 is padding), where all have one.
     """
     bare = any("codes" in item and "feats_3d" not in item for item in batch)
-    given, made = ("codes", "codes_3d") if bare else ("feats_3d", "feats_3d")
+    given, key = ("codes", "codes_3d") if bare else ("feats_3d", "feats_3d")
     words = _words(batch, given, tokenizer, prompt, max_length)
     shapes = [item for item in batch if given in item]
     if not shapes:
@@ -77,7 +77,7 @@ def collate_codes_caption(
         words["title_ids"] = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in encoded])
     joined = torch.cat([item[given] for item in shapes])
     coords = joined_coords([item["coords"] for item in shapes])
-    return {made: joined.int() if bare else joined, "coords_3d": coords, **words}
+    return {key: joined.int() if bare else joined, "coords_3d": coords, **words}
 
 
 def collate_3d_text(batch: Sequence[Item | Sequence[Tensor]], latent_dim: int = 16) -> dict[str, Tensor]:

@@ -69,15 +69,15 @@ class _WithTexts(Dataset[dict[str, Any]]):
 
     def with_captions(self: _Own) -> _Own:
         """Return the same objects with captions alone, one an epoch, where they have any; its epochs are its own."""
-        made = copy.copy(self)
-        made._caption_share, made._epoch = 1.0, SharedEpoch()
-        return made
+        captioned = copy.copy(self)
+        captioned._caption_share, captioned._epoch = 1.0, SharedEpoch()
+        return captioned
 
     def for_validation(self: _Own) -> _Own:
         """Return the same objects with a caption each, the same one in every epoch and for every seed."""
-        made = self.with_captions()
-        made._seed = 0
-        return made
+        fixed = self.with_captions()
+        fixed._seed = 0
+        return fixed
 
     def _chosen(self, name: str) -> Text:
         """Return the one of an object's texts that is said in this epoch."""
@@ -138,11 +138,11 @@ class SDF3DCaptionDataset(_WithTexts):
         kind_weights: Mapping[str, int] | None = None,
     ) -> None:
         self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
-        known = {row[ID_COLUMN] for row in self.fields.table()}
-        texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN, known=known)
+        ids = {row[ID_COLUMN] for row in self.fields.table()}
+        texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN, known=ids)
         self.left_out = dict(self.fields.left_out)
         """Id -> why it is not among the items."""
-        mute = {name: "it has no captions" for name, own in texts.items() if not own}
+        mute = {name: "it has no captions" for name, of_object in texts.items() if not of_object}
         self.left_out |= mute
         chosen = (i for i, row in enumerate(self.fields.rows) if split is None or row.get("split") == split)
         self._rows = [i for i in chosen if texts[self.fields.rows[i][ID_COLUMN]]][: max_samples or None]
@@ -223,15 +223,17 @@ class CachedCodesDataset(_WithTexts):
             raise ValueError(f"{self.mirrored.folder} and {self.codes.folder} are of different tokenizers")
         table = list(self.codes.table())
         rows = [row for row in table if split is None or row.get("split") == split]
-        known = {row[ID_COLUMN] for row in table}
-        texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN, known=known)
+        ids = {row[ID_COLUMN] for row in table}
+        texts = texts_of_table(rows, self.codes.folder, records, ID_COLUMN, known=ids)
         names = [row[ID_COLUMN] for row in rows if row[ID_COLUMN] in self.codes and texts[row[ID_COLUMN]]]
         names = list(dict.fromkeys(names))[: max_samples or None]
         if not names:
             of_split = "" if split is None else f" of the split {split!r}"
             raise ValueError(f"{self.codes.folder}: none of {len(self.codes)} encoded objects{of_split} has captions")
         left_out = {name: "it has no codes" for name in texts if name not in self.codes}
-        left_out |= {name: "it has no captions" for name, own in texts.items() if not own and name not in left_out}
+        left_out |= {
+            name: "it has no captions" for name, of_object in texts.items() if not of_object and name not in left_out
+        }
         log_left_out(left_out, len(texts), self.codes.folder)
         self._with_mirror_image: set[str] = set()
         if self.mirrored is not None:
@@ -244,9 +246,9 @@ class CachedCodesDataset(_WithTexts):
 
     def for_validation(self) -> CachedCodesDataset:
         """Return the same objects as they are and where they are, with a caption each (see `_WithTexts`)."""
-        made = super().for_validation()
-        made.augmentation, made.mirrored, made._with_mirror_image = CodeAugmentation(), None, set()
-        return made
+        fixed = super().for_validation()
+        fixed.augmentation, fixed.mirrored, fixed._with_mirror_image = CodeAugmentation(), None, set()
+        return fixed
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Return one object."""

@@ -164,8 +164,10 @@ class SharedTexts:
 
     def __init__(self, texts: Mapping[str, Sequence[Text]]) -> None:
         pieces = [
-            json.dumps([[text.answer, text.conversation, text.kind] for text in own], ensure_ascii=False).encode()
-            for own in texts.values()
+            json.dumps(
+                [[text.answer, text.conversation, text.kind] for text in of_object], ensure_ascii=False
+            ).encode()
+            for of_object in texts.values()
         ]
         self._places = {name: number for number, name in enumerate(texts)}
         self._ends = torch.tensor([0, *map(len, pieces)]).cumsum(0)

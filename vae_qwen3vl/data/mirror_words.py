@@ -55,9 +55,9 @@ def looks_like_the_other_side(texts: Iterable[Text]) -> bool:
     return not (sided and unpaired)
 
 
-def _exchange(found: re.Match[str]) -> str:
-    side = found[0]
-    other = _OTHER[side.lower()]
+def _exchange(match: re.Match[str]) -> str:
+    side = match[0]
+    opposite = _OTHER[side.lower()]
     if side.isupper():
-        return other.upper()
-    return other.capitalize() if side[0].isupper() else other
+        return opposite.upper()
+    return opposite.capitalize() if side[0].isupper() else opposite

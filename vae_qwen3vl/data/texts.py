@@ -59,10 +59,10 @@ def read_records(path: str | os.PathLike[str]) -> dict[str, list[Text]]:
     Raises:
         ValueError: the file is missing, or a line is something else; the message names the line.
     """
-    found: dict[str, list[Text]] = {}
+    texts: dict[str, list[Text]] = {}
     for name, text in read_lines(regular_file(path, "records file"), _named_text_of):
-        found.setdefault(name, []).append(text)
-    return found
+        texts.setdefault(name, []).append(text)
+    return texts
 
 
 def read_plain_texts(path: str | os.PathLike[str]) -> list[Text]:
@@ -109,8 +109,8 @@ def choose(
         weights = [1] * len(kinds)
     place = pick(seed, epoch, sample_id, "kind") % sum(weights)
     kind = kinds[bisect.bisect_right(list(itertools.accumulate(weights)), place)]
-    own = [text for text in records if text.kind == kind]
-    return own[drawn % len(own)]
+    of_kind = [text for text in records if text.kind == kind]
+    return of_kind[drawn % len(of_kind)]
 
 
 def pick(*parts: Any) -> int:
@@ -150,9 +150,9 @@ def texts_of_table(
     if source is not None:
         told = read_records(source)
         _check_ids(told, texts if known is None else known, source, folder)
-        for name, own in told.items():
+        for name, of_object in told.items():
             if name in texts:
-                texts[name] += own
+                texts[name] += of_object
     return texts
 
 
@@ -160,10 +160,10 @@ def _check_ids(told: Collection[str], known: Collection[str], source: object, fo
     """Say of how many objects that are not there records tell. Raises a ValueError if it is all of them."""
     strangers = [name for name in told if name not in known]
     if told and len(strangers) == len(told):
-        own = next(iter(known), None)
+        example = next(iter(known), None)
         raise ValueError(
             f"{source} tells of {len(told)} objects, and none of them is in {folder}: its first id is "
-            f"{strangers[0][:80]!r}, an id of the dataset is {own!r}"
+            f"{strangers[0][:80]!r}, an id of the dataset is {example!r}"
         )
     if strangers:
         among = f"{len(strangers)} of the {len(told)} objects that it tells of"

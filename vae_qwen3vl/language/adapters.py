@@ -90,12 +90,12 @@ def load_lora(
     config.base_model_name_or_path = None
     wrapped = peft.get_peft_model(vl_model, config)
     expected = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
-    found = {name: value.shape for name, value in saved.items()}
-    if expected != found:
-        wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    shapes = {name: value.shape for name, value in saved.items()}
+    if expected != shapes:
+        wrong = sorted(n for n in expected.keys() | shapes.keys() if expected.get(n) != shapes.get(n))
         raise ValueError(
             f"the LoRA adapter in {folder} doesn't fit this language model: {len(wrong)} tensors differ, "
-            f"first {wrong[0]} (adapter {found.get(wrong[0])}, model {expected.get(wrong[0])})"
+            f"first {wrong[0]} (adapter {shapes.get(wrong[0])}, model {expected.get(wrong[0])})"
         )
     peft.set_peft_model_state_dict(wrapped, saved)
     untrained = all(not torch.any(value) for name, value in saved.items() if "lora_B" in name)

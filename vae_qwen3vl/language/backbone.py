@@ -46,8 +46,8 @@ def inference_dtype(device: torch.device) -> torch.dtype:
     """Return in which dtype a language model answers soonest: bfloat16 where the device computes with it."""
     if device.type == "cuda":
         return torch.bfloat16
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    computes = any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    computes = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return torch.bfloat16 if device.type == "cpu" and computes else torch.float32
 
 

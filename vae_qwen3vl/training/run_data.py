@@ -270,15 +270,15 @@ def _split(
 ) -> AlignmentData:
     """Keep some objects for validation; `val` and `captioned` are the same objects as `data` with other words."""
     held = held_out(names, config.val_samples)
-    kept = sorted(set(range(len(names))) - set(held))
+    learned = sorted(set(range(len(names))) - set(held))
     return AlignmentData(
-        train=Tolerant(Subset(data, kept)),
-        lengths=[sizes[i] for i in kept],
+        train=Tolerant(Subset(data, learned)),
+        lengths=[sizes[i] for i in learned],
         val=Tolerant(Subset(val, held)) if held else None,
         collate=collate,
-        limited=_limited(config, [names[i] for i in kept], sources),
-        captioned=None if captioned is None else Tolerant(Subset(captioned, kept)),
-        names=[names[i] for i in kept],
+        limited=_limited(config, [names[i] for i in learned], sources),
+        captioned=None if captioned is None else Tolerant(Subset(captioned, learned)),
+        names=[names[i] for i in learned],
         val_names=[names[i] for i in held],
     )
 
@@ -291,12 +291,12 @@ def _limited(
     Raises:
         ValueError: no object is of a limited source.
     """
-    found = []
+    groups = []
     for source, most in config.numbers("epoch_limits").items():
         items = [number for number, name in enumerate(names) if sources.get(name) == source]
         if not items:
-            known = sorted({sources.get(name, "") for name in names} - {""})
-            there = f"there are {', '.join(known)}" if known else "the table has no column source"
+            named = sorted({sources.get(name, "") for name in names} - {""})
+            there = f"there are {', '.join(named)}" if named else "the table has no column source"
             raise ValueError(f"epoch_limits: no object is of the source {source!r} ({there})")
-        found.append((items, most))
-    return found
+        groups.append((items, most))
+    return groups

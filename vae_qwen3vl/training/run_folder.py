@@ -54,8 +54,8 @@ class RunObjects:
         path = folder / OBJECTS
         if not path.is_file():
             return None
-        found = parse_json(path.read_bytes())
-        lists = [found.get(key) if isinstance(found, dict) else None for key in ("train", "val")]
+        content = parse_json(path.read_bytes())
+        lists = [content.get(key) if isinstance(content, dict) else None for key in ("train", "val")]
         if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
             raise ValueError(f"{path} must hold the lists of ids train and val")
         train, val = lists
@@ -79,7 +79,7 @@ class _Run:
 
 def runs_in(output_dir: str | os.PathLike[str]) -> list[_Run]:
     """Return the runs of a folder, the latest first; one whose settings can't be read is left out with a warning."""
-    parent, found = Path(output_dir), []
+    parent, runs = Path(output_dir), []
     for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
         if not (folder / ARGUMENTS).is_file():
             continue
@@ -90,8 +90,8 @@ def runs_in(output_dir: str | os.PathLike[str]) -> list[_Run]:
             continue
         lesson = [0] if (folder / PRETRAINED).is_file() else []
         step = max([*lesson, *checkpoint_steps(folder)], default=None)
-        found.append(_Run(folder=folder, settings=settings, ended=(folder / RESULT).is_file(), step=step))
-    return sorted(found, key=lambda run: run.started, reverse=True)
+        runs.append(_Run(folder=folder, settings=settings, ended=(folder / RESULT).is_file(), step=step))
+    return sorted(runs, key=lambda run: run.started, reverse=True)
 
 
 def run_to_resume(config: AlignmentConfig) -> Path | None:
@@ -114,9 +114,9 @@ def run_to_resume(config: AlignmentConfig) -> Path | None:
     begin = "leave --resume out to begin a new run"
     if same:
         raise ValueError(f"resume: {same[0].folder} was stopped before its first checkpoint; {begin}")
-    other = [run for run in stopped if run.step is not None]
-    if other:
-        nearest = min(other, key=lambda run: len(run.settings.changes(config)))
+    with_other_settings = [run for run in stopped if run.step is not None]
+    if with_other_settings:
+        nearest = min(with_other_settings, key=lambda run: len(run.settings.changes(config)))
         changes = nearest.settings.changes(config).items()
         pairs = ", ".join(f"{key} {_said(old)} -> {_said(new)}" for key, (old, new) in changes)
         raise ValueError(
@@ -199,14 +199,14 @@ def open_run_folder(
                 f"gone or no longer used, {len(new - old)} are new; leave --resume out to begin a new run"
             )
         return earlier
-    found: list[str | None] = [None]
+    told: list[str | None] = [None]
     if accelerator.is_main_process:
         folder = config.make_run_folder()
         objects.save(folder)
         config.save(folder / ARGUMENTS)  # last: what has no arguments is no run
-        found = [str(folder)]
-    broadcast_object_list(found)
-    return Path(str(found[0]))
+        told = [str(folder)]
+    broadcast_object_list(told)
+    return Path(str(told[0]))
 
 
 def log_to_files(folder: Path, accelerator: Accelerator, *, verbose: bool = False) -> Path:

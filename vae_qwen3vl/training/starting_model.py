@@ -48,24 +48,24 @@ def settled(config: AlignmentConfig) -> AlignmentConfig:
     Raises:
         ValueError: the parts are not there or can't be read.
     """
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if config.data_dir is None and not config.dummy_data:
-        found["data_dir"] = DATA
+        changes["data_dir"] = DATA
     lora = config.init_lora
     if config.start_from == "shipped":
         projector, adapters = shipped_weights()
         if projector is None or adapters is None:
             raise ValueError("start_from: this installation lacks the shipped projector or adapters: reinstall")
         description = load_projector(projector)[1]
-        found |= {key: getattr(description, name) for key, name in _SAME.items()}
+        changes |= {key: getattr(description, name) for key, name in _SAME.items()}
         lora = str(adapters) if config.use_lora else None
     if lora is not None:
-        found |= _shape_of_adapters(lora)
+        changes |= _shape_of_adapters(lora)
     asked = config.to_dict()
-    pairs = ", ".join(f"{k} {v} (not {asked[k]})" for k, v in found.items() if asked[k] not in (None, v))
+    pairs = ", ".join(f"{k} {v} (not {asked[k]})" for k, v in changes.items() if asked[k] not in (None, v))
     if pairs:
         logger.info("what training starts from keeps its shape: %s", pairs)
-    return dataclasses.replace(config, **found)
+    return dataclasses.replace(config, **changes)
 
 
 def _shape_of_adapters(folder: str) -> dict[str, Any]:
@@ -146,17 +146,17 @@ def start_projector(model: Qwen3VLWith3DBranch, path: str, config: AlignmentConf
     """
     new, reading = model.projector, (model.positions, model.max_3d_tokens, model.truncate_mode)
     model.load_projector(path, vae_hash=vae_hash)
-    found = model.projector.float()
-    grows = new.shape_tokens > found.shape_tokens == 0
+    read = model.projector.float()
+    grows = new.shape_tokens > read.shape_tokens == 0
     for key, name in _SAME.items():
-        if getattr(found, name) != getattr(new, name) and not (grows and key == "shape_tokens"):
+        if getattr(read, name) != getattr(new, name) and not (grows and key == "shape_tokens"):
             raise ValueError(
-                f"init_projector: {path} has {key} {getattr(found, name)}, the settings say {getattr(new, name)}; "
-                f"give {flag_of(key, getattr(found, name))}"
+                f"init_projector: {path} has {key} {getattr(read, name)}, the settings say {getattr(new, name)}; "
+                f"give {flag_of(key, getattr(read, name))}"
             )
     if grows:
         try:
-            new.load_state_dict({**new.state_dict(), **found.state_dict()})  # tokens of whole shapes are learned anew
+            new.load_state_dict({**new.state_dict(), **read.state_dict()})  # tokens of whole shapes are learned anew
         except RuntimeError as error:
             raise ValueError(f"init_projector: {path} does not fit ({brief(error)})") from error
         model.projector = new

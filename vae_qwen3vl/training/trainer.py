@@ -281,22 +281,22 @@ class AlignmentTrainer:
         steps = checkpoints.checkpoint_steps(self.folder)
         if not steps:
             return
-        found = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
-        state = found.state
+        snapshot = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
+        state = snapshot.state
         if state["processes"] != self.accelerator.num_processes:
             raise ValueError(
                 f"{self.folder} holds a run of {state['processes']} processes, this one has "
                 f"{self.accelerator.num_processes}: start it the same way"
             )
-        self.trained.load(found.model)
-        checkpoints.restore_optimizer(self.trained, self.optimizer, found.optimizer)
+        self.trained.load(snapshot.model)
+        checkpoints.restore_optimizer(self.trained, self.optimizer, snapshot.optimizer)
         self.step_number, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
         self.seconds, self.objects, self.skipped = state["seconds"], state["objects"], state["skipped"]
-        if found.averages:
+        if snapshot.averages:
             if "best_score" not in state:
                 raise ValueError(f"{self.folder} holds a run of an earlier version, which this one can't go on with")
-            self.best.restore(state, found.averages[0])
-        checkpoints.restore_generators(found.rank_tensors, self.accelerator.device)
+            self.best.restore(state, snapshot.averages[0])
+        checkpoints.restore_generators(snapshot.rank_tensors, self.accelerator.device)
         logger.info("going on from step %d in %s", self.step_number, self.folder)
 
     def write_results(self) -> None:
