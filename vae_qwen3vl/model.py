@@ -408,8 +408,8 @@ class Qwen3VLWith3DBranch(nn.Module):
             trained_on, here = description.vae_hash, vae_hash
             if trained_on is not None and trained_on != here:
                 raise ValueError(
-                    f"{path} was trained on codes of the VAE {trained_on[:12]}, but this VAE is {here[:12]}: load the "
-                    "VAE it was trained with (or pass verify_vae=False if encoder and codebook are the same)"
+                    f"{path} was trained on codes of the VAE {trained_on[:12]}, but this VAE is {here[:12]}: load "
+                    "the VAE it was trained with (or pass verify_vae=False if encoder and codebook are the same)"
                 )
         self.projector = projector.to(table.device)
         self.positions, self.max_3d_tokens = description.positions, description.max_3d_tokens
