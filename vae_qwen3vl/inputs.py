@@ -16,6 +16,18 @@ from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions, SequenceLayout, lay_ou
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
 
+_MERGED = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "inputs_3d",
+    "feats_3d",
+    "coords_3d",
+    "mask_3d",
+    "mm_token_type_ids",
+)
+_GRIDS = ("image_grid_thw", "video_grid_thw")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BranchInputs:
@@ -96,12 +108,13 @@ def merge_inputs(
 
 
 def merging_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what merging reads of the arguments that are for the language model: where its images stand.
+    """Return those of a call's arguments that `Qwen3VLWith3DBranch.build_inputs` takes.
 
-    `mm_token_type_ids` are taken out of `arguments`, for they fit the sequence before it is merged.
+    What is for it alone is taken out of `arguments`, and the rest is for the language model: it too wants to know how
+    large its images are.
     """
-    grids = {name: arguments.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-    return {"mm_token_type_ids": arguments.pop("mm_token_type_ids", None), **grids}
+    for_both = {name: arguments[name] for name in _GRIDS if name in arguments}
+    return for_both | {name: arguments.pop(name) for name in _MERGED if name in arguments}
 
 
 def unpadded(feats: Tensor, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,38 +42,19 @@ class AlignmentObjective(nn.Module):
         return self.branch._no_split_modules
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_3d: Any = None,
-        feats_3d: Tensor | None = None,
-        coords_3d: Tensor | None = None,
-        mask_3d: Tensor | None = None,
-        *,
-        title_ids: Tensor | None = None,
-        keep_plain: bool = False,
-        **arguments: Any,
+        self, *, title_ids: Tensor | None = None, keep_plain: bool = False, **batch: Any
     ) -> dict[str, Tensor]:
         """Return `loss`, and `answer_loss`, the part of it that the answers make.
 
         Args:
-            input_ids: this and what follows are a batch, as the branch takes it, with labels.
-            attention_mask: see `Qwen3VLWith3DBranch.build_inputs`.
-            labels: likewise.
-            inputs_3d: likewise.
-            feats_3d: likewise.
-            coords_3d: likewise.
-            mask_3d: likewise.
             title_ids: int64 `[O, T]`, the tokens of each object's name (-1 is padding), for `title_contrast`.
             keep_plain: hold adapters to the model without them in rows without a placeholder (`answer_loss`).
-            **arguments: more for the language model.
+            **batch: what the branch takes, with labels.
         """
         branch = self.branch
-        shapes = inputs_3d, feats_3d, coords_3d, mask_3d
-        inputs = branch.build_inputs(input_ids, attention_mask, labels, *shapes, **merging_arguments(arguments))
-        plain = without_object(input_ids.to(branch.device)) if keep_plain else None
-        answers = total = answer_loss(branch.vl_model, inputs, arguments, plain)
+        plain = without_object(batch["input_ids"].to(branch.device)) if keep_plain else None
+        inputs = branch.build_inputs(**merging_arguments(batch))
+        answers = total = answer_loss(branch.vl_model, inputs, batch, plain)
         if title_ids is not None and self.contrastive_weight > 0 and len(inputs.tokens_3d.coords):
             table = embedding_table(branch.vl_model)
             contrast = title_contrast(inputs.tokens_3d, title_ids.to(branch.device), table)

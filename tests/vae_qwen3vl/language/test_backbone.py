@@ -24,7 +24,7 @@ def test_compiled_layers_do_the_same_at_every_length_and_share_one_graph(make_vl
         feats, coords = make_codes([9] * rows)
         ids = torch.arange(10, 10 + rows * length).view(rows, length)
         model.zero_grad()
-        loss = AlignmentObjective(model)(ids, labels=ids, feats_3d=feats, coords_3d=coords)["loss"]
+        loss = AlignmentObjective(model)(input_ids=ids, labels=ids, feats_3d=feats, coords_3d=coords)["loss"]
         loss.backward()
         return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -59,7 +59,7 @@ def test_adapters_that_leave_casts_to_autocast_compute_the_same(make_vl, make_co
         model.zero_grad()
         seen.clear()
         with adapters.casts_left_to_autocast(model.vl_model, active), torch.autocast("cpu", torch.bfloat16):
-            loss = AlignmentObjective(model)(ids, labels=ids, feats_3d=feats, coords_3d=coords)["loss"]
+            loss = AlignmentObjective(model)(input_ids=ids, labels=ids, feats_3d=feats, coords_3d=coords)["loss"]
         loss.backward()
         grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
         found.append((loss.detach(), grads))

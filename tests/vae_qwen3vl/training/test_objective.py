@@ -43,16 +43,16 @@ def test_training_adds_it_to_the_loss_and_the_projector_learns_from_it(make_vl, 
     model = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), latent_dim=8, merge=2)
     feats, coords = make_codes([9, 30])
     ids = torch.randint(10, 300, (2, 8))
-    given = {"labels": ids, "feats_3d": feats, "coords_3d": coords}
+    given = {"input_ids": ids, "labels": ids, "feats_3d": feats, "coords_3d": coords}
     titles = torch.tensor([[20, 21], [30, -1]])
-    plain = AlignmentObjective(model)(ids, **given, title_ids=titles)
-    both = AlignmentObjective(model, contrastive_weight=0.5)(ids, **given, title_ids=titles)
+    plain = AlignmentObjective(model)(**given, title_ids=titles)
+    both = AlignmentObjective(model, contrastive_weight=0.5)(**given, title_ids=titles)
     assert float(both["answer_loss"]) == pytest.approx(float(plain["loss"].detach()))
     extra = both["loss"] - plain["loss"].detach()
     assert float(extra.detach()) > 0
     (gradient,) = torch.autograd.grad(both["loss"] - both["answer_loss"], [model.projector.proj.weight])
     assert float(gradient.norm()) > 0
-    assert float(plain["loss"].detach()) == float(AlignmentObjective(model, 0.5)(ids, **given)["loss"].detach())
+    assert float(plain["loss"].detach()) == float(AlignmentObjective(model, 0.5)(**given)["loss"].detach())
 
 
 @pytest.mark.parametrize("adapters", [False, True])
@@ -69,17 +69,18 @@ def test_the_loss_alone_is_the_loss_of_all_logits_and_so_are_its_gradients(make_
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     labels[1, 9:] = -100
+    text = {"input_ids": ids, "attention_mask": mask}
     objective = AlignmentObjective(model)
     found = []
     for losses in (model, objective):
         model.zero_grad()
-        loss = losses(ids, mask, labels, feats_3d=feats, coords_3d=coords)["loss"]
+        loss = losses(**text, labels=labels, feats_3d=feats, coords_3d=coords)["loss"]
         loss.backward()
         found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 4
     for full, short in zip(*found, strict=True):
         torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-6)
-    nothing = objective(ids, mask, torch.full_like(labels, -100), feats_3d=feats, coords_3d=coords)
+    nothing = objective(**text, labels=torch.full_like(labels, -100), feats_3d=feats, coords_3d=coords)
     assert float(nothing["loss"].detach()) == 0.0
 
 
