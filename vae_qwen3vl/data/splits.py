@@ -18,6 +18,12 @@ def held_out(names: Sequence[str], val_samples: int) -> list[int]:
     return sorted(order[: min(val_samples, len(names) // _MOST_HELD_OUT)])
 
 
+def divided(names: Sequence[str], val_samples: int) -> tuple[list[int], list[int]]:
+    """Return which objects are trained on, and which are kept for validation (`held_out`)."""
+    held = held_out(names, val_samples)
+    return sorted(set(range(len(names))) - set(held)), held
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learned:
     """What is known of the objects that weights learned from."""

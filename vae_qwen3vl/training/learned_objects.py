@@ -14,7 +14,7 @@ from sdf_vqvae.data.field_folder import read_field_table
 from sdf_vqvae.data.objects import Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.data.splits import TRAIN, VAL, Learned, held_out
+from vae_qwen3vl.data.splits import TRAIN, VAL, Learned, divided
 from vae_qwen3vl.data.texts import texts_of_table
 from vae_qwen3vl.describer import ARGUMENTS, shipped_weights
 from vae_qwen3vl.training.run_folder import OBJECTS, RunObjects
@@ -109,8 +109,5 @@ def objects_by_rule(config: AlignmentConfig) -> RunObjects:
         val = names_of(VAL, config.val_samples) if config.val_samples else []
         return RunObjects(train=tuple(names_of(TRAIN, config.max_samples)), val=tuple(val))
     names = names_of(None, config.max_samples)
-    apart = set(held_out(names, config.val_samples))
-    return RunObjects(
-        train=tuple(name for number, name in enumerate(names) if number not in apart),
-        val=tuple(names[number] for number in sorted(apart)),
-    )
+    learned, held = divided(names, config.val_samples)
+    return RunObjects(train=tuple(names[i] for i in learned), val=tuple(names[i] for i in held))

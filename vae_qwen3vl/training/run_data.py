@@ -28,7 +28,7 @@ from vae_qwen3vl.data.collate import collate_3d_text, collate_codes_caption, col
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
 from vae_qwen3vl.data.loading import Tolerant, items_of_an_epoch
 from vae_qwen3vl.data.plain_text import WithPlainText
-from vae_qwen3vl.data.splits import TRAIN, VAL, held_out
+from vae_qwen3vl.data.splits import TRAIN, VAL, divided
 from vae_qwen3vl.data.texts import read_plain_texts
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import pool_to_budget, sequence_keys
@@ -269,8 +269,7 @@ def _split(
     captioned: Dataset[Any] | None = None,
 ) -> AlignmentData:
     """Keep some objects for validation; `val` and `captioned` are the same objects as `data` with other words."""
-    held = held_out(names, config.val_samples)
-    learned = sorted(set(range(len(names))) - set(held))
+    learned, held = divided(names, config.val_samples)
     return AlignmentData(
         train=Tolerant(Subset(data, learned)),
         lengths=[sizes[i] for i in learned],
