@@ -23,8 +23,6 @@ from vae_qwen3vl.data.loading import Tolerant
 from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
-from vae_qwen3vl.training.schedule import rate
-from vae_qwen3vl.training.validation import with_other_shapes
 
 NAMES = ("whole", "parts")
 
@@ -268,33 +266,3 @@ def test_a_damaged_object_costs_itself_alone(accelerator, tmp_path: Path, caplog
     assert caplog.text.count("object 3 is damaged") == 1
     with pytest.raises(ValueError, match="none of 2 objects can be read: object"):
         Tolerant(align.Damaged(align.objects(2), {0, 1}))[0]
-
-
-def test_the_control_gives_every_text_another_shape() -> None:
-    batch = collate_codes_caption(align.objects(4), tiny_models.build_tokenizer())
-    other = with_other_shapes(batch)
-    for number in range(4):
-        own = batch["feats_3d"][batch["coords_3d"][:, 0] == number]
-        moved = other["feats_3d"][other["coords_3d"][:, 0] == (number + 1) % 4]
-        assert torch.equal(own, moved)
-    assert torch.equal(other["input_ids"], batch["input_ids"])
-    raw = {"inputs_3d": tiny_models.build_batch([5, 7, 6]), "labels": torch.zeros(3, 4)}
-    fields = with_other_shapes(raw)["inputs_3d"]
-    for number in range(3):
-        own = raw["inputs_3d"]["sparse_sdf"][raw["inputs_3d"]["batch_idx"] == number]
-        assert torch.equal(own, fields["sparse_sdf"][fields["batch_idx"] == (number + 1) % 3])
-    padded = {
-        "feats_3d": torch.arange(3.0)[:, None, None],
-        "coords_3d": torch.zeros(3, 1, 4),
-        "mask_3d": torch.ones(3, 1),
-    }
-    assert with_other_shapes(padded)["feats_3d"].flatten().tolist() == [2, 0, 1]
-
-
-def test_rates_rise_fall_and_wait_for_their_turn() -> None:
-    assert rate(0.2, 0.3, 0.03) == 0
-    assert rate(0.0, 0.0, 0.1) < 0.05
-    assert rate(0.1, 0.0, 0.1) == pytest.approx(0.976, abs=0.01)
-    assert rate(1.0, 0.3, 0.03) == pytest.approx(0.02)
-    falling = [rate(p / 20, 0.0, 0.05) for p in range(2, 20)]
-    assert falling == sorted(falling, reverse=True)
