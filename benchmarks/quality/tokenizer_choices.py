@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from sdf_vqvae.commands.train_tokenizer import mesh_places, voxelized
 from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
 from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws
 from sdf_vqvae.training.mesh_stream import MeshStream
+from sdf_vqvae.training.start import mesh_places, voxelized
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import resolve_device, seed_everything, setup_logging

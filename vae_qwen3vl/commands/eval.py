@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdf_vqvae.utils.programs import add_run_options, positive_int, print_json
-from sdf_vqvae.utils.settings import flag_of
+from sdf_vqvae.utils.programs import add_run_options, print_json
+from sdf_vqvae.utils.settings import add_options, flag_of, given
 from vae_qwen3vl.commands.options import quiet_transformers
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, given_settings, read_alignment_config
-from vae_qwen3vl.evaluation.settings import MEASURES, EvalSettings
+from vae_qwen3vl.evaluation.settings import EvalSettings
 
 if TYPE_CHECKING:
     import torch
@@ -59,25 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data_path", metavar="FILE", help="a .pt batch: sparse_sdf, sparse_index, batch_idx")
     data.add_argument("--split", help="of --data_dir (default: test, else val, else all; never what was trained on)")
     data.add_argument("--max_eval_samples", type=int, default=20, metavar="N", help="the first N; 0 for all (20)")
-    data.add_argument(
-        "--questions",
-        metavar="JSONL",
-        type=Path,
-        help="of make-questions about these objects (default: conversations_{split}.jsonl in --data_dir)",
-    )
-    data.add_argument(
-        "--shapes", metavar="PATH", type=Path, help="their true meshes, to score --save_mesh: a pack, folder or file"
-    )
+    add_options(data, EvalSettings, ("questions", "shapes"))
     own = parser.add_argument_group("the evaluation")
     own.add_argument("--output_dir", metavar="DIR", help=f"default: the run's {IN_RUN}/, else {OUTPUT}/")
-    own.add_argument("--max_new_tokens", type=positive_int, default=128, metavar="N", help="of an answer (128)")
-    own.add_argument("--batch_size", type=positive_int, default=16, metavar="N", help="objects at a time (16)")
-    own.add_argument(
-        "--measures", nargs="+", choices=MEASURES, default=MEASURES, help="default: all that the data allows"
-    )
+    add_options(own, EvalSettings, ("max_new_tokens", "batch_size", "measures"))
     own.add_argument("--save_mesh", action="store_true", help="rebuild meshes from the codes, and keep them")
-    own.add_argument("--voxel_resolution", type=positive_int, metavar="R", help="of the meshes (default: the data's)")
-    own.add_argument("--mc_threshold", type=float, metavar="T", help="iso value, in units of the field (default: 0)")
+    add_options(own, EvalSettings, ("voxel_resolution", "mc_threshold"))
     add_run_options(parser)
 
 
@@ -106,7 +93,7 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     from vae_qwen3vl.training.run_folder import run_to_evaluate
     from vae_qwen3vl.training.starting_model import settled
 
-    given = given_settings(options)
+    told = given_settings(options)
     projector, run, output = options.projector_ckpt, run_of(options.projector_ckpt), options.output_dir
     if projector is None and (config.output_run is not None or options.config is not None):
         # The settings of the file alone: flags of an evaluation say what is evaluated, not what was trained.
@@ -115,7 +102,7 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
         projector, output = str(run / PROJECTOR_FINAL), output or str(run / IN_RUN)
     known = run is not None and (run / ARGUMENTS).is_file()
     trained = AlignmentConfig.from_file(run / ARGUMENTS) if run is not None and known else config
-    model = {key: given.get(key, getattr(trained, key)) for key in ("vl_model", "vae_config", "vae_ckpt")}
+    model = {key: told.get(key, getattr(trained, key)) for key in ("vl_model", "vae_config", "vae_ckpt")}
     return Parts(**model, projector=projector, lora=options.lora_dir, run=run, output=Path(output or OUTPUT))
 
 
@@ -134,22 +121,16 @@ def work(options: argparse.Namespace) -> int:
     device = resolve_device(options.device)
     data, vae = open_data(options, config, parts, device)
     model = load_describer(vae, parts.vl_model, parts.projector, parts.lora, device=device, vae_hash=data.vae_hash)
-    given = given_settings(options)
-    override(model, given)
-    prompt = given.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
+    told = given_settings(options)
+    override(model, told)
+    prompt = told.get("prompt") or model.prompt or config.prompt or DEFAULT_PROMPT
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     settings = EvalSettings(
         prompt=prompt,
-        measures=tuple(options.measures),
-        questions=options.questions,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
         seed=config.seed,
-        shapes=options.shapes,
-        voxel_resolution=options.voxel_resolution,
-        mc_threshold=options.mc_threshold,
         data=options.data_path or config.data_dir or "a random shape",
         run=parts.run,
+        **given(options, EvalSettings),
     )
     if options.save_mesh and vae is None:
         vae = load_vae_from_config(parts.vae_config, parts.vae_ckpt, device)
@@ -201,7 +182,7 @@ def _trained_parts(parts: Parts) -> list[str | None]:
     return [part for part in (parts.projector, lora) if part is not None] or [None]
 
 
-def override(model: Qwen3VLWith3DBranch, given: Mapping[str, Any]) -> None:
+def override(model: Qwen3VLWith3DBranch, told: Mapping[str, Any]) -> None:
     """Take over what the command line says of the 3D branch.
 
     Raises:
@@ -209,9 +190,9 @@ def override(model: Qwen3VLWith3DBranch, given: Mapping[str, Any]) -> None:
     """
     fixed = {"use_3d_pos": model.projector.use_3d_pos, "projector_layers": model.projector.num_layers}
     for key, value in fixed.items():
-        if given.get(key, value) != value:
+        if told.get(key, value) != value:
             raise ValueError(
-                f"{flag_of(key, given[key])}: the projector was trained with {flag_of(key, value)}; leave it out"
+                f"{flag_of(key, told[key])}: the projector was trained with {flag_of(key, value)}; leave it out"
             )
-    model.max_3d_tokens = given.get("max_3d_tokens", model.max_3d_tokens)
-    model.truncate_mode = given.get("truncate_mode", model.truncate_mode)
+    model.max_3d_tokens = told.get("max_3d_tokens", model.max_3d_tokens)
+    model.truncate_mode = told.get("truncate_mode", model.truncate_mode)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-CAPTIONS, CLOSED_SETS, RETRIEVAL = "captions", "closed_sets", "retrieval"
-MEASURES = (CAPTIONS, CLOSED_SETS, RETRIEVAL)
+from sdf_vqvae.utils.settings import Option, Positive, check
+
+Measure = Literal["captions", "closed_sets", "retrieval"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+CAPTIONS, CLOSED_SETS, RETRIEVAL = MEASURES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,23 +19,27 @@ class EvalSettings:
 
     prompt: str
     """Asks for a description."""
-    measures: tuple[str, ...] = MEASURES
-    """Of `MEASURES`; what the objects don't allow is left out."""
-    questions: Path | None = None
-    """JSONL of `make-questions` about the objects; None takes the one of their split beside their codes."""
-    max_new_tokens: int = 128
-    """Of a description."""
-    batch_size: int = 16
+    measures: Annotated[tuple[Measure, ...], Option(default="all that the data allows")] = MEASURES
+    """Measures; what the objects don't allow is left out."""
+    questions: Annotated[Path, Option(metavar="JSONL")] | None = None
+    """Of make-questions about these objects (default: conversations_{split}.jsonl in --data_dir)."""
+    max_new_tokens: Positive = 128
+    """Of an answer."""
+    batch_size: Positive = 16
     """Objects at a time."""
     seed: int = 0
     """Of the controls, and of the choice among an object's questions."""
-    shapes: Path | None = None
-    """The objects' true meshes, to score rebuilt ones: a pack, folder or file."""
-    voxel_resolution: int | None = None
-    """Of rebuilt meshes; None is the data's."""
-    mc_threshold: float | None = None
-    """Iso value of rebuilt meshes, in units of the field."""
+    shapes: Annotated[Path, Option(metavar="PATH")] | None = None
+    """Their true meshes, to score --save_mesh: a pack, folder or file."""
+    voxel_resolution: Annotated[Positive, Option(metavar="R")] | None = None
+    """Of rebuilt meshes (default: the data's)."""
+    mc_threshold: Annotated[float, Option(metavar="T")] | None = None
+    """Iso value of rebuilt meshes, in units of the field (default: 0)."""
     data: str = ""
     """What the page calls the objects."""
     run: Path | None = None
     """The run that the weights are of, for the record."""
+
+    def __post_init__(self) -> None:
+        """Check all values; the messages name the options."""
+        check(self, by_flag=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import trimesh
 
-from sdf_vqvae.commands.train_tokenizer import mesh_places
 from sdf_vqvae.config.training import DatasetConfig
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.mesh_sources import Source
@@ -27,6 +26,7 @@ from sdf_vqvae.data.objects import (
 from sdf_vqvae.evaluation.shapes import list_shapes
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.up import UP_IN_PACKS
+from sdf_vqvae.training.start import mesh_places
 
 NAMES = ("top.obj", "a-b/x.ply", "a/x.glb", "a/deep/y.stl", "B/z.off")
 

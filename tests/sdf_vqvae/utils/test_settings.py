@@ -34,11 +34,12 @@ from sdf_vqvae.utils.settings import (
     settings_of,
 )
 from vae_qwen3vl.config import AlignmentConfig
+from vae_qwen3vl.evaluation.settings import EvalSettings
 from vae_qwen3vl.synthetic.settings import QuestionSettings
 
 CLASSES = (
     *(AlignmentConfig, DatasetConfig, EncodeSettings, EvaluationSettings, QuestionSettings, ScanSettings),
-    *(TrainerConfig, VAEConfig, VoxelizeSettings),
+    *(EvalSettings, TrainerConfig, VAEConfig, VoxelizeSettings),
 )
 
 
