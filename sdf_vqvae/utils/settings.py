@@ -81,7 +81,7 @@ class Option:
     later: tuple[str, ...] = ()
     """Values of later versions of the original system, which are refused as such."""
     empty: bool = False
-    """An empty text is None."""
+    """An empty text is allowed, and None where the field may be."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class EvalSettings:
     """Of rebuilt meshes (default: the data's)."""
     mc_threshold: Annotated[float, Option(metavar="T")] | None = None
     """Iso value of rebuilt meshes, in units of the field (default: 0)."""
-    data: str = ""
+    data: Annotated[str, Option(empty=True)] = ""
     """What the page calls the objects."""
     run: Path | None = None
     """The run that the weights are of, for the record."""
