@@ -57,7 +57,7 @@ def field_in_world(
         steps = field.resolution - 1
         vertices = ((vertices + 0.5) * steps + 0.5) / field.resolution - 0.5
         reach = band * steps / field.resolution
-    found = voxelizer(
+    voxels = voxelizer(
         vertices,
         faces,
         resolution=field.resolution,
@@ -66,13 +66,13 @@ def field_in_world(
         watertight=watertight,
     )
     return SparseSDF(
-        sdf=(found.distance.double() * (reach / field.voxels_per_unit)).float(),
-        index=found.index,
+        sdf=(voxels.distance.double() * (reach / field.voxels_per_unit)).float(),
+        index=voxels.index,
         field=field,
         center=center,
         scale=scale,
         watertight=watertight,
-        sign_method=found.sign_method,
+        sign_method=voxels.sign_method,
         up=up,
     )
 
@@ -92,7 +92,7 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
     mesh = extract_surface(source.sdf[near], source.index[near], source.field)
     faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
     vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
-    made = field_in_world(
+    converted = field_in_world(
         vertices.to(source.sdf.device),
         faces.to(source.sdf.device),
         field,
@@ -103,4 +103,4 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
         up=source.up,
         voxelizer=voxelize_dense,
     )
-    return replace(made, up_from=source.up_from)
+    return replace(converted, up_from=source.up_from)

@@ -110,7 +110,7 @@ class SparseSDF:
         source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
         normalized = normalize_mesh(source, up)
         target = resolve_device(device)
-        found = voxelize(
+        voxels = voxelize(
             normalized.vertices.to(target),
             normalized.faces.to(target),
             resolution=resolution,
@@ -119,15 +119,15 @@ class SparseSDF:
             watertight=normalized.watertight,
         )
         return cls(
-            sdf=found.distance,
-            index=found.index,
+            sdf=voxels.distance,
+            index=voxels.index,
             field=FieldDescription(
                 kind="sdf" if signed else "udf", unit="band", band=band, sampling="center", resolution=resolution
             ),
             center=normalized.center,
             scale=normalized.scale,
             watertight=normalized.watertight,
-            sign_method=found.sign_method,
+            sign_method=voxels.sign_method,
             up=up,
         )
 
@@ -154,13 +154,13 @@ class SparseSDF:
         Raises:
             ValueError: see `voxelize`.
         """
-        made = label_field(surface, resolution=resolution, band=band, up=up, device=resolve_device(device))
+        labeled = label_field(surface, resolution=resolution, band=band, up=up, device=resolve_device(device))
         return cls(
-            sdf=made.field.distance,
-            index=made.field.index,
+            sdf=labeled.field.distance,
+            index=labeled.field.index,
             field=FieldDescription(kind="sdf", unit="band", band=band, sampling="center", resolution=resolution),
-            center=made.center,
-            scale=made.scale,
+            center=labeled.center,
+            scale=labeled.scale,
             watertight=True,
             sign_method=SIGN_METHOD,
             up=up,

@@ -178,19 +178,19 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
 
 def _guess(state: Mapping[str, Tensor]) -> str:
     """Return what the tensors say about the config that they need, as the end of a sentence."""
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for half in ("encoder", "decoder"):
         blocks = {n.split(".")[2] for n in state if n.startswith(f"{half}.blocks.")}
         if blocks:
-            found[f"num_blocks_{half}"] = len(blocks)
+            numbers[f"num_blocks_{half}"] = len(blocks)
     for key, name, axis in (
         ("model_channels", "decoder.input_layer.weight", 0),
         ("latent_channels", "decoder.input_layer.weight", 1),
         ("num_embeddings", CODEBOOK, 0),
     ):
         if name in state and state[name].ndim == 2:
-            found[key] = state[name].shape[axis]
-    return f". The file looks like {', '.join(f'{k}={v}' for k, v in found.items())}" if found else ""
+            numbers[key] = state[name].shape[axis]
+    return f". The file looks like {', '.join(f'{k}={v}' for k, v in numbers.items())}" if numbers else ""
 
 
 def _some(names: list[str]) -> str:

@@ -121,10 +121,10 @@ def _pyramid(truth: CoordinateSet | None, levels: int) -> list[CoordinateSet]:
     """Return the true cells of each level that is predicted, coarsest first."""
     if truth is None:
         return []
-    found = [truth]
+    sets = [truth]
     for _ in range(levels - 1):
-        found.append(found[-1].coarser()[0])
-    return found[:0:-1]
+        sets.append(sets[-1].coarser()[0])
+    return sets[:0:-1]
 
 
 def _children(cells: CoordinateSet) -> Tensor:

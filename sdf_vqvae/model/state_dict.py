@@ -64,18 +64,18 @@ def to_int8(state: Mapping[str, Tensor], keep: Sequence[str] = ()) -> dict[str, 
         state: tensors under our names.
         keep: names that stay float16 whatever their shape.
     """
-    found: dict[str, Tensor] = {}
+    packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if tensor.ndim < 2 or not tensor.is_floating_point() or name in keep:
-            found[name] = tensor.half() if tensor.is_floating_point() else tensor
+            packed[name] = tensor.half() if tensor.is_floating_point() else tensor
             continue
         rows = tensor.float().flatten(1)
         scale = (rows.abs().amax(1) / _LARGEST).clamp(min=2.0**-14).half()  # the least normal number of float16
-        found[name] = (
+        packed[name] = (
             (rows / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST).to(torch.int8).view_as(tensor)
         )
-        found[name + _SCALE] = scale
-    return found
+        packed[name + _SCALE] = scale
+    return packed
 
 
 def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,18 +84,18 @@ def from_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: an int8 weight without scales, or scales that don't fit.
     """
-    found: dict[str, Tensor] = {}
+    unpacked: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(_SCALE) and state.get(name.removesuffix(_SCALE), tensor).dtype == torch.int8:
             continue
         if tensor.dtype != torch.int8:
-            found[name] = tensor
+            unpacked[name] = tensor
             continue
         scale = state.get(name + _SCALE)
         if scale is None or tensor.ndim == 0 or scale.shape != tensor.shape[:1]:
             raise ValueError(f"{name} is int8, but {name + _SCALE} does not hold one scale for each of its rows")
-        found[name] = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
-    return found
+        unpacked[name] = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+    return unpacked
 
 
 def to_canonical(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Renamed]]:
@@ -109,7 +109,7 @@ def to_canonical(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[R
         ValueError: a kernel of another shape, or two tensors for one name.
     """
     prefix = next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), "")
-    found: dict[str, Tensor] = {}
+    canonical: dict[str, Tensor] = {}
     renamed = []
     for file_name, tensor in state.items():
         name, value, how = file_name.removeprefix(prefix), tensor, "prefix" if prefix else ""
@@ -119,9 +119,9 @@ def to_canonical(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[R
                 _from_torchsparse(file_name, tensor),
                 "torchsparse",
             )
-        if name in found:
+        if name in canonical:
             raise ValueError(f"the checkpoint holds {name} twice, once as {file_name}")
-        found[name] = value
+        canonical[name] = value
         if how:
             renamed.append(
                 Renamed(
@@ -132,23 +132,23 @@ def to_canonical(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[R
                     how=how,
                 )
             )
-    return found, renamed
+    return canonical, renamed
 
 
 def to_torchsparse(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our tensors as torchsparse names and lays them out (the inverse of `to_canonical`)."""
-    found = {}
+    renamed = {}
     for name, tensor in state.items():
         if tensor.ndim != 5:
-            found[name] = tensor
+            renamed[name] = tensor
             continue
         out_channels, side, *_, in_channels = tensor.shape
         if side == 1:
             kernel = tensor.contiguous().view(in_channels, out_channels)
         else:
             kernel = tensor.permute(3, 2, 1, 4, 0).reshape(side**3, in_channels, out_channels)
-        found[name.removesuffix(".weight") + _KERNEL] = kernel.contiguous()
-    return found
+        renamed[name.removesuffix(".weight") + _KERNEL] = kernel.contiguous()
+    return renamed
 
 
 def _from_torchsparse(name: str, kernel: Tensor) -> Tensor:

@@ -106,16 +106,16 @@ class SparseSDFVQVAE(nn.Module):
         """Refuse values `[N, 1]` that cannot be of the field that the network reads."""
         low, high = (float(v) for v in torch.aminmax(feats))
         field = self.config.field
-        found = None
+        fault = None
         if not math.isfinite(low) or not math.isfinite(high):
-            found = "hold NaN or infinity"
+            fault = "hold NaN or infinity"
         elif field.kind == "sdf" and low >= 0 and high > 0:
-            found = "are unsigned"
+            fault = "are unsigned"
         elif field.unit == "band" and max(-low, high) > 1 + 1e-4:
-            found = "exceed the band"
-        if found:
+            fault = "exceed the band"
+        if fault:
             raise ValueError(
-                f"the distances of the batch ({low:.3g}..{high:.3g}) {found}, but the VAE reads {field.in_words()}: "
+                f"the distances of the batch ({low:.3g}..{high:.3g}) {fault}, but the VAE reads {field.in_words()}: "
                 f"{CONVERSION_HINT}"
             )
 

@@ -165,10 +165,10 @@ def read(run: Path, step: int, rank: int) -> Snapshot:
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
     """Return the states of PyTorch's random generators: the CPU's, and a CUDA device's."""
-    found = {"cpu_generator": torch.get_rng_state()}
+    states = {"cpu_generator": torch.get_rng_state()}
     if device.type == "cuda":
-        found["cuda_generator"] = torch.cuda.get_rng_state(device)
-    return found
+        states["cuda_generator"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:

@@ -70,15 +70,15 @@ class FieldStream:
                     generator=worker_seeds(self.seed),
                 )
             )
-        found = []
+        objects = []
         for _ in range(count):
             index, sdf = next(self._incoming)
             self.position += 1
             index, sdf = index.to(self.device), sdf.to(self.device)
             if self.symmetries:
                 index = random_symmetry(index, self.fields.resolution, self.generator)
-            found.append((index, sdf))
-        return found
+            objects.append((index, sdf))
+        return objects
 
     def state(self) -> dict[str, Any]:
         """Return how many objects were read, and the generator."""
@@ -111,9 +111,9 @@ class _Shuffled:
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[int]:
-        each = self.count // self.world_size
+        share = self.count // self.world_size
         position = self.position
         while True:
-            order = np.random.default_rng((self.seed, position // each)).permutation(self.count)
-            yield int(order[self.rank + (position % each) * self.world_size])
+            order = np.random.default_rng((self.seed, position // share)).permutation(self.count)
+            yield int(order[self.rank + (position % share) * self.world_size])
             position += 1

@@ -122,8 +122,8 @@ def object_weights(cells: CoordinateSet, power: float) -> Tensor:
     objects = cells.coords[:, 0].contiguous()
     edges = torch.arange(cells.batch_size + 1, device=objects.device, dtype=objects.dtype)
     sizes = torch.searchsorted(objects, edges).diff().float()
-    each = sizes.clamp(min=1).pow(-power)
-    return (each * (len(objects) / (sizes * each).sum()))[objects.long()]
+    weights = sizes.clamp(min=1).pow(-power)
+    return (weights * (len(objects) / (sizes * weights).sum()))[objects.long()]
 
 
 def reconstruction_loss(

@@ -106,12 +106,12 @@ class MeshDraws(Dataset):
 
 def prepare(items: Sequence[tuple[int, str, tuple[Tensor, Tensor, bool] | str]]) -> Prepared:
     """Join draws (a loader's `collate_fn`)."""
-    usable = [(number, found) for number, _, found in items if not isinstance(found, str)]
+    usable = [(number, mesh) for number, _, mesh in items if not isinstance(mesh, str)]
     return Prepared(
         numbers=[number for number, _ in usable],
         sizes=torch.tensor([[len(v), len(f)] for _, (v, f, _) in usable], dtype=torch.int64).view(-1, 2),
         vertices=torch.cat([v for _, (v, _, _) in usable] or [torch.empty(0, 3, dtype=torch.float64)]),
         faces=torch.cat([f for _, (_, f, _) in usable] or [torch.empty(0, 3, dtype=torch.int64)]),
         watertight=[closed for _, (_, _, closed) in usable],
-        failed={name: found for _, name, found in items if isinstance(found, str)},
+        failed={name: mesh for _, name, mesh in items if isinstance(mesh, str)},
     )

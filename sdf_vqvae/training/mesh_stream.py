@@ -79,7 +79,7 @@ class MeshStream:
 
     def draw(self, count: int) -> list[Field]:
         """Return the next objects. Raises a ValueError where no mesh can be used."""
-        found = []
+        objects = []
         if len(self.kept) < self.size:
             self._refill()  # the buffer fills while training has begun
         for _ in range(count):
@@ -88,8 +88,8 @@ class MeshStream:
                 self.uses = 0
             self.uses += 1
             _, (index, sdf) = self.kept[int(torch.randint(len(self.kept), (1,), generator=self.generator))]
-            found.append((random_symmetry(index, self.resolution, self.generator), sdf))
-        return found
+            objects.append((random_symmetry(index, self.resolution, self.generator), sdf))
+        return objects
 
     def state(self) -> dict[str, Any]:
         """Return which draws are in the buffer, what comes next, and the generator."""
@@ -147,15 +147,15 @@ class MeshStream:
         parts = list(
             zip(prepared.vertices.split(counts[0]), prepared.faces.split(counts[1]), prepared.watertight, strict=True)
         )
-        found: list[tuple[int, Field]] = []
+        fields: list[tuple[int, Field]] = []
         for number, field in zip(prepared.numbers, self._fields(prepared.numbers, parts), strict=True):
             if isinstance(field, str):
                 self._warn(f"draw {number}", field)
             elif self.max_points is not None and len(field.index) > self.max_points:
                 self._warn(f"draw {number}", f"{len(field.index)} voxels, more than {self.max_points}")
             else:
-                found.append((number, (field.index.to(torch.int16), field.distance.to(torch.float16))))
-        return found
+                fields.append((number, (field.index.to(torch.int16), field.distance.to(torch.float16))))
+        return fields
 
     def _fields(self, numbers: list[int], parts: list[tuple[Tensor, Tensor, bool]]) -> Sequence[VoxelField | str]:
         try:

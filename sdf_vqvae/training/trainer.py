@@ -171,10 +171,10 @@ class TokenizerTrainer:
         config = self.config
         self._place_codebook(progress)
         total: dict[str, Tensor] = {}
-        each = config.batch_size_per_gpu // config.batch_split
+        count = config.batch_size_per_gpu // config.batch_split
         for part in range(config.batch_split):
             before = time.perf_counter()
-            drawn = self.stream.draw(each)
+            drawn = self.stream.draw(count)
             self.waited += time.perf_counter() - before
             batch = collate_fields(drawn, self.device)
             last = part == config.batch_split - 1
@@ -357,32 +357,36 @@ class TokenizerTrainer:
         )
 
     def _rank_tensors(self) -> dict[str, Tensor]:
-        found = {**checkpoints.generator_states(self.device), "counts": self.counts.cpu()}
-        return found | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
+        tensors = {**checkpoints.generator_states(self.device), "counts": self.counts.cpu()}
+        return tensors | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
 
     def resume(self) -> None:
         """Go on from the folder's latest checkpoint, if there is one. Raises a ValueError where it is damaged."""
         steps = checkpoints.checkpoint_steps(self.folder)
         if not steps:
             return
-        found = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
-        self.vae.load_state_dict(found.model)
-        for average, tensors, count in zip(self.averages, found.averages, found.state["averaged_steps"], strict=True):
+        snapshot = checkpoints.read(self.folder, steps[-1], self.accelerator.process_index)
+        self.vae.load_state_dict(snapshot.model)
+        for average, tensors, count in zip(
+            self.averages, snapshot.averages, snapshot.state["averaged_steps"], strict=True
+        ):
             average.module.load_state_dict(tensors)
             average.n_averaged.fill_(count)
         if self.optimizer is not None:
-            checkpoints.restore_optimizer(self.vae, self.optimizer, found.optimizer)
-        self.step_number = int(found.state["step"])
-        self.seconds = float(found.state["seconds"])
-        self.objects = int(found.state["objects"])
-        self.skipped = int(found.state["skipped"])
-        self.quantizing = bool(found.state["quantizing"])
-        self.past_norms.extend(found.state["past_norms"])
-        self.stream.restore(found.rank_state["stream"])
-        own = found.rank_tensors
-        self.counts.copy_(own["counts"])
-        self.reservoir = [own[name].to(self.device) for name in sorted(own) if name.startswith("reservoir")]
-        checkpoints.restore_generators(own, self.device)
+            checkpoints.restore_optimizer(self.vae, self.optimizer, snapshot.optimizer)
+        self.step_number = int(snapshot.state["step"])
+        self.seconds = float(snapshot.state["seconds"])
+        self.objects = int(snapshot.state["objects"])
+        self.skipped = int(snapshot.state["skipped"])
+        self.quantizing = bool(snapshot.state["quantizing"])
+        self.past_norms.extend(snapshot.state["past_norms"])
+        self.stream.restore(snapshot.rank_state["stream"])
+        rank_tensors = snapshot.rank_tensors
+        self.counts.copy_(rank_tensors["counts"])
+        self.reservoir = [
+            rank_tensors[name].to(self.device) for name in sorted(rank_tensors) if name.startswith("reservoir")
+        ]
+        checkpoints.restore_generators(rank_tensors, self.device)
         logger.info("going on from step %d in %s", self.step_number, self.folder)
 
     def _check_same_run(self, state: Mapping[str, Any]) -> None:

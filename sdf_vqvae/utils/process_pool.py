@@ -54,7 +54,7 @@ class ProcessPool:
         """Wait until a process has something to say, or has died."""
         pipes = {pipe: worker for worker, (_, pipe) in self._processes.items()}
         over = wait(list(pipes))
-        found = []
+        events = []
         for pipe, worker in pipes.items():
             if pipe not in over:
                 continue
@@ -64,8 +64,8 @@ class ProcessPool:
                 kind, payload = "died", self._cause_of_death(worker)
             if kind == "ready":
                 self._ready.add(worker)
-            found.append(Event(worker=worker, kind=kind, payload=payload))
-        return found
+            events.append(Event(worker=worker, kind=kind, payload=payload))
+        return events
 
     def _cause_of_death(self, worker: int) -> str:
         process, pipe = self._processes.pop(worker)

@@ -79,11 +79,11 @@ def prepare(
 def disk_is_full(error: BaseException) -> bool:
     """Return whether an error, or one that led to it, says that the disk (or the user's share of it) is full."""
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         # safetensors has errors of its own, with the system's words.
-        if getattr(found, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(found):
+        if getattr(cause, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(cause):
             return True
-        found = found.__cause__ or found.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
