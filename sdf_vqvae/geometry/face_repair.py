@@ -208,27 +208,27 @@ def _single_sided(vertices: np.ndarray, faces: np.ndarray, reverse: np.ndarray) 
     kept = beside < 0
     if kept.all():
         return faces
-    one = faces[kept]
+    counting = faces[kept]
     doubled = np.zeros(len(faces), dtype=bool)
     doubled[beside[~kept]] = True
-    edges = _Edges.of(one)
+    edges = _Edges.of(counting)
     inner = np.flatnonzero(~np.isin(np.arange(len(edges.face)), edges.first))
-    count, body = _components(edges.face[inner - 1], edges.face[inner], len(one))
+    count, body = _components(edges.face[inner - 1], edges.face[inner], len(counting))
     crowded = np.bincount(body[edges.face[edges.sides(edges.count > 2)]], minlength=count) > 0
     candidates = np.bincount(body[doubled[kept]], minlength=count) > 0
     chosen = candidates & ~crowded
     if not chosen.any():
         return faces
-    turned = _turned(vertices, one, edges, ~doubled[kept])
-    oriented = np.where(turned[:, None], one[:, ::-1], one)
+    turned = _turned(vertices, counting, edges, ~doubled[kept])
+    oriented = np.where(turned[:, None], counting[:, ::-1], counting)
     chosen &= _hole_area(vertices, oriented, body, count) <= _OPEN * np.bincount(
-        body, np.linalg.norm(_area_vectors(vertices, one), axis=1), minlength=count
+        body, np.linalg.norm(_area_vectors(vertices, counting), axis=1), minlength=count
     )
     number = np.cumsum(kept) - 1
     body_of = body[number[np.where(kept, np.arange(len(faces)), beside)]]
-    made = faces.copy()
-    made[kept] = np.where(chosen[body][:, None], oriented, one)
-    return made[kept | ~chosen[body_of]]
+    single = faces.copy()
+    single[kept] = np.where(chosen[body][:, None], oriented, counting)
+    return single[kept | ~chosen[body_of]]
 
 
 def _polygons_beside(faces: np.ndarray, reverse: np.ndarray) -> np.ndarray:
@@ -255,8 +255,8 @@ def _polygons_beside(faces: np.ndarray, reverse: np.ndarray) -> np.ndarray:
     np.add.at(back, owner, _mixed(end * size + start))
     flat = np.bincount(polygon, minlength=count) == np.bincount(owner, minlength=count) - 2
     some = np.flatnonzero(flat & (ahead != back))
-    found = np.isin(ahead[some], back[some])
-    some = some[found]
+    has_twin = np.isin(ahead[some], back[some])
+    some = some[has_twin]
     if len(some) == 0:
         return reverse
     # Of two polygons the one with the smaller sum counts; a third of the same kind stays.

@@ -62,9 +62,9 @@ def resample_field(
         inside = ((wanted >= 0) & (wanted < resolution)).all(dim=1)
         key = _keys(wanted, resolution)
         row = torch.searchsorted(keys, key).clamp_(max=len(keys) - 1)
-        found = inside & (keys[row] == key)
-        total += torch.where(found, values[order[row]], 0) * weight
-        known &= found | (weight == 0)
+        present = inside & (keys[row] == key)
+        total += torch.where(present, values[order[row]], 0) * weight
+        known &= present | (weight == 0)
     return total[known], cells[known]
 
 

@@ -102,8 +102,8 @@ def _distances_to_points(points: np.ndarray, factor: int) -> tuple[np.ndarray, n
     places = np.argwhere(near) + low
     places = places[(places >= 0).all(axis=1)]
     values, _ = cKDTree(inner).query(places, distance_upper_bound=_COARSE_BAND)
-    kept = np.isfinite(values)
-    return values[kept], places[kept]
+    close = np.isfinite(values)
+    return values[close], places[close]
 
 
 def _signed(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, str]:

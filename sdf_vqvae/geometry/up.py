@@ -118,12 +118,12 @@ def read_up(text: str, what: str) -> str | None:
     Raises:
         ValueError: it names none; the message begins with `what`.
     """
-    found = text.strip().lower().removeprefix("+")
-    if found in _NOTHING:
+    axis = text.strip().lower().removeprefix("+")
+    if axis in _NOTHING:
         return None
-    if found not in (*UP_AXES, AUTO):
+    if axis not in (*UP_AXES, AUTO):
         raise ValueError(f"{what} must be one of {', '.join(UP_AXES)}, or {AUTO}; got {text[:80]!r}")
-    return found
+    return axis
 
 
 def up_of(path: str | os.PathLike[str], asked: str | None = None, column: str = "") -> Up:
@@ -165,5 +165,5 @@ def _noted(path: Path) -> str | None:
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        found = re.search(rb"vae-qwen3vl up=(-?[xyz])(?![a-z])", file.read(_NOTE_BYTES))
-    return found[1].decode() if found else None
+        note = re.search(rb"vae-qwen3vl up=(-?[xyz])(?![a-z])", file.read(_NOTE_BYTES))
+    return note[1].decode() if note else None

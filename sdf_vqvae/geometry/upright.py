@@ -81,14 +81,14 @@ def turns_to_upright(up: str) -> tuple[Turn, ...]:
     Args:
         up: one of `UP_AXES`.
     """
-    found = []
+    turns = []
     for order in itertools.permutations(range(3)):
         for signs in itertools.product((1, -1), repeat=3):
             matrix = np.zeros((3, 3))
             matrix[range(3), order] = signs
             if np.linalg.det(matrix) > 0 and "xyz"[order[1]] == up[-1] and (signs[1] < 0) == up.startswith("-"):
-                found.append((order, tuple(axis for axis in range(3) if signs[axis] < 0)))
-    return tuple(found)
+                turns.append((order, tuple(axis for axis in range(3) if signs[axis] < 0)))
+    return tuple(turns)
 
 
 def turned_grids(grids: Tensor, turn: Turn) -> Tensor:

@@ -220,7 +220,7 @@ def _near_surface(crop: Mask, spacing: npt.NDArray[np.float64], parts: npt.NDArr
     halo = np.ceil(reach / spacing).astype(np.int64) + _ROUNDS * _TAPS + 4
     padded = np.pad(crop, [(int(h) + 2, int(h) + 2) for h in halo])
     highest = _LEVELS * float(spacing.max())
-    found: list[Floats] = []
+    values: list[Floats] = []
     places: list[npt.NDArray[np.int32]] = []
     inside = 0
     steepest = np.zeros(3)
@@ -238,11 +238,11 @@ def _near_surface(crop: Mask, spacing: npt.NDArray[np.float64], parts: npt.NDArr
         steepest = np.maximum(steepest, [float(np.abs(np.diff(distance, axis=axis)).max()) for axis in range(3)])
         near = _around(distance <= highest) & _around(distance >= -highest)
         distance = distance[1:-1, 1:-1, 1:-1]
-        found.append(distance[near])
+        values.append(distance[near])
         places.append((np.argwhere(near) + np.array(low) * parts).astype(np.int32))
         inside += int(np.count_nonzero((distance < -highest) & ~near))
     return _Near(
-        values=np.concatenate(found),
+        values=np.concatenate(values),
         index=np.concatenate(places),
         inside=inside,
         highest=highest,
@@ -340,8 +340,8 @@ def _at_volume(
 def _surface(near: _Near, to_mm: npt.NDArray[np.float64], level: float, step: float) -> trimesh.Trimesh | None:
     """Return the closed surface at a level, None where nothing crosses it."""
     off, places = torch.from_numpy(near.values) - level, torch.from_numpy(near.index)
-    kept = off.abs() <= near.steepest  # all corners of cut cells, and few others
-    off, places = off[kept], places[kept]
+    close = off.abs() <= near.steepest  # all corners of cut cells, and few others
+    off, places = off[close], places[close]
     off = torch.where(off >= 0, off.clamp(min=_AWAY * step), off.clamp(max=-_AWAY * step))
     if not (bool((off < 0).any()) and bool((off > 0).any())):
         return None

@@ -152,26 +152,26 @@ def reconstruction_loss(
         slope_weight: see above.
         signed: the field has signs and is in units of its band.
     """
-    known = (~target.isnan()).float()
+    counted = (~target.isnan()).float()
     if weights is not None:
-        known = known * weights
+        counted = counted * weights
     p, t = prediction.float(), torch.nan_to_num(target)
     error = (p - t).abs()
     cost = _cost(error, kind)
-    parts = {"l1": _mean(error, known)}
-    total = _mean(cost, known)
+    parts = {"l1": _mean(error, counted)}
+    total = _mean(cost, counted)
     if not signed:
         return total, parts
-    near = known * (t.abs() < _NEAR)
+    near = counted * (t.abs() < _NEAR)
     agreement = ((1 + p * torch.where(t >= 0, 1.0, -1.0)) / 2).clamp(min=1e-4)
     parts |= {
         "l1_near": _mean(error, near),
-        "sign": _mean(-agreement.log(), known),
+        "sign": _mean(-agreement.log(), counted),
         "wrong_sign": _mean((agreement < 0.5).float(), near),
     }
     total = total + _mean(cost, near) + sign_weight * parts["sign"]
     if slope_weight:
-        parts["slope"] = slope_error(p, t, known)
+        parts["slope"] = slope_error(p, t, counted)
         total = total + slope_weight * parts["slope"]
     return total, parts
 

@@ -285,7 +285,7 @@ def _pickle_of(stream: BinaryIO) -> bytes:
 
 def _old_pickles(stream: BinaryIO) -> list[bytes]:
     """Return the pickles that follow the magic number in a file of PyTorch before 1.6."""
-    found = []
+    pickles = []
     if stream.read(len(_OLD_START)) != _OLD_START:
         raise ValueError("it is neither a zip archive nor a pickle of PyTorch")
     for _ in range(4):  # protocol, system, content, keys of storages
@@ -297,8 +297,8 @@ def _old_pickles(stream: BinaryIO) -> list[bytes]:
                 break
         end = stream.tell()
         stream.seek(start)
-        found.append(stream.read(end - start))
-    return found
+        pickles.append(stream.read(end - start))
+    return pickles
 
 
 def _check_extents(content: Any, file_size: int) -> None:

@@ -98,7 +98,7 @@ class Primitives:
 
     def _surfaces_of(self, number: int) -> list[Surface]:
         mesh = self.data.items("meshes")[number]
-        found: dict[Any, Surface] = {}
+        surfaces: dict[Any, Surface] = {}
         for place, primitive in enumerate(listing(mesh, "primitives")):
             what = f"primitive {place} of its mesh {number}"
             if not isinstance(primitive, dict):
@@ -111,10 +111,10 @@ class Primitives:
             elif "POSITION" not in mapping(primitive, "attributes"):
                 self.notes["primitives without positions"] += 1
             else:
-                self._add(found, primitive, mode, what)
-        return list(found.values())
+                self._add(surfaces, primitive, mode, what)
+        return list(surfaces.values())
 
-    def _add(self, found: dict[Any, Surface], primitive: dict[str, Any], mode: int, what: str) -> None:
+    def _add(self, surfaces: dict[Any, Surface], primitive: dict[str, Any], mode: int, what: str) -> None:
         attributes = {
             name: accessor for name, accessor in mapping(primitive, "attributes").items()
             if name == "POSITION" or name.startswith(("JOINTS_", "WEIGHTS_"))
@@ -132,13 +132,13 @@ class Primitives:
             if indices is not None:
                 self._claim(indices)
         key = (
-            len(found)
+            len(surfaces)
             if draco is not None
             else repr((sorted(attributes.items()), [t.get("POSITION") for t in targets]))
         )
-        before = found.get(key)
+        before = surfaces.get(key)
         triangles += before.triangles if before else 0
-        found[key] = Surface(
+        surfaces[key] = Surface(
             attributes=attributes,
             targets=targets,
             parts=[*(before.parts if before else []), (indices, mode)],

@@ -54,13 +54,13 @@ def read_off(data: bytes) -> Polygons:
     place = start
     for _ in range(2):
         place = white_end(data, place, comments=True)
-        found = _COUNT.match(data, place)
-        if found is None:
+        number = _COUNT.match(data, place)
+        if number is None:
             raise ValueError(
                 f"{line_of(data, place)}: {word_at(data, place)} stands for the number of vertices or faces"
             )
-        counts.append(int(found[0]))
-        place = found.end()
+        counts.append(int(number[0]))
+        place = number.end()
     edges = _EDGES.match(data, place)
     place = edges.end() if edges else place
     _check(counts[0], counts[1], len(data) - place, 6, 2)

@@ -137,10 +137,10 @@ def _property(words: list[str], order: str) -> _Property:
         kind, name = words
         return _Property(name=name, length=None, values=np.dtype(order + _TYPES[kind]))
     length, kind, name = words[1:]
-    found = np.dtype(order + _TYPES[length])
-    if found.kind == "f":
+    counted_in = np.dtype(order + _TYPES[length])
+    if counted_in.kind == "f":
         raise ValueError("a list's length is a whole number")
-    return _Property(name=name, length=found, values=np.dtype(order + _TYPES[kind]))
+    return _Property(name=name, length=counted_in, values=np.dtype(order + _TYPES[kind]))
 
 
 def _check(elements: list[_Element], left: int, is_text: bool) -> None:

@@ -74,10 +74,10 @@ def polygons_of(
         raise ValueError(
             f"face {face + 1:,} has the index {corners[wrong]}, but there are {len(vertices):,} vertices, from 0 on"
         )
-    kept = counts >= 3
-    small = len(counts) - int(kept.sum())
+    large = counts >= 3
+    small = len(counts) - int(large.sum())
     if small:
-        corners, counts = corners[np.repeat(kept, counts)], counts[kept]
+        corners, counts = corners[np.repeat(large, counts)], counts[large]
         notes = (*notes, f"{small:,} faces of fewer than three corners have no area and are left out")
     return Polygons(vertices=vertices, corners=corners, counts=counts, notes=notes)
 
@@ -107,9 +107,9 @@ def in_triangles(polygons: Polygons) -> np.ndarray:
         )
     first = (np.cumsum(counts) - counts)[numbers]
     for start, count, number in zip(first.tolist(), counts[numbers].tolist(), numbers.tolist(), strict=True):
-        own = corners[start : start + count]
+        outline = corners[start : start + count]
         # Each polygon before this one has two triangles less than corners.
-        faces[start - 2 * number : start - 2 * number + count - 2] = own[_cut(vertices[own])]
+        faces[start - 2 * number : start - 2 * number + count - 2] = outline[_cut(vertices[outline])]
     return faces
 
 

@@ -65,8 +65,8 @@ def line_of(data: bytes, place: int) -> str:
 
 def word_at(data: bytes, place: int) -> str:
     """Return the word that begins at a place, in quotes, for messages."""
-    found = _WORD.match(data, place)
-    return repr(found[0][:40].decode("utf-8", "replace")) if found else "the end of the line"
+    word = _WORD.match(data, place)
+    return repr(word[0][:40].decode("utf-8", "replace")) if word else "the end of the line"
 
 
 def settle(values: np.ndarray, data: bytes) -> np.ndarray:

@@ -91,9 +91,9 @@ def inside_grid_and_points(grid: Grid, points: Array, corners: Array) -> tuple[M
     """
     solid, open_cells = grid.inside_by_rays(corners)
     centers = grid.low + (open_cells + 0.5) * grid.cell
-    found = inside_at(np.concatenate([centers, points]), corners)
-    solid[tuple(open_cells.T)] = found[: len(open_cells)]
-    return solid, found[len(open_cells) :]
+    inside = inside_at(np.concatenate([centers, points]), corners)
+    solid[tuple(open_cells.T)] = inside[: len(open_cells)]
+    return solid, inside[len(open_cells) :]
 
 
 def column_winding(corners: Array, count: int) -> tuple[Array, Array]:
@@ -115,10 +115,10 @@ def column_winding(corners: Array, count: int) -> tuple[Array, Array]:
     high = np.clip(np.floor(highest), -1, count - 1).astype(np.int64)
     sides = np.maximum(high - low + 1, 0)
     pairs = sides[:, 0] * sides[:, 1]
-    found = np.flatnonzero(pairs)
+    crossed = np.flatnonzero(pairs)
     above, total = np.zeros(count**3), np.zeros(count**2)
-    for start, end in _chunks(pairs[found]):
-        chosen = found[start:end]
+    for start, end in _chunks(pairs[crossed]):
+        chosen = crossed[start:end]
         face = np.repeat(chosen, pairs[chosen])
         within = np.arange(len(face)) - np.repeat(np.cumsum(pairs[chosen]) - pairs[chosen], pairs[chosen])
         foot = low[face] + np.stack([within // sides[face, 1], within % sides[face, 1]], axis=1)

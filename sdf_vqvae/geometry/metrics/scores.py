@@ -342,9 +342,9 @@ class _Surface:
         faces = np.asarray(mesh.faces, dtype=np.int64).reshape(-1, 3)
         corners = _corners(mesh, center, scale)
         cross = cross_products(corners)
-        kept = with_area(cross, 1.0)
-        if len(kept) < len(faces):
-            faces, corners, cross = faces[kept], corners[kept], cross[kept]
+        real = with_area(cross, 1.0)
+        if len(real) < len(faces):
+            faces, corners, cross = faces[real], corners[real], cross[real]
         return cls(vertices=vertices, faces=faces, corners=corners, cross=cross)
 
     @property

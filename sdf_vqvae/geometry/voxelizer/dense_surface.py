@@ -55,11 +55,11 @@ def voxelize_dense(
         kind = igl.SIGNED_DISTANCE_TYPE_UNSIGNED
     limit = band / resolution
     distance = igl.signed_distance(samples, points, triangles, sign_type=kind)[0]
-    kept = np.abs(distance) <= limit
-    if not kept.any():
+    within = np.abs(distance) <= limit
+    if not within.any():
         raise ValueError("no voxel lies within the band of the surface: it is outside the grid")
     return VoxelField(
-        index=torch.from_numpy(index[kept]).int().to(vertices.device),
-        distance=torch.from_numpy(np.clip(distance[kept] / limit, -1, 1)).float().to(vertices.device),
+        index=torch.from_numpy(index[within]).int().to(vertices.device),
+        distance=torch.from_numpy(np.clip(distance[within] / limit, -1, 1)).float().to(vertices.device),
         sign_method="winding" if signed else "none",
     )

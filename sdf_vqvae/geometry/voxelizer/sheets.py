@@ -79,8 +79,8 @@ class Skin:
 
 def _share(what: Tensor, mesh: Tensor, count: int) -> Tensor:
     """Return which share of each mesh's points `what [P]` is true of; 0 for a mesh without any. `[B]`"""
-    found = torch.zeros(count, device=what.device).index_add_(0, mesh, what.float())
-    return found / _PROBES
+    hits = torch.zeros(count, device=what.device).index_add_(0, mesh, what.float())
+    return hits / _PROBES
 
 
 def _normals(corners: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def refine(
         size //= 2
         offsets = corner_offsets(size, base.device)
         reach = (band + 3**0.5 * (size - 1) / 2 + _SLACK) ** 2
-        kept = []
+        pairs = []
         for rows in torch.arange(len(triangle), device=base.device).split(PAIRS[base.device.type]):
             owner, low = triangle[rows], base[:, rows]
             near = triangles.squared_distance(owner, low + (size - 1) / 2, offsets.float()) <= reach
@@ -134,7 +134,7 @@ def refine(
             inside = (cell < resolution).all(0)
             if not bool(inside.all()):
                 pair, cell = pair[inside], cell[:, inside]
-            kept.append((owner[pair], cell))
-        triangle = torch.cat([owner for owner, _ in kept])
-        base = torch.cat([cell for _, cell in kept], dim=1)
+            pairs.append((owner[pair], cell))
+        triangle = torch.cat([owner for owner, _ in pairs])
+        base = torch.cat([cell for _, cell in pairs], dim=1)
     return triangle, base
