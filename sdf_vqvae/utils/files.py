@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -89,6 +90,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         named = OSError(f"{target} cannot be written: {error.strerror or error}")
         named.errno = error.errno  # a full disk is known by it
         raise named from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `path` if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        old = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,28 +1,44 @@
 """Scans with labels to folders of masks, windows and organs: what `process_m3d_seg_format.py` does.
 
-Which cases there are, those that an earlier run has finished, and what became of the rest; a case itself is the
-business of `processing`.
+Which cases there are, those that an earlier run has finished, what became of the rest, and the tables over all of
+them; a case itself is the business of `processing`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdf_vqvae.data.tables import METADATA, write_table
 from sdf_vqvae.preprocessing.ct.cases import names_of
 from sdf_vqvae.preprocessing.ct.layouts import M3D, CaseFiles, CaseSet, find_case_sets, pair_case
 from sdf_vqvae.preprocessing.ct.masks import LabelNames
 from sdf_vqvae.preprocessing.ct.names import check_chosen
-from sdf_vqvae.preprocessing.ct.processing import finished, make_case_worker, remove_leftovers, write_tables
+from sdf_vqvae.preprocessing.ct.processing import (
+    ORGANS,
+    PROCESSED,
+    finished,
+    make_case_worker,
+    read_info,
+    remove_leftovers,
+)
 from sdf_vqvae.preprocessing.ct.settings import ScanSettings, Settings
-from sdf_vqvae.utils.files import only_writer
+from sdf_vqvae.utils.files import only_writer, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import follow
 
 logger = logging.getLogger(__name__)
+
+_COLUMNS = (
+    "case_id", "original_shape", "adapted_shape", "resolution", "has_segmentation", "organs_present",
+    "windows_processed", "file_size_mb", "processing_time_sec", "use_mask", "ct_path", "masks_path",
+    "organ_labels_file", "source_format", "spacing", "spacing_known", "orientation_known", "hounsfield",
+    "windows_error", "organs_absent", "organs_failed", "notes", "error",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +120,7 @@ def _process_set(chosen: CaseSet, whole: CaseSet, scans: ScanSettings) -> Outcom
         failed = process(
             chosen.cases, settings, workers=scans.num_workers, device=scans.device, skip=not scans.no_skip
         )
-        records = write_tables(settings, failed, chosen.name, chosen.cases[0].source, unpaired)
+        records = _write_tables(settings, failed, chosen.name, chosen.cases[0].source, unpaired)
     return Outcome(
         name=chosen.name,
         settings=settings,
@@ -154,3 +170,51 @@ def _label_names(case_sets: Sequence[CaseSet]) -> list[LabelNames]:
     if not names:
         raise next(iter(damage.values()))
     return list(names.values())
+
+
+def _write_tables(
+    settings: Settings,
+    failed: Mapping[str, str],
+    dataset_name: str,
+    source_format: str,
+    unpaired: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Write all tables from the finished cases' records, and return those.
+
+    Args:
+        settings: where to, and what was made.
+        failed: case -> why it has no record.
+        dataset_name: for `dataset_config.json`.
+        source_format: likewise.
+        unpaired: case -> what it lacks, likewise.
+    """
+    processed = settings.output / PROCESSED
+    folders = sorted(p for p in processed.iterdir() if not p.name.startswith(".")) if processed.is_dir() else []
+    records = [r for p in folders if p.name not in failed and (r := read_info(p)) is not None]
+    rows = [{**r["row"], "error": ""} for r in records]
+    rows += [{"case_id": case, "error": reason} for case, reason in failed.items()]
+    rows.sort(key=lambda row: row["case_id"])
+    write_table(settings.output / METADATA, [{c: row.get(c, "") for c in _COLUMNS} for row in rows])
+    organ_rows = [row for r in records for row in r["organ_rows"]]
+    if organ_rows:
+        write_table(settings.output / ORGANS / METADATA, organ_rows)
+    failures = [{"case_id": case, "error": reason} for case, reason in failed.items()]
+    write_json(settings.output / "failed_cases.json", failures, indent=1, ensure_ascii=False)
+    write_json(
+        settings.output / "dataset_config.json",
+        {
+            "dataset_name": dataset_name,
+            "modality": "CT",
+            "source_format": source_format,
+            "num_cases": len(records),
+            "num_organs": len(organ_rows),
+            "unpaired": dict(unpaired),
+            "default_resolution": settings.default_resolution,
+            "sdf_resolution": settings.organ.resolution if settings.compute_sdf else None,
+            "sdf_threshold_factor": settings.organ.band if settings.compute_sdf else None,
+            "processing_date": time.strftime("%Y-%m-%d"),
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+    return records

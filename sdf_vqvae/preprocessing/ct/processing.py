@@ -1,4 +1,4 @@
-"""One case of a CT dataset to its folder of outputs, whole or not at all, and the tables over all cases.
+"""One case of a CT dataset to its folder of outputs, whole or not at all.
 
 `processed/<case>/` appears under its name only when everything in it is written. Its `info.json` holds all that the
 tables say about the case, so the tables can be made again from the folders at any time.
@@ -6,14 +6,12 @@ tables say about the case, so the tables can be made again from the folders at a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from sdf_vqvae.data.field_file import field_file_name
-from sdf_vqvae.data.tables import METADATA, write_table
 from sdf_vqvae.geometry.volume import label_surface
 from sdf_vqvae.preprocessing.ct.cases import Case, load_case
 from sdf_vqvae.preprocessing.ct.layouts import CaseFiles, nifti_files
@@ -39,17 +36,11 @@ from sdf_vqvae.preprocessing.ct.windows import (
     write_padded,
 )
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.files import write_json, write_text
+from sdf_vqvae.utils.files import atomic_folder, write_json, write_text
 from sdf_vqvae.utils.strict_files import parse_json
 
 PROCESSED, ORGANS, LOGS = "processed", "organs", "debug_logs"
 _INFO = "info.json"
-_COLUMNS = (
-    "case_id", "original_shape", "adapted_shape", "resolution", "has_segmentation", "organs_present",
-    "windows_processed", "file_size_mb", "processing_time_sec", "use_mask", "ct_path", "masks_path",
-    "organ_labels_file", "source_format", "spacing", "spacing_known", "orientation_known", "hounsfield",
-    "windows_error", "organs_absent", "organs_failed", "notes", "error",
-)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -117,7 +108,7 @@ def process_case(files: CaseFiles, settings: Settings, device: str) -> dict[str,
     side = grid_side(case.shape, settings.default_resolution)
     target = case_folder(settings, files.case_id)
     before = read_info(target)
-    with _atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         wanted = _wanted_labels(case, settings)
         organs = _make_organs(case, files.case_id, wanted, settings, folder, side, device, log)
         windows, reason = ([], "") if settings.use_mask else _make_windows(
@@ -126,7 +117,7 @@ def process_case(files: CaseFiles, settings: Settings, device: str) -> dict[str,
         info = _record(files, case, settings, side, organs, windows, reason)
         info["row"]["file_size_mb"] = f"{_disk_bytes(folder) / 2**20:.3f}"
         info["row"]["processing_time_sec"] = f"{time.perf_counter() - log.start:.3f}"
-        _write_json(folder / _INFO, info)
+        write_json(folder / _INFO, info, indent=1, ensure_ascii=False)
     _remove_old_fields(before, info, settings)
     log("done")
     write_text(settings.output / LOGS / f"{files.case_id}.log", "\n".join(log.lines) + "\n")
@@ -186,7 +177,8 @@ def _make_organs(
     if absent:
         log(f"no voxel of {', '.join(absent)}")
     if labels:
-        _write_json(folder / _labels_file(settings), _organ_labels(case, organs, case_id, side))
+        about = _organ_labels(case, organs, case_id, side)
+        write_json(folder / _labels_file(settings), about, indent=1, ensure_ascii=False)
     return organs
 
 
@@ -360,10 +352,6 @@ def _disk_bytes(folder: Path) -> int:
     return sum(512 * p.stat().st_blocks for p in folder.rglob("*") if p.is_file())
 
 
-def _write_json(path: Path, content: object) -> None:
-    write_json(path, content, indent=1, ensure_ascii=False)
-
-
 def remove_leftovers(output: Path) -> None:
     """Remove what a killed run was writing. No other program may be writing there (`only_writer`)."""
     for folder in (output / PROCESSED).glob(".*.tmp"):
@@ -371,70 +359,3 @@ def remove_leftovers(output: Path) -> None:
     for place in (output / ORGANS, output / LOGS, output):
         for file in place.glob(".*.tmp.*"):
             file.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `path` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        old = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-# -- tables ------------------------------------------------------------------------------------------------------
-
-
-def write_tables(
-    settings: Settings,
-    failed: Mapping[str, str],
-    dataset_name: str,
-    source_format: str,
-    unpaired: Mapping[str, str],
-) -> list[dict[str, Any]]:
-    """Write all tables from the finished cases' records, and return those.
-
-    Args:
-        settings: where to, and what was made.
-        failed: case -> why it has no record.
-        dataset_name: for `dataset_config.json`.
-        source_format: likewise.
-        unpaired: case -> what it lacks, likewise.
-    """
-    processed = settings.output / PROCESSED
-    folders = sorted(p for p in processed.iterdir() if not p.name.startswith(".")) if processed.is_dir() else []
-    records = [r for p in folders if p.name not in failed and (r := read_info(p)) is not None]
-    rows = [{**r["row"], "error": ""} for r in records]
-    rows += [{"case_id": case, "error": reason} for case, reason in failed.items()]
-    rows.sort(key=lambda row: row["case_id"])
-    write_table(settings.output / METADATA, [{c: row.get(c, "") for c in _COLUMNS} for row in rows])
-    organ_rows = [row for r in records for row in r["organ_rows"]]
-    if organ_rows:
-        write_table(settings.output / ORGANS / METADATA, organ_rows)
-    _write_json(
-        settings.output / "failed_cases.json", [{"case_id": c, "error": reason} for c, reason in failed.items()]
-    )
-    _write_json(
-        settings.output / "dataset_config.json",
-        {
-            "dataset_name": dataset_name,
-            "modality": "CT",
-            "source_format": source_format,
-            "num_cases": len(records),
-            "num_organs": len(organ_rows),
-            "unpaired": dict(unpaired),
-            "default_resolution": settings.default_resolution,
-            "sdf_resolution": settings.organ.resolution if settings.compute_sdf else None,
-            "sdf_threshold_factor": settings.organ.band if settings.compute_sdf else None,
-            "processing_date": time.strftime("%Y-%m-%d"),
-        },
-    )
-    return records

@@ -13,6 +13,7 @@ import torch
 
 from sdf_vqvae.utils.archives import write_safetensors
 from sdf_vqvae.utils.files import (
+    atomic_folder,
     atomic_path,
     file_lock,
     only_writer,
@@ -58,6 +59,19 @@ def test_what_cannot_be_written_whole_leaves_the_earlier_file(tmp_path):
         write_json_lines(file, [3, object()])
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
     assert file.read_text() == "1\n2\n"
+
+
+def test_a_folder_takes_the_place_of_the_earlier_one_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "made" / "case"
+    for text in ("one", "two"):
+        with atomic_folder(target) as folder:
+            assert folder.parent == target.parent and (text == "one") != target.exists()
+            (folder / text).write_text(text)
+    with pytest.raises(ValueError, match="inside"), atomic_folder(target) as folder:
+        (folder / "three").touch()
+        raise ValueError("inside")
+    assert [path.name for path in target.parent.iterdir()] == ["case"]
+    assert [path.name for path in target.iterdir()] == ["two"]
 
 
 def test_a_part_of_a_file_has_the_hash_of_its_bytes(tmp_path):
