@@ -46,9 +46,9 @@ def work(options: argparse.Namespace) -> int:
         if options.output.suffix != ".npz":
             raise ValueError(f"--output {options.output}: a field file ends in .npz")
         voxels = convert_file(options.fields, options.output, field)
-        found: dict[str, Any] = {"output": str(options.output), "voxels": voxels, "field": field.to_dict()}
+        report: dict[str, Any] = {"output": str(options.output), "voxels": voxels, "field": field.to_dict()}
         if options.json:
-            print_json(found)
+            print_json(report)
         else:
             print(f"{options.fields} -> {options.output}: {voxels} voxels, {field.in_words()}")
         return 0

@@ -66,7 +66,7 @@ def work(options: argparse.Namespace) -> int:
             mc_threshold=options.mc_threshold,
         )
     taken = write_mesh(options.output, mesh, up=codes.up if codes.up_from else None)
-    found = {
+    report = {
         "codes_file": str(options.codes),
         "codes": len(codes.codes),
         "decoded_voxels": len(decoded),
@@ -77,9 +77,9 @@ def work(options: argparse.Namespace) -> int:
         "offset": taken,
     }
     if options.json:
-        print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
+        print_json({**report, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
         return 0
-    print(f"{found['codes_file']}: {found['codes']} codes -> {found['faces']} faces in {found['output']}")
+    print(f"{report['codes_file']}: {report['codes']} codes -> {report['faces']} faces in {report['output']}")
     if taken is not None:
         print(f"moved near the origin: add {', '.join(map(repr, taken))} to x, y and z for its own place")
     print_stages(watch.costs)

@@ -78,7 +78,7 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
     with watch("encode"), naming(settings.source):
         codes = encode_field(vae, field)
     codes.save(settings.output)
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "mesh": str(settings.source),
         "faces": None if isinstance(source, SparseSDF) else len(source.faces),
         "watertight": field.watertight,
@@ -92,13 +92,13 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
         "output": str(settings.output),
     }
     if options.json:
-        print_json({**found, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
+        print_json({**report, "stages": [dataclasses.asdict(cost) for cost in watch.costs]})
         return 0
-    made_of = "" if found["faces"] is None else f"{found['faces']} faces -> "
+    made_of = "" if report["faces"] is None else f"{report['faces']} faces -> "
     print(
-        f"{found['mesh']}: {made_of}{found['voxels']} voxels at {found['resolution']}^3 "
-        f"({found['sign_method']}) -> {found['codes']} codes ({found['distinct_codes']} distinct) "
-        f"in {found['output']}"
+        f"{report['mesh']}: {made_of}{report['voxels']} voxels at {report['resolution']}^3 "
+        f"({report['sign_method']}) -> {report['codes']} codes ({report['distinct_codes']} distinct) "
+        f"in {report['output']}"
     )
     print(up.in_words())
     print_stages(watch.costs)
@@ -109,17 +109,17 @@ def _encode_dataset(settings: EncodeSettings, options: argparse.Namespace) -> in
     from sdf_vqvae.codes.encoding import encode_dataset
 
     with contextlib.redirect_stdout(sys.stderr):  # Ray has things to say
-        found = encode_dataset(settings)
-    rate = found.encoded / found.seconds if found.seconds else 0.0
+        report = encode_dataset(settings)
+    rate = report.encoded / report.seconds if report.seconds else 0.0
     if options.json:
-        print_json(dataclasses.asdict(found), indent=None)
+        print_json(dataclasses.asdict(report), indent=None)
     else:
         print(
-            f"{settings.source}: {found.encoded:,} objects encoded ({rate:.1f} a second), {found.kept:,} kept, "
-            f"{len(found.failed):,} failed; {found.codes:,} codes in {settings.output}"
+            f"{settings.source}: {report.encoded:,} objects encoded ({rate:.1f} a second), {report.kept:,} kept, "
+            f"{len(report.failed):,} failed; {report.codes:,} codes in {settings.output}"
         )
-        for name, reason in list(found.failed.items())[:10]:
+        for name, reason in list(report.failed.items())[:10]:
             print(f"  {name}: {reason}")
-        if len(found.failed) > 10:
-            print(f"  and {len(found.failed) - 10} more: column codes_error of {settings.output / 'metadata.csv'}")
-    return 0 if found.encoded or found.kept else USER_ERROR
+        if len(report.failed) > 10:
+            print(f"  and {len(report.failed) - 10} more: column codes_error of {settings.output / 'metadata.csv'}")
+    return 0 if report.encoded or report.kept else USER_ERROR

@@ -25,12 +25,12 @@ def add_up_option(parser: argparse._ActionsContainer, default: str = _UP_DEFAULT
 
 def _up(text: str) -> str:
     try:
-        found = read_up(text, "it")
+        axis = read_up(text, "it")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if found is None:
+    if axis is None:
         raise argparse.ArgumentTypeError("it is empty")
-    return found
+    return axis
 
 
 def add_vae_options(parser: argparse.ArgumentParser, default_config: str | None = None) -> None:

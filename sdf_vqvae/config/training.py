@@ -206,19 +206,19 @@ class TrainerConfig:
             "clip_percentile",
         )
         plain = [name for name in settings_of(cls) if name not in nested]
-        known = [*plain, "optimizer", "lr_scheduler", "fp16_scale_growth"]
-        check_keys("trainer.args", args, known, _LATER_TRAINER)
-        found = {key: value for key, value in args.items() if key in plain and key != "grad_clip"}
+        names = [*plain, "optimizer", "lr_scheduler", "fp16_scale_growth"]
+        check_keys("trainer.args", args, names, _LATER_TRAINER)
+        settings = {key: value for key, value in args.items() if key in plain and key != "grad_clip"}
         if "ema_rate" in args:
             rates = args["ema_rate"]
-            found["ema_rate"] = tuple(rates) if isinstance(rates, list) else (rates,)
+            settings["ema_rate"] = tuple(rates) if isinstance(rates, list) else (rates,)
         if "optimizer" in args:
-            found |= _optimizer(args["optimizer"])
+            settings |= _optimizer(args["optimizer"])
         if "lr_scheduler" in args:
-            found |= _schedule(args["lr_scheduler"])
+            settings |= _schedule(args["lr_scheduler"])
         if "grad_clip" in args:
-            found |= _clipping(args["grad_clip"])
-        return cls(**found)
+            settings |= _clipping(args["grad_clip"])
+        return cls(**settings)
 
 
 def _optimizer(section: Any) -> dict[str, Any]:
@@ -230,19 +230,19 @@ def _optimizer(section: Any) -> dict[str, Any]:
 def _schedule(section: Any) -> dict[str, Any]:
     _, args = named_section("trainer.args.lr_scheduler", section, ("WarmupThenScheduler",))
     check_keys("trainer.args.lr_scheduler.args", args, ("warmup_steps", "base_scheduler"))
-    found = {key: args[key] for key in ("warmup_steps",) if key in args}
+    settings = {key: args[key] for key in ("warmup_steps",) if key in args}
     if "base_scheduler" in args:
         where = "trainer.args.lr_scheduler.args.base_scheduler"
         name, base = named_section(where, args["base_scheduler"], ("CosineAnnealingLR", "CosineOverRun"))
         over_run = name == "CosineOverRun"
         check_keys(f"{where}.args", base, ("eta_min",) if over_run else ("T_max", "eta_min"))
-        found |= {"cosine_over_run": True} if over_run else {}
-        found |= {
+        settings |= {"cosine_over_run": True} if over_run else {}
+        settings |= {
             ours: base[theirs]
             for theirs, ours in {"T_max": "cosine_steps", "eta_min": "lr_min"}.items()
             if theirs in base
         }
-    return found
+    return settings
 
 
 def _clipping(section: Any) -> dict[str, Any]:

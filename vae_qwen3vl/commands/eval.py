@@ -60,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--split", help="of --data_dir (default: test, else val, else all; never what was trained on)")
     data.add_argument("--max_eval_samples", type=int, default=20, metavar="N", help="the first N; 0 for all (20)")
     add_options(data, EvalSettings, ("questions", "shapes"))
-    own = parser.add_argument_group("the evaluation")
-    own.add_argument("--output_dir", metavar="DIR", help=f"default: the run's {IN_RUN}/, else {OUTPUT}/")
-    add_options(own, EvalSettings, ("max_new_tokens", "batch_size", "measures"))
-    own.add_argument("--save_mesh", action="store_true", help="rebuild meshes from the codes, and keep them")
-    add_options(own, EvalSettings, ("voxel_resolution", "mc_threshold"))
+    evaluation = parser.add_argument_group("the evaluation")
+    evaluation.add_argument("--output_dir", metavar="DIR", help=f"default: the run's {IN_RUN}/, else {OUTPUT}/")
+    add_options(evaluation, EvalSettings, ("max_new_tokens", "batch_size", "measures"))
+    evaluation.add_argument("--save_mesh", action="store_true", help="rebuild meshes from the codes, and keep them")
+    add_options(evaluation, EvalSettings, ("voxel_resolution", "mc_threshold"))
     add_run_options(parser)
 
 
@@ -100,8 +100,8 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
         of_file = config if options.config is None else AlignmentConfig.from_file(options.config)
         run = run_to_evaluate(settled(replace(of_file, output_run=config.output_run)))
         projector, output = str(run / PROJECTOR_FINAL), output or str(run / IN_RUN)
-    known = run is not None and (run / ARGUMENTS).is_file()
-    trained = AlignmentConfig.from_file(run / ARGUMENTS) if run is not None and known else config
+    recorded = run is not None and (run / ARGUMENTS).is_file()
+    trained = AlignmentConfig.from_file(run / ARGUMENTS) if run is not None and recorded else config
     model = {key: told.get(key, getattr(trained, key)) for key in ("vl_model", "vae_config", "vae_ckpt")}
     return Parts(**model, projector=projector, lora=options.lora_dir, run=run, output=Path(output or OUTPUT))
 

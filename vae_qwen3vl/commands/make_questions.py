@@ -67,27 +67,27 @@ def work(options: argparse.Namespace) -> int:
         **given(options, QuestionSettings), kinds=tuple(dict.fromkeys(kinds)), limits=dict(options.limit)
     )
     check_records_name(settings.output)
-    found = write_questions(settings)
+    report = write_questions(settings)
     if options.json:
-        print_json(asdict(found), indent=None)
+        print_json(asdict(report), indent=None)
     else:
-        _print(found, settings.output)
-    return 0 if found.questions else USER_ERROR
+        _print(report, settings.output)
+    return 0 if report.questions else USER_ERROR
 
 
-def _print(found: QuestionReport, output: Path) -> None:
+def _print(report: QuestionReport, output: Path) -> None:
     print(f"{'kind':<14}" + "".join(f"{language:>9}" for language in LANGUAGES))
-    for kind, counts in found.kinds.items():
+    for kind, counts in report.kinds.items():
         print(f"{kind:<14}" + "".join(f"{counts[language]:>9,}" for language in LANGUAGES))
-    share = f", {found.yes / found.yes_no:.1%} of {found.yes_no:,} yes/no answers are yes" if found.yes_no else ""
-    made = f"{found.questions:,} questions about {found.objects:,} objects in {output}"
-    print(f"{made}{share}; {len(found.failed)} failed")
-    for name, reason in list(found.failed.items())[:10]:
+    share = f", {report.yes / report.yes_no:.1%} of {report.yes_no:,} yes/no answers are yes" if report.yes_no else ""
+    written = f"{report.questions:,} questions about {report.objects:,} objects in {output}"
+    print(f"{written}{share}; {len(report.failed)} failed")
+    for name, reason in list(report.failed.items())[:10]:
         print(f"  {name}: {reason}")
 
 
 def _limit(text: str) -> tuple[str, int]:
-    found = named_number(text)
-    if found is None:
+    limit = named_number(text)
+    if limit is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=N, such as ldraw=2000")
-    return found
+    return limit
