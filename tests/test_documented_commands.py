@@ -98,7 +98,7 @@ def run_command(command: str, root: Path, **environment: str) -> subprocess.Comp
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` of a script is this one too
     variables = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PATH": path} | environment
     started = [sys.executable, *arguments] if program == "python" else [program, *arguments]
-    return subprocess.run(started, cwd=root, env=variables, capture_output=True, text=True, timeout=300)
+    return subprocess.run(started, cwd=root, env=variables, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

@@ -24,6 +24,20 @@ SMALL_ARGS: dict[str, Any] = {
 """Arguments of a tokenizer of 32^3 fields that is built in a moment."""
 
 
+def measured_args(side: int = SIDE) -> dict[str, Any]:
+    """Return arguments of a tokenizer whose fields are fine enough to be measured, and whose network is small."""
+    return {
+        "resolution": 8,
+        "model_channels": 64,
+        "level_channels": [16] * ((side // 8).bit_length() - 1),
+        "latent_channels": 8,
+        "num_blocks": 1,
+        "num_embeddings": 128,
+        "field": {"kind": "sdf", "unit": "band", "band": BAND, "sampling": "center", "resolution": side},
+        "input_band": 1.75,
+    }
+
+
 def field(radius: float) -> tuple[Tensor, Tensor]:
     """Return index int16 `[N, 3]` and distance `[N]` in units of the band."""
     grid = torch.stack(torch.meshgrid(*[torch.arange(SIDE)] * 3, indexing="ij"), -1).reshape(-1, 3)

@@ -13,18 +13,8 @@ import pytest
 import trimesh
 
 from sdf_vqvae.evaluation.rebuild import ROWS
+from tiny_tokenizer import measured_args
 from vae_qwen3vl.commands.main import main
-
-SMALL = {
-    "resolution": 8,
-    "model_channels": 64,
-    "level_channels": [16, 16, 16],
-    "latent_channels": 8,
-    "num_blocks": 1,
-    "num_embeddings": 128,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64},
-    "input_band": 1.75,
-}
 
 
 @pytest.fixture
@@ -49,7 +39,7 @@ def run(
 def small_config(tmp_path_factory) -> str:
     """A small tokenizer of random weights."""
     path = tmp_path_factory.mktemp("vae") / "config.json"
-    path.write_text(json.dumps({"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": SMALL}}}))
+    path.write_text(json.dumps({"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": measured_args()}}}))
     return str(path)
 
 

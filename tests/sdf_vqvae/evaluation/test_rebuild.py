@@ -33,32 +33,23 @@ from sdf_vqvae.evaluation.shapes import list_shapes
 from sdf_vqvae.evaluation.summary import code_bin, subsets, summarize
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from tiny_tokenizer import measured_args
 
 SAMPLES = 500
-SMALL = {
-    "resolution": 8,
-    "model_channels": 64,
-    "level_channels": [16, 16, 16],
-    "latent_channels": 8,
-    "num_blocks": 1,
-    "num_embeddings": 128,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 64},
-    "input_band": 1.75,
-}
 QUICK = EvaluationSettings(samples=SAMPLES, shapes="tests")
 
 
-def small_vae(seed: int = 0) -> SparseSDFVQVAE:
-    """A small tokenizer: fields of 64^3, random weights."""
+def small_vae(side: int, seed: int = 0) -> SparseSDFVQVAE:
+    """A small tokenizer of random weights."""
     torch.manual_seed(seed)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL)).eval()
+    vae = SparseSDFVQVAE(VAEConfig.from_args(measured_args(side))).eval()
     decode = vae.decode_latent
 
     def a_ball(latent):
         """Stand in for trained weights, whatever the latent is: a smaller ball than the one that was encoded."""
         field = decode(latent)
-        place = (field.coords[:, 1:] + 0.5) / 64 - 0.5
-        return field.replace((place.norm(dim=1, keepdim=True) - 0.46) * 64 / 3)
+        place = (field.coords[:, 1:] + 0.5) / side - 0.5
+        return field.replace((place.norm(dim=1, keepdim=True) - 0.46) * side / 3)
 
     vae.decode_latent = a_ball
     return vae
@@ -66,7 +57,13 @@ def small_vae(seed: int = 0) -> SparseSDFVQVAE:
 
 @pytest.fixture(scope="module")
 def vae() -> SparseSDFVQVAE:
-    return small_vae()
+    return small_vae(64)
+
+
+@pytest.fixture(scope="module")
+def quick_vae() -> SparseSDFVQVAE:
+    """For tests that ask not how good it is."""
+    return small_vae(32)
 
 
 def ball(subdivisions: int = 2) -> trimesh.Trimesh:
@@ -251,17 +248,17 @@ def test_every_object_is_in_one_subset_of_each_kind():
 # -- the run -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_where_it_stopped_and_changes_nothing(vae, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_it_stopped_and_changes_nothing(quick_vae, tmp_path, monkeypatch):
     shapes = [in_hand("a", ball()), in_hand("b", None), in_hand("c", trimesh.creation.box())]
-    whole = evaluate_shapes(vae, shapes, tmp_path / "whole", QUICK)
-    evaluate_shapes(vae, shapes[:1], tmp_path / "parts", QUICK)
+    whole = evaluate_shapes(quick_vae, shapes, tmp_path / "whole", QUICK)
+    evaluate_shapes(quick_vae, shapes[:1], tmp_path / "parts", QUICK)
     lines = tmp_path / "parts" / "objects.jsonl"
     with lines.open("a") as file:
         file.write('{"id": "b", "sour')  # killed in the middle of a line
     seen = []
     real = evaluation_run.rebuild
     monkeypatch.setattr(evaluation_run, "rebuild", lambda v, shape, **k: seen.append(shape.id) or real(v, shape, **k))
-    again = evaluate_shapes(vae, shapes, tmp_path / "parts", QUICK)
+    again = evaluate_shapes(quick_vae, shapes, tmp_path / "parts", QUICK)
     assert seen == ["b", "c"]
     assert again["subsets"] == whole["subsets"]
     assert [f["id"] for f in again["failures"]] == ["b"]
@@ -270,21 +267,21 @@ def test_a_run_goes_on_where_it_stopped_and_changes_nothing(vae, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_scores_in_other_processes_are_the_same(vae, tmp_path):
+def test_scores_in_other_processes_are_the_same(quick_vae, tmp_path):
     shapes = [in_hand(str(n), ball(n)) for n in range(1, 4)] + [in_hand("bad", None)]
-    one = evaluate_shapes(vae, shapes, tmp_path / "one", QUICK)
-    two = evaluate_shapes(vae, shapes, tmp_path / "two", QUICK, workers=2)
+    one = evaluate_shapes(quick_vae, shapes, tmp_path / "one", QUICK)
+    two = evaluate_shapes(quick_vae, shapes, tmp_path / "two", QUICK, workers=2)
     assert one["subsets"] == two["subsets"]
     assert one["codebook"] == two["codebook"]
 
 
 @pytest.mark.parametrize("change", ["samples", "seed", "shapes", "tokenizer", "protocol"])
-def test_results_of_different_evaluations_do_not_mix(vae, tmp_path, change, monkeypatch):
+def test_results_of_different_evaluations_do_not_mix(quick_vae, tmp_path, change, monkeypatch):
     shapes = [in_hand("a", trimesh.creation.box())]
-    evaluate_shapes(vae, shapes, tmp_path, QUICK)
-    changed, other = QUICK, vae
+    evaluate_shapes(quick_vae, shapes, tmp_path, QUICK)
+    changed, other = QUICK, quick_vae
     if change == "tokenizer":
-        other = small_vae(seed=1)
+        other = small_vae(32, seed=1)
     elif change == "protocol":
         monkeypatch.setattr(evaluation_run, "PROTOCOL", 99)
     else:
@@ -346,14 +343,14 @@ def test_no_object_is_shown_twice(count, objects):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_the_page_is_small_whole_and_escaped(vae, tmp_path):
+def test_the_page_is_small_whole_and_escaped(quick_vae, tmp_path):
     hostile = "<script>alert('x')</script>&\"'"
     shapes = [in_hand(hostile, ball(), source=hostile), in_hand("lost", None)]
     settings_ = dataclasses.replace(QUICK, shapes=hostile)
-    summary = evaluate_shapes(vae, shapes, tmp_path, settings_)
+    summary = evaluate_shapes(quick_vae, shapes, tmp_path, settings_)
     records = read_objects(tmp_path)
     chosen = chosen_for_pictures(list(records.values()), 3)
-    write_report(tmp_path / "report.html", summary, records, chosen, draw_objects(vae, shapes))
+    write_report(tmp_path / "report.html", summary, records, chosen, draw_objects(quick_vae, shapes))
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert page.count("data:image/") == 4  # truth and three rows; the lost one has none
