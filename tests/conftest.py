@@ -21,22 +21,23 @@ def repository() -> Path:
     return REPOSITORY
 
 
+def _beside_the_repository(name: str) -> Path:
+    folder = REPOSITORY.parent / "shared" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs what is not part of the project (../shared/{name})")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of reference meshes, scans and parity numbers beside the repository; skips where absent."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the reference data, which is not part of the project (../shared/data)")
-    return folder
+    return _beside_the_repository("data")
 
 
 @pytest.fixture(scope="session")
 def user_document() -> str:
     """The text of the user's document beside the repository; skips where absent."""
-    folder = REPOSITORY.parent / "shared" / "brief"
-    if not folder.is_dir():
-        pytest.skip("needs the user's document, which is not part of the project (../shared/brief)")
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()))
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(_beside_the_repository("brief").iterdir()))
 
 
 @pytest.fixture(scope="session")

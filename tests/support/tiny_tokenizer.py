@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import trimesh
 from torch import Tensor
 
+from sdf_vqvae.codes.pipeline import voxelize_for
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 
 SIDE, BAND = 64, 3.0
@@ -86,3 +91,15 @@ def vae(architecture: str = "residual", **more: Any) -> SparseSDFVQVAE:
     """Return a tokenizer of 64^3 fields with seeded random weights."""
     torch.manual_seed(0)
     return SparseSDFVQVAE(**args(architecture, **more))
+
+
+def saved_with_a_surface(mesh: Path | trimesh.Trimesh, folder: Path) -> Path:
+    """Save a tokenizer of random weights, its output moved so that it crosses zero on a mesh; return its weights."""
+    torch.manual_seed(0)
+    tokenizer = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
+    decoded = tokenizer.Decode(tokenizer.Encode(voxelize_for(tokenizer, mesh).to_batch()))
+    last = [module for module in tokenizer.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias -= torch.atanh(decoded.feats.median())
+    save_vae(tokenizer, folder)
+    return folder / "model.safetensors"

@@ -19,7 +19,8 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from tiny_tokenizer import SMALL_ARGS
+from sdf_vqvae.utils.extras import EXTRAS
+from tiny_tokenizer import SMALL_ARGS, saved_with_a_surface
 from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main
 
 pytest.importorskip("transformers")
@@ -37,16 +38,7 @@ def mesh_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory, mesh_file) -> Path:
-    """A tokenizer with random weights, its output moved so that it crosses zero on the box."""
-    torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
-    decoded = vae.Decode(vae.Encode(voxelize_for(vae, mesh_file).to_batch()))
-    last = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        last.bias -= torch.atanh(decoded.feats.median())
-    folder = tmp_path_factory.mktemp("vae")
-    save_vae(vae, folder)
-    return folder / "model.safetensors"
+    return saved_with_a_surface(mesh_file, tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
@@ -141,9 +133,7 @@ def test_demo_leaves_codes_mesh_picture_and_result(tmp_path, mesh_file, tokenize
 
 
 def test_doctor_names_versions_backends_and_remedies(capsys, monkeypatch):
-    from vae_qwen3vl.doctor import report as doctor
-
-    monkeypatch.setitem(doctor.EXTRAS, "web", ("no_such_library_anywhere",))
+    monkeypatch.setitem(EXTRAS, "web", ("no_such_library_anywhere",))
     code, out, _ = run(capsys, "doctor", "--json")
     report = json.loads(out)
     assert code == (1 if report["problems"] else 0)

@@ -14,15 +14,11 @@ import trimesh
 from sdf_vqvae.codes import pipeline as shapes
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.folder import CodeFolder
-from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.codes.shape_codes import ShapeCodes
-from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.up import UP_AXES, lay_back
 from sdf_vqvae.geometry.upright import UpGuess
-from sdf_vqvae.model.checkpoint import save_vae
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from tiny_tokenizer import SMALL_ARGS
+from tiny_tokenizer import saved_with_a_surface
 from vae_qwen3vl.commands.main import main
 
 CELL = 4 / 0.95 / 8
@@ -41,16 +37,7 @@ def tall(up: str = "y") -> trimesh.Trimesh:
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory) -> Path:
-    """A tokenizer with random weights, its output moved so that it crosses zero on the box."""
-    torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)).eval()
-    decoded = vae.Decode(vae.Encode(voxelize_for(vae, tall()).to_batch()))
-    last = [module for module in vae.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        last.bias -= torch.atanh(decoded.feats.median())
-    folder = tmp_path_factory.mktemp("vae")
-    save_vae(vae, folder)
-    return folder / "model.safetensors"
+    return saved_with_a_surface(tall(), tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture
