@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdf_vqvae.data.mesh_pack import MeshPack
-from sdf_vqvae.geometry.upright import (
+from sdf_vqvae.geometry.upright_network import (
     GRID,
     UP_AXES,
     USUAL,

@@ -276,7 +276,7 @@ def small_fields(checkout: Path, configs: dict[str, Path | None]) -> None:
 def small_default(hub: Path, tmp_path: Path) -> str:
     """A user cache whose default language model is the small one; sentence models are the machine's own."""
     from vae_qwen3vl.language.default_model import _FOLDER
-    from vae_qwen3vl.language.pinned_wheel import cache_root
+    from vae_qwen3vl.language.model_wheel import cache_root
 
     cache = tmp_path / "cache" / "vae_qwen3vl"
     cache.mkdir(parents=True)

@@ -36,7 +36,7 @@ from sdf_vqvae.utils.settings import (
     settings_of,
 )
 from sdf_vqvae.utils.strict_files import named_number, read_mapping
-from vae_qwen3vl.accelerate_section import checked_accelerate
+from vae_qwen3vl.accelerate_config import checked_accelerate
 from vae_qwen3vl.data.texts import CAPTION_SHARE
 from vae_qwen3vl.language import DEFAULT_PROMPT
 

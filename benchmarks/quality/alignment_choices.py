@@ -47,7 +47,7 @@ from vae_qwen3vl import eval_3d_vl, train_finetune
 from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.evaluation.controls import OWN
 from vae_qwen3vl.projector import Projector3D
-from vae_qwen3vl.training.first_lesson import PRETRAINING_LOG
+from vae_qwen3vl.training.projector_pretraining import PRETRAINING_LOG
 
 BASE: dict[str, Any] = {
     "merge": 4,

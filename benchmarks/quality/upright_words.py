@@ -8,8 +8,9 @@ greedily; WORK/answers.json has its answers with how sure it is of them (mean lo
 What is there of both is not made again.
 
 Printed is how often the way of standing that the model is surest of is the right one, beside the network of
-`sdf_vqvae.geometry.upright`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of meshes
-that stand along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned rightly.
+`sdf_vqvae.geometry.upright_network`; and what the words are worth (Sentence-BERT to the nearest caption, of 100) of
+meshes that stand along z: if nobody turns them (the split `-z`), if the network turns them, and if they are turned
+rightly.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sdf_vqvae.codes.pipeline import voxelize_many_for
 from sdf_vqvae.data.mesh_pack import MeshPack, PackEntry
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.geometry.upright import UP_AXES, guess_up, turns_to_upright, usual_up
+from sdf_vqvae.geometry.upright_network import UP_AXES, guess_up, turns_to_upright, usual_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.measurements import measuring_parser, write_run

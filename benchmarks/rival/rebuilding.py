@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from training import precision
 
-from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.utils.archives import read_npz, write_npz
 from sdf_vqvae.utils.files import atomic_path
 from sdf_vqvae.utils.runtime import Stopwatch

@@ -21,7 +21,7 @@ from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.mesh import NormalizedMesh, load_mesh, normalize_mesh, to_source_units
 from sdf_vqvae.geometry.up import AUTO, UP_AXES, Up, up_of
-from sdf_vqvae.geometry.upright import guess_up, usual_up
+from sdf_vqvae.geometry.upright_network import guess_up, usual_up
 from sdf_vqvae.geometry.voxelizer.voxelize import voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> int:
     """Convert a file or a dataset."""
     from sdf_vqvae.config.architecture import VAEConfig
-    from sdf_vqvae.data.field_conversion import convert_file, convert_folder
+    from sdf_vqvae.data.folder_conversion import convert_file, convert_folder
     from sdf_vqvae.model.checkpoint import shipped_config
 
     field = VAEConfig.from_json(options.vae_config or shipped_config()).field

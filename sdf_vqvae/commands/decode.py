@@ -45,7 +45,7 @@ def work(options: argparse.Namespace) -> int:
     """Decode one object."""
     from sdf_vqvae.codes.pipeline import decode_codes, surface_of
     from sdf_vqvae.codes.shape_codes import ShapeCodes
-    from sdf_vqvae.geometry.formats.table import WRITABLE
+    from sdf_vqvae.geometry.formats.registry import WRITABLE
     from sdf_vqvae.geometry.mesh import write_mesh
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import Stopwatch

@@ -79,10 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
+    from sdf_vqvae.evaluation.objects import list_shapes
     from sdf_vqvae.evaluation.page import REPORT
     from sdf_vqvae.evaluation.report import draw_report
     from sdf_vqvae.evaluation.run import evaluate_shapes
-    from sdf_vqvae.evaluation.shapes import list_shapes
     from sdf_vqvae.evaluation.tables import protocol_text, summary_text
     from sdf_vqvae.model.checkpoint import load_vae_from_config
 

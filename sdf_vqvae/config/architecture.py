@@ -115,7 +115,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
-        from sdf_vqvae.quantizers.table import QUANTIZERS, check_quantizer
+        from sdf_vqvae.quantizers.registry import QUANTIZERS, check_quantizer
 
         check(self, "models.vqvae.args")
         if self.num_heads is None and self.model_channels % self.num_head_channels:

@@ -15,7 +15,7 @@ import torch
 
 from sdf_vqvae.evaluation.bootstrap import RESAMPLES, draws, mean_interval, six_digits
 from sdf_vqvae.evaluation.rebuild import ROWS, read_codes
-from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.quantizers.codebook_usage import codebook_health
 
 Array = npt.NDArray[np.float64]
 Record = dict[str, Any]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdf_vqvae.geometry.face_repair import repair_faces
 from sdf_vqvae.geometry.formats.mesh_file import OwnFolder
-from sdf_vqvae.geometry.formats.table import READABLE, WRITABLE, module_of
+from sdf_vqvae.geometry.formats.registry import READABLE, WRITABLE, module_of
 from sdf_vqvae.geometry.up import lay_back, stand_up, up_note
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import regular_file

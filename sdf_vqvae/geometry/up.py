@@ -1,7 +1,7 @@
 """Which way is up: the rotation that makes an object stand along +y, and where that is known from.
 
 Inside, +y is up: fields, codes, and what language reads. `up` names the axis of the source that points up. Knows
-points and the names of files; how to guess it from a shape is in `sdf_vqvae.geometry.upright`.
+points and the names of files; how to guess it from a shape is in `sdf_vqvae.geometry.upright_network`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # programs ask for the names of axes alone
 
     Points = npt.NDArray[np.float64]
 
-from sdf_vqvae.geometry.formats.table import FORMATS
+from sdf_vqvae.geometry.formats.registry import FORMATS
 
 UP_AXES = ("x", "y", "z", "-x", "-y", "-z")
 AUTO = "auto"

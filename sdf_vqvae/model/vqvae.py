@@ -23,7 +23,7 @@ from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
 from sdf_vqvae.quantizers.quantizer import Quantized
-from sdf_vqvae.quantizers.table import make_quantizer
+from sdf_vqvae.quantizers.registry import make_quantizer
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
 

@@ -32,7 +32,7 @@ class Quantized:
 
 
 class Quantizer(nn.Module):
-    """Codebook `[K, D]` with nearest-neighbor assignment; `table` has the kinds and their names in configs.
+    """Codebook `[K, D]` with nearest-neighbor assignment; `registry` has the kinds and their names in configs.
 
     Codes are `embeddings.weight`, whatever learns them; everything else that a kind keeps is for its learning alone
     and is left out of exported weights.

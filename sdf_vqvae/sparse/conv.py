@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from sdf_vqvae.sparse.backends.table import BACKENDS
+from sdf_vqvae.sparse.backends.registry import BACKENDS
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import trimesh
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training.losses import training_loss
 from sdf_vqvae.training.streams import Field, collate_fields

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from sdf_vqvae.quantizers.health import codebook_health
+from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.held_out import measure_held_out, picture_rows
 from sdf_vqvae.training.losses import training_loss

@@ -43,8 +43,8 @@ def work(options: argparse.Namespace) -> int:
     from sdf_vqvae.utils.runtime import resolve_device, seed_everything
     from vae_qwen3vl.language.default_model import DEFAULT_LM, resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
-    from vae_qwen3vl.training.first_lesson import ProjectorLesson
     from vae_qwen3vl.training.processes import make_accelerator
+    from vae_qwen3vl.training.projector_pretraining import ProjectorLesson
     from vae_qwen3vl.training.run_data import alignment_data, cached_codes, check_data
     from vae_qwen3vl.training.run_folder import RunObjects, log_to_files, open_run_folder, run_to_resume
     from vae_qwen3vl.training.starting_model import build_model, settled, tokenizer_of

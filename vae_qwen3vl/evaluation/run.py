@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.data.objects import StoredObject
-from sdf_vqvae.evaluation.shapes import list_shapes
+from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet, read_closed_sets
 from vae_qwen3vl.evaluation.controls import bag_of_words

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_qwen3vl.language.pinned_wheel import (
+from vae_qwen3vl.language.model_wheel import (
     PinnedWheel,
     WheelUnavailableError,
     cache_root,

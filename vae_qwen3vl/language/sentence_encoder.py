@@ -22,7 +22,7 @@ from torch import Tensor
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.language.default_model import HUB_ID, ask_hub
-from vae_qwen3vl.language.pinned_wheel import (
+from vae_qwen3vl.language.model_wheel import (
     PinnedWheel,
     WheelUnavailableError,
     cache_root,

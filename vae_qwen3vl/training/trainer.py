@@ -28,13 +28,13 @@ from vae_qwen3vl.layout import without_object
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.training.batches import TrainingBatches
-from vae_qwen3vl.training.objective import AlignmentObjective
+from vae_qwen3vl.training.losses import AlignmentObjective
 from vae_qwen3vl.training.processes import average_gradients, is_sharding, shard_frozen, summed
 from vae_qwen3vl.training.run_data import AlignmentData, Batch
 from vae_qwen3vl.training.run_folder import RESULT
 from vae_qwen3vl.training.schedule import is_adapter, make_optimizer, set_rates
+from vae_qwen3vl.training.trained_weights import BestWeights, TrainedWeights
 from vae_qwen3vl.training.validation import validation_losses
-from vae_qwen3vl.training.weights import BestWeights, TrainedWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,7 @@ from torch import Tensor
 from vae_qwen3vl.language.backbone import uncompiled
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.training.batches import TrainingBatches
-from vae_qwen3vl.training.objective import AlignmentObjective
+from vae_qwen3vl.training.losses import AlignmentObjective
 from vae_qwen3vl.training.processes import summed
 from vae_qwen3vl.training.run_data import Batch
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.geometry import MAX_RESOLUTION
-from sdf_vqvae.geometry.formats.table import WRITABLE
+from sdf_vqvae.geometry.formats.registry import WRITABLE
 from sdf_vqvae.geometry.up import AUTO, UP_IN_SCANS, Up, up_of
 from sdf_vqvae.utils.settings import Bounds, Option, Positive, check
 

@@ -1,4 +1,4 @@
-"""Implementations of the submanifold 3x3x3 convolution, one file each; `table` says what each defines.
+"""Implementations of the submanifold 3x3x3 convolution, one file each; `registry` says what each defines.
 
 `convolve(feats [N, Cin], weight [Cout, 3, 3, 3, Cin], bias [Cout] | None, coordinates) -> [N, Cout]`.
 `torch_backend` is the reference on every machine; `spconv_backend` is the fast one on CUDA.

@@ -23,7 +23,7 @@ from sdf_vqvae.data.objects import (
     kind_of,
     mesh_objects,
 )
-from sdf_vqvae.evaluation.shapes import list_shapes
+from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.up import UP_IN_PACKS
 from sdf_vqvae.training.start import mesh_places

@@ -18,6 +18,7 @@ from sdf_vqvae.codes.pipeline import voxelize_for
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.objects import Place, StoredObject
 from sdf_vqvae.evaluation import run as evaluation_run
+from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.evaluation.rebuild import (
     ROWS,
     count_bits,
@@ -29,7 +30,6 @@ from sdf_vqvae.evaluation.rebuild import (
 from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write_report
 from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
 from sdf_vqvae.evaluation.settings import EvaluationSettings
-from sdf_vqvae.evaluation.shapes import list_shapes
 from sdf_vqvae.evaluation.summary import code_bin, subsets, summarize
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE

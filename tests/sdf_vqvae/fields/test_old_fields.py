@@ -15,8 +15,8 @@ import torch
 import trimesh
 
 from sdf_vqvae.codes.pipeline import encode_field, load_shape, voxelize_for
-from sdf_vqvae.data.field_conversion import convert_folder
 from sdf_vqvae.data.field_folder import FieldFolder
+from sdf_vqvae.data.folder_conversion import convert_folder
 from sdf_vqvae.fields.conversion import convert_field, field_in_world
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF

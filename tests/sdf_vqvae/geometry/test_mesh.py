@@ -9,7 +9,7 @@ import pytest
 import trimesh
 from trimesh.transformations import rotation_matrix, translation_matrix
 
-from sdf_vqvae.geometry.formats.table import WRITABLE
+from sdf_vqvae.geometry.formats.registry import WRITABLE
 from sdf_vqvae.geometry.mesh import (
     LONGEST_SIDE,
     READABLE,

@@ -13,19 +13,19 @@ import trimesh
 
 from dataset_toolkits import process_m3d_seg_format
 from dataset_toolkits.sdf_voxelize import main
-from sdf_vqvae.codes import pipeline as shapes
+from sdf_vqvae.codes import pipeline
 from sdf_vqvae.data.tables import read_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.geometry.up import lay_back, up_of
-from sdf_vqvae.geometry.upright import UpGuess
+from sdf_vqvae.geometry.upright_network import UpGuess
 
 
 @pytest.fixture(autouse=True)
 def looks_like_z(monkeypatch):
     """Whoever looks at a shape finds z up."""
     for name in ("guess_up", "usual_up"):
-        monkeypatch.setattr(shapes, name, lambda _: UpGuess(up="z", probability=0.9))
+        monkeypatch.setattr(pipeline, name, lambda _: UpGuess(up="z", probability=0.9))
 
 
 def tall(up: str, size: float = 1.0) -> trimesh.Trimesh:

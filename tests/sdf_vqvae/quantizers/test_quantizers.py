@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
-from sdf_vqvae.quantizers.health import codebook_health
 from sdf_vqvae.quantizers.quantizer import Quantizer, rotated
-from sdf_vqvae.quantizers.table import QUANTIZERS, make_quantizer
+from sdf_vqvae.quantizers.registry import QUANTIZERS, make_quantizer
 
 
 def quantizer(kind: str) -> Quantizer:

@@ -11,13 +11,13 @@ import pytest
 import torch
 import trimesh
 
-from sdf_vqvae.codes import pipeline as shapes
+from sdf_vqvae.codes import pipeline
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.up import UP_AXES, lay_back
-from sdf_vqvae.geometry.upright import UpGuess
+from sdf_vqvae.geometry.upright_network import UpGuess
 from tiny_tokenizer import saved_with_a_surface
 from vae_qwen3vl.commands.main import main
 
@@ -55,8 +55,8 @@ def looks_like(monkeypatch):
     """Make both guesses: from all six axes, and from the usual two."""
 
     def guesses(six: str, usual: str) -> None:
-        monkeypatch.setattr(shapes, "guess_up", lambda _: UpGuess(up=six, probability=0.614))
-        monkeypatch.setattr(shapes, "usual_up", lambda _: UpGuess(up=usual, probability=0.973))
+        monkeypatch.setattr(pipeline, "guess_up", lambda _: UpGuess(up=six, probability=0.614))
+        monkeypatch.setattr(pipeline, "usual_up", lambda _: UpGuess(up=usual, probability=0.973))
 
     return guesses
 

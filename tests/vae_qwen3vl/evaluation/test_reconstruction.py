@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from sdf_vqvae.evaluation.shapes import list_shapes
+from sdf_vqvae.evaluation.objects import list_shapes
 from vae_qwen3vl.evaluation.reconstruction import true_shapes
 
 

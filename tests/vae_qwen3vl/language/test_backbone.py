@@ -8,7 +8,7 @@ import torch
 from vae_qwen3vl.language import adapters
 from vae_qwen3vl.language.backbone import compile_layers, inference_dtype
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
-from vae_qwen3vl.training.objective import AlignmentObjective
+from vae_qwen3vl.training.losses import AlignmentObjective
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])

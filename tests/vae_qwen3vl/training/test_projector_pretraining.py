@@ -16,7 +16,7 @@ from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.train_finetune import main
-from vae_qwen3vl.training.first_lesson import CaptionContrast, pretrain_projector
+from vae_qwen3vl.training.projector_pretraining import CaptionContrast, pretrain_projector
 from vae_qwen3vl.training.run_data import alignment_data, cached_codes
 
 pytest.importorskip("accelerate")

@@ -8,7 +8,7 @@ import torch
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.training.objective import AlignmentObjective, title_contrast
+from vae_qwen3vl.training.losses import AlignmentObjective, title_contrast
 
 TABLE = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
 
