@@ -11,8 +11,11 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
-# Set before PyTorch starts its thread pools.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if BESIDE_OTHERS else str(min(2, os.cpu_count() or 1)))
+# Set before PyTorch starts its thread pools. Processes that share the tests inherit what the first one has set.
+if BESIDE_OTHERS:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
