@@ -77,10 +77,11 @@ class Quantizer(nn.Module):
         codes = self.codes(indices)
         if self.training:
             self.learn(vectors.detach(), indices)
-        codebook_loss, commitment_loss = self.losses(vectors, codes)
         fixed = codes.detach()
+        feats = rotated(vectors, fixed) if self.rotation_trick else vectors + (fixed - vectors).detach()
+        codebook_loss, commitment_loss = self.losses(vectors, codes)  # after: gradients add up in this order
         return Quantized(
-            feats=rotated(vectors, fixed) if self.rotation_trick else vectors + (fixed - vectors).detach(),
+            feats=feats,
             indices=indices,
             codebook_loss=codebook_loss,
             commitment_loss=commitment_loss,
