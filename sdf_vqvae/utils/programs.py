@@ -171,6 +171,8 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     error and exit code 2; anything else is a defect and keeps its traceback.
     """
     try:
+        import torch  # noqa: F401 (every program stands on it: missing or broken, nothing else is worth saying)
+
         prepare(verbose=getattr(options, "verbose", False))
     except (ImportError, OSError) as error:
         return say_unloadable(program, error)
@@ -182,10 +184,6 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     except (ValueError, OSError, ImportError) as error:
         if getattr(options, "verbose", False):
             logging.getLogger(__name__).debug("what went wrong", exc_info=True)
-        missing = isinstance(error, ImportError) and error.name == "torch"
-        broken = isinstance(error, OSError) and error.errno is None and ".so" in str(error)  # a shared library
-        if missing or broken:
-            return say_unloadable(program, error)
         words = said_of(error) if isinstance(error, ImportError) else one_line(error)
         print(f"{program}: error: {words}", file=sys.stderr)
         return USER_ERROR
@@ -194,7 +192,7 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
         return 130
 
 
-def say_unloadable(program: str, error: Exception) -> int:
+def say_unloadable(program: str, error: ImportError | OSError) -> int:
     """Say that a library of the core is missing or broken, which stops every program, and return the exit code."""
     why = f"a library can't be loaded ({one_line(error)}): pip install {DISTRIBUTION}"
     print(f"{program.partition(' ')[0]}: error: {why}", file=sys.stderr)

@@ -88,9 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, about) in COMMANDS.items():
         command = command_of(name)
-        subparser = commands.add_parser(name, help=about, **help_texts(command))
-        command.add_arguments(subparser)
-        subparser.set_defaults(work=command.work, program=f"{PROGRAM} {name}")
+        command.add_arguments(commands.add_parser(name, help=about, **help_texts(command)))
     commands.add_parser(_COMPLETION, help="a script that completes commands and options").add_argument(
         "shell", choices=_SHELLS
     )
