@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,9 @@ def work(options: argparse.Namespace) -> int:
 
 def _cores() -> int:
     """Return how many processes score beside a GPU: one a core that this process may use, but for its own."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return min(_MOST_WORKERS, max(2, usable - 1))
+    from sdf_vqvae.utils.runtime import usable_cores
+
+    return min(_MOST_WORKERS, max(2, usable_cores() - 1))
 
 
 def _count(text: str) -> int:

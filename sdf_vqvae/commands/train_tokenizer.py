@@ -125,5 +125,4 @@ def sections(document: VAEDocument, options: argparse.Namespace) -> tuple[Datase
 
 def write_arguments(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write everything that the run follows, and the command line, into the run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _WRITTEN, {"command": sys.argv, **settings}, indent=2)

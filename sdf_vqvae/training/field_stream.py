@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sdf_vqvae.data.field_folder import FieldFolder
-from sdf_vqvae.training.streams import Field, random_symmetry
-from sdf_vqvae.utils.runtime import worker_seeds
+from sdf_vqvae.training.streams import Field, loader_options, random_symmetry
 
 
 class FieldStream:
@@ -65,9 +64,7 @@ class FieldStream:
                     _FieldFiles(self.fields),
                     batch_size=None,
                     sampler=_Shuffled(len(self.fields), self.seed, self.position, self.rank, self.world_size),
-                    num_workers=self.workers,
-                    multiprocessing_context="spawn" if self.workers else None,
-                    generator=worker_seeds(self.seed),
+                    **loader_options(self.workers, self.seed),
                 )
             )
         objects = []

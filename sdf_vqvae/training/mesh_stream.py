@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
 from sdf_vqvae.training.mesh_draws import MeshDraws, Prepared, prepare
-from sdf_vqvae.training.streams import Field, random_symmetry
+from sdf_vqvae.training.streams import Field, loader_options, random_symmetry
 from sdf_vqvae.utils.errors import brief
-from sdf_vqvae.utils.runtime import worker_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +130,9 @@ class MeshStream:
             self.draws,
             batch_size=_TOGETHER,
             sampler=numbers,
-            num_workers=self.workers,
             collate_fn=prepare,
-            multiprocessing_context="spawn" if self.workers else None,
             prefetch_factor=4 if self.workers else None,
-            generator=worker_seeds(self.draws.seed),
+            **loader_options(self.workers, self.draws.seed),
         )
 
     def _voxelized(self, prepared: Prepared) -> list[tuple[int, Field]]:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdf_vqvae.utils.runtime import worker_seeds
+
 Field = tuple[Tensor, Tensor]
 
 
@@ -34,6 +36,20 @@ class Stream(Protocol):
     def epoch(self) -> float:
         """Passes over the data so far."""
         ...
+
+
+def loader_options(workers: int, seed: int) -> dict[str, Any]:
+    """Return how a stream's `DataLoader` reads: by whom, and with a generator that nobody else draws from.
+
+    Args:
+        workers: processes; each is spawned. 0 reads in this one.
+        seed: of the generator.
+    """
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": "spawn" if workers else None,
+        "generator": worker_seeds(seed),
+    }
 
 
 def random_symmetry(index: Tensor, resolution: int, generator: torch.Generator) -> Tensor:

@@ -111,6 +111,11 @@ def stop_requests() -> Iterator[StopRequest]:
         restore()
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use, as far as the system says it; at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def rank() -> int:
     """Return this process's rank as torchrun and accelerate set it (0 outside a distributed run)."""
     return int(os.environ.get("RANK", "0"))

@@ -27,6 +27,7 @@ from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, shipped_config
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.utils.extras import DISTRIBUTION, EXTRAS
 from sdf_vqvae.utils.files import sha256_of
+from sdf_vqvae.utils.runtime import usable_cores
 from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.doctor.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 from vae_qwen3vl.language.default_model import default_lm_folder, verify_default_lm
@@ -127,7 +128,7 @@ def look() -> Machine:
     pip_fault, pip_elsewhere = (None, False) if lm is not None else ask_pip()
     limit_cpus, limit_memory = cgroup_limits()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     requirements = _requirements()
     backend, backends = os.environ.get("SPARSE_BACKEND"), {}
     cuda = torch.cuda.is_available()

@@ -28,6 +28,7 @@ from sdf_vqvae.preprocessing.voxelize.table import DatasetTable, Outcome, Summar
 from sdf_vqvae.utils.files import only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress, follow
+from sdf_vqvae.utils.runtime import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def voxelize_dataset(settings: VoxelizeSettings) -> Summary:
 
 def default_workers(devices: tuple[str, ...]) -> int:
     """Return how many processes make use of a machine: one a core, or a few for each GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return cores if devices == ("cpu",) else max(len(devices), min(cores, _WORKERS_A_GPU * len(devices)))
 
 
