@@ -1,0 +1,328 @@
+"""The engine: each of many chats gets the very answer that it would get alone, whatever comes and goes beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny_models
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.sequence_3d import joined_coords
+from vae_qwen3vl.serving.answer import PieceWriter, Sampling
+from vae_qwen3vl.serving.engine import ClosedError, Engine, QueueFullError
+from vae_qwen3vl.vae_latent_extractor import codebook_vectors
+
+SMALL = {
+    "architecture": "original",
+    "resolution": 8,
+    "model_channels": 16,
+    "level_channels": [4, 8],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 8,
+    "num_embeddings": 32,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
+def model(request):
+    torch.manual_seed(0)
+    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL))
+    vl_model = tiny_models.build_vl(request.param, patch_size={"qwen2_vl": 14, "qwen3_vl": 16}[request.param])
+    torch.manual_seed(5)
+    branch = Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, projector_num_layers=2, merge=2)
+    return branch.eval()
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer, model):
+    from transformers import Qwen2VLImageProcessor
+
+    patch = model.vl_model.config.vision_config.patch_size
+    size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
+    return Processor3D(tokenizer, Qwen2VLImageProcessor(patch_size=patch, size=size))
+
+
+@pytest.fixture(scope="module")
+def shapes(model):
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for count in (3, 60, 17, 140):
+        cells = torch.randperm(8**3, generator=generator)[:count].sort().values
+        made.append(
+            ShapeCodes(
+                codes=torch.randint(0, 32, (count,), dtype=torch.int32, generator=generator),
+                coords=torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).int(),
+                latent_resolution=8,
+                data_resolution=32,
+                center=(0.0, 0.0, 0.0),
+                scale=1.0,
+                vae_hash=model.vae_model.fingerprint(),
+            )
+        )
+    return made
+
+
+def chat(*content):
+    parts = []
+    for part in content:
+        if part is None:
+            parts.append({"type": "3d"})
+        elif isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            parts.append({"type": "image", "image": part})
+    return [{"role": "user", "content": parts}]
+
+
+def alone(model, processor, messages, objects, **settings):
+    """What the model itself generates, token for token."""
+    shapes = {}
+    if objects:
+        shapes["feats_3d"] = codebook_vectors(torch.cat([o.codes for o in objects]), model.vae_model)
+        shapes["coords_3d"] = joined_coords([o.coords for o in objects])
+    ids = model.generate(**processor([messages], objects=0), **shapes, do_sample=False, **settings)
+    return ids[0].tolist()
+
+
+def chats(shapes):
+    a, b, c, d = shapes
+    return [
+        (chat(None, "Describe this."), [b]),
+        (chat("only words"), []),
+        (chat(None, "and", None, "which is it?"), [d, a]),
+        (chat(None, "A chair?"), [c]),
+        (
+            [
+                *chat(None, "What is it?"),
+                {"role": "assistant", "content": "a robot."},
+                *chat("With four legs?"),
+            ],
+            [b],
+        ),
+        (chat("x"), []),
+    ]
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 32])
+def test_every_chat_gets_the_answer_that_it_gets_alone(model, processor, shapes, max_batch):
+    asked = chats(shapes) * 2
+    lengths = [5 + 7 * (number % 3) for number in range(len(asked))]
+    with Engine(model, processor, max_batch=max_batch, prefill_tokens=200) as engine:
+        answers = [
+            engine.submit(messages, objects, Sampling(max_new_tokens=length))
+            for (messages, objects), length in zip(asked, lengths, strict=True)
+        ]
+        texts = [answer.text() for answer in answers]
+    for (messages, objects), length, text, answer in zip(asked, lengths, texts, answers, strict=True):
+        assert answer.token_ids == alone(model, processor, messages, objects, max_new_tokens=length)
+        assert text == processor.decode([answer.token_ids])[0].rstrip("\ufffd").rstrip()
+        assert answer.finish_reason == "length" and answer.completion_tokens == length
+    load = engine.load()
+    assert load.answers == len(asked) and load.active == load.waiting == 0
+    assert load.completion_tokens == sum(lengths)
+
+
+def test_a_next_turn_and_another_question_reuse_what_was_computed(model, processor, shapes):
+    first, more = chat(None, "What is it?"), chat("With four legs?")
+    with Engine(model, processor) as engine:
+        said = engine.submit(first, shapes[3:], Sampling(max_new_tokens=9)).text()
+        turns = [*first, {"role": "assistant", "content": said}, *more]
+        second = engine.submit(turns, shapes[3:], Sampling(max_new_tokens=9))
+        other = engine.submit(chat(None, "Which color?"), shapes[3:], Sampling(max_new_tokens=9))
+        unlike = engine.submit(chat(None, "What is it?"), shapes[1:2], Sampling(max_new_tokens=9))
+        [answer.text() for answer in (second, other, unlike)]
+    shape_tokens = second.tokens_3d
+    assert shape_tokens > 50
+    assert second.cached_tokens > shape_tokens and other.cached_tokens > shape_tokens
+    assert unlike.cached_tokens < unlike.prompt_tokens - unlike.tokens_3d  # the template's beginning alone
+    assert second.token_ids == alone(model, processor, turns, shapes[3:], max_new_tokens=9)
+    assert other.token_ids == alone(model, processor, chat(None, "Which color?"), shapes[3:], max_new_tokens=9)
+    assert unlike.token_ids == alone(model, processor, first, shapes[1:2], max_new_tokens=9)
+
+
+def test_what_is_kept_of_ended_chats_is_bounded(model, processor, shapes):
+    with Engine(model, processor, prefix_tokens=300) as engine:
+        for number in range(12):
+            engine.submit(chat(None, f"question {number}"), shapes[1:2]).text()
+            assert engine._prefixes.held <= 300
+    assert engine.load().cached_tokens > 0
+    with Engine(model, processor, prefix_tokens=0) as engine:
+        for _ in range(2):
+            engine.submit(chat(None, "again"), shapes[1:2]).text()
+    assert engine.load().cached_tokens == 0
+
+
+def test_images_beside_shapes(model, processor, shapes):
+    pixels = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy())
+    asked = [(chat(image, "shows", None, "?"), shapes[:1]), (chat(None, "x"), shapes[1:2]), (chat("and", image), [])]
+    with Engine(model, processor) as engine:
+        answers = [engine.submit(messages, objects, Sampling(max_new_tokens=8)) for messages, objects in asked]
+        [answer.text() for answer in answers]
+    for (messages, objects), answer in zip(asked, answers, strict=True):
+        assert answer.token_ids == alone(model, processor, messages, objects, max_new_tokens=8)
+
+
+def test_a_draw_is_the_same_for_the_same_seed_whoever_else_is_answered(model, processor, shapes):
+    drawn = Sampling(max_new_tokens=20, temperature=1.5, top_p=0.9, seed=7)
+    with Engine(model, processor) as engine:
+        first = engine.submit(chat(None, "x"), shapes[:1], drawn)
+        first.text()
+        beside = [engine.submit(messages, objects) for messages, objects in chats(shapes)]
+        again = engine.submit(chat(None, "x"), shapes[:1], drawn)
+        unlike = engine.submit(chat(None, "x"), shapes[:1], Sampling(max_new_tokens=20, temperature=1.5, seed=8))
+        [answer.text() for answer in (again, unlike, *beside)]
+    assert first.token_ids == again.token_ids != unlike.token_ids
+    assert first.token_ids != alone(model, processor, chat(None, "x"), shapes[:1], max_new_tokens=20)
+
+
+def test_an_answer_ends_where_the_model_ends_it(model, processor, shapes):
+    messages = chat(None, "x")
+    base = model.vl_model
+    before = base.generation_config
+    ids = model.generate(
+        **processor([messages]), feats_3d=codebook_vectors(shapes[0].codes, model.vae_model),
+        coords_3d=joined_coords([shapes[0].coords]), do_sample=False, max_new_tokens=8,
+    )[0].tolist()  # fmt: skip
+    end = next(token for token in ids[2:] if token not in ids[:2])
+    base.generation_config = copy.deepcopy(before)
+    base.generation_config.eos_token_id = [end]
+    try:
+        with Engine(model, processor) as engine:
+            answer = engine.submit(messages, shapes[:1], Sampling(max_new_tokens=8))
+            answer.text()
+    finally:
+        base.generation_config = before
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids == ids[: ids.index(end)]
+
+
+def test_too_many_and_too_long_are_refused_with_the_reason(model, processor, shapes):
+    engine = Engine(model, processor, max_waiting=2)  # not started: what is submitted waits
+    for _ in range(2):
+        engine.submit(chat("x"))
+    with pytest.raises(QueueFullError, match="2 chats wait"):
+        engine.submit(chat("x"))
+    engine.start()
+    engine.close()
+    with pytest.raises(ClosedError):
+        engine.submit(chat("x"))
+    engine = Engine(model, processor)
+    with pytest.raises(ValueError, match="an answer of up to 500"):
+        engine.submit(chat("x"), (), Sampling(max_new_tokens=500))
+    with pytest.raises(ValueError, match="1 3d parts, but 2 shapes"):
+        engine.submit(chat(None, "x"), shapes[:2])
+    with pytest.raises(ValueError, match="role"):
+        engine.submit([{"role": "robot", "content": "x"}])
+    with pytest.raises(ValueError, match="codes"):
+        engine.submit(chat(None), [ShapeCodes(**{**vars(shapes[0]), "vae_hash": "0" * 64})])
+
+
+def test_who_goes_away_frees_the_place(model, processor, shapes):
+    with Engine(model, processor, max_batch=1) as engine:
+        long = engine.submit(chat(None, "x"), shapes[:1], Sampling(max_new_tokens=400))
+        waits = engine.submit(chat("y"), (), Sampling(max_new_tokens=400))
+        short = engine.submit(chat(None, "A chair?"), shapes[2:3], Sampling(max_new_tokens=3))
+        next(iter(long))
+        long.cancel()
+        waits.cancel()
+        [answer.text() for answer in (short, long, waits)]
+    assert short.token_ids == alone(model, processor, chat(None, "A chair?"), shapes[2:3], max_new_tokens=3)
+    assert long.finish_reason == waits.finish_reason == "cancelled"
+    assert 0 < long.completion_tokens < 400 and waits.completion_tokens == 0
+
+
+def test_closing_finishes_what_runs_or_cancels_it(model, processor, shapes):
+    engine = Engine(model, processor, max_batch=2)
+    answers = [engine.submit(*asked) for asked in chats(shapes)]
+    engine.start()
+    engine.close()
+    assert {answer.finish_reason for answer in answers} <= {"length", "stop"}
+    engine = Engine(model, processor)
+    answer = engine.submit(chat("x"), (), Sampling(max_new_tokens=400))
+    engine.start()
+    engine.close(finish=False)
+    assert answer.finish_reason == "cancelled"
+
+
+def test_a_failing_step_ends_its_answers_and_no_others(model, processor, shapes, monkeypatch):
+    with Engine(model, processor) as engine:
+        forward = engine._forward
+
+        def fail(*arguments):
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine, "_forward", fail)
+        broken = engine.submit(chat(None, "x"), shapes[:1])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            broken.text()
+        monkeypatch.setattr(engine, "_forward", forward)
+        whole = engine.submit(chat(None, "x"), shapes[:1], Sampling(max_new_tokens=4))
+        whole.text()
+    assert broken.finish_reason == "error"
+    assert whole.token_ids == alone(model, processor, chat(None, "x"), shapes[:1], max_new_tokens=4)
+
+
+def test_event_loops_read_answers_without_a_thread_each(model, processor, shapes):
+    async def read(engine, asked):
+        return "".join([piece async for piece in engine.submit(*asked)])
+
+    async def read_all(engine):
+        return await asyncio.gather(*(read(engine, asked) for asked in chats(shapes)))
+
+    before = threading.active_count()
+    with Engine(model, processor) as engine:
+        texts = asyncio.run(read_all(engine))
+        deadline = time.monotonic() + 5
+        while threading.active_count() > before + 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + 1
+    wholes = [alone(model, processor, *asked, max_new_tokens=64) for asked in chats(shapes)]
+    assert texts == [text.rstrip("\ufffd").rstrip() for text in processor.decode(wholes)]
+
+
+@pytest.mark.parametrize("stop", [(), ("needle",), ("e h", "zz"), ("hay",)])
+def test_pieces_joined_are_the_text_before_the_stop(tokenizer, stop):
+    text = "  a chair in the hay, é 椅子 needles and more \n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    writer = PieceWriter(tokenizer, stop)
+    pieces = []
+    for token in ids:
+        pieces.append(writer.write(token))
+        if writer.stopped:
+            break
+    else:
+        pieces.append(writer.rest())
+    ends = [at for word in stop if (at := text.find(word)) >= 0]
+    assert "".join(pieces) == text[: min(ends, default=len(text))].strip()
+    assert "\ufffd" not in "".join(pieces)
+    assert writer.stopped == bool(ends)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": tuple("abcde")}, "stop"),
+        ({"seed": 2**64}, "seed"),
+    ],
+)
+def test_what_can_not_be_drawn_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**wrong)

@@ -1,0 +1,396 @@
+"""Many chats about shapes at once on one language model: continuous batching.
+
+A chat joins the batch between two steps and leaves it when its answer ends, so nobody waits for the longest answer.
+Transformers' own continuous batching takes token ids alone; chats about shapes are embeddings with positions of
+their own. Chats that begin like one that ended (the next turn, another question about the same shape) reuse its
+keys and values. Knows the model's embeddings and forward; knows nothing of HTTP or of meshes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sdf_vqvae.codes.pipeline import check_codes
+from sdf_vqvae.codes.shape_codes import ShapeCodes
+from vae_qwen3vl.inputs import BranchInputs
+from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
+from vae_qwen3vl.layout import PLACEHOLDER_3D
+from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.processor import Message, Processor3D
+from vae_qwen3vl.sequence_3d import joined_coords, object_counts
+from vae_qwen3vl.serving.answer import Answer, FinishReason, PieceWriter, Sampling
+from vae_qwen3vl.serving.kv_cache import Identity, PrefixStore, SlotCache
+from vae_qwen3vl.vae_latent_extractor import codebook_vectors
+
+logger = logging.getLogger(__name__)
+
+_MOST_RANKS = 2**20
+"""Tokens an object has at most, as far as `Identity` can tell them apart."""
+_MOST_OBJECTS = 2**16
+_IMAGES = ("pixel_values", "image_grid_thw")
+
+
+class QueueFullError(RuntimeError):
+    """Too many chats wait already; try again later."""
+
+
+class ClosedError(RuntimeError):
+    """The engine takes no chats any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLoad:
+    """What an engine does and has done."""
+
+    waiting: int
+    active: int
+    answers: int
+    """Answers that ended."""
+    prompt_tokens: int
+    """Tokens of chats that were computed."""
+    cached_tokens: int
+    """Tokens of chats that were taken from chats before."""
+    completion_tokens: int
+    steps: int
+
+
+@dataclass(kw_only=True)
+class _Chat:
+    """A chat that waits or is in the batch."""
+
+    answer: Answer
+    sampling: Sampling
+    writer: PieceWriter
+    embeds: Tensor
+    """`[S, H]`."""
+    positions: Tensor
+    """int64 `[3, S]`."""
+    identity: Identity | None
+    """None where it can't be told, as for images."""
+    images: dict[str, Tensor]
+    generator: torch.Generator | None
+    length: int = 0
+    """Places in the cache."""
+    position: int = 0
+    """Of the next token."""
+
+
+class Engine:
+    """Answers chats about shapes, as many at a time as there are.
+
+    Args:
+        model: a language model with its 3D branch and its tokenizer of shapes, in evaluation mode.
+        processor: writes its chats.
+        max_batch: chats that are answered at a time.
+        max_waiting: chats that may wait; one more is refused.
+        max_length: places of a chat with its answer; None takes what the language model was made for.
+        prefill_tokens: places of new chats that are computed between two steps of the others, at least one chat.
+        prefix_tokens: places of chats that ended whose keys and values are kept.
+
+    Raises:
+        ValueError: the language model has layers that look at a part of the sequence only.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3VLWith3DBranch,
+        processor: Processor3D,
+        *,
+        max_batch: int = 32,
+        max_waiting: int = 256,
+        max_length: int | None = None,
+        prefill_tokens: int = 2048,
+        prefix_tokens: int = 8192,
+    ) -> None:
+        base = without_wrapper(model.vl_model)
+        text_config = base.config.get_text_config()
+        if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
+            raise ValueError("the engine needs a language model whose layers all look at the whole sequence")
+        self.model, self.processor = model, processor
+        self.max_batch, self.max_waiting, self.prefill_tokens = max_batch, max_waiting, prefill_tokens
+        self.max_length = max_length or int(text_config.max_position_embeddings)
+        self._base: Any = base
+        ends = base.generation_config.eos_token_id
+        tokenizer_end = processor.tokenizer.eos_token_id
+        self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None}
+        self._cache = SlotCache(len(list(text_layers(model.vl_model))))
+        self._prefixes = PrefixStore(prefix_tokens)
+        self._objects: dict[bytes, int] = {}
+        self._numbers = itertools.count()
+        self._waiting: deque[_Chat] = deque()
+        self._active: list[_Chat] = []
+        self._changed = threading.Condition()
+        self._building = threading.Lock()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._counts = dict.fromkeys(("answers", "prompt_tokens", "cached_tokens", "completion_tokens", "steps"), 0)
+
+    def __enter__(self) -> Engine:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish what runs."""
+        self.close()
+
+    def start(self) -> None:
+        """Begin to answer, in a thread of its own."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+
+    def close(self, finish: bool = True) -> None:
+        """Take no more chats, and wait until those that there are have their answers, or cancel them."""
+        with self._changed:
+            self._closing = True
+            if not finish:
+                for chat in (*self._waiting, *self._active):
+                    chat.answer.cancel()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def load(self) -> EngineLoad:
+        """Return what the engine does and has done."""
+        with self._changed:
+            return EngineLoad(waiting=len(self._waiting), active=len(self._active), **self._counts)
+
+    def submit(
+        self, messages: Sequence[Message], objects: Sequence[ShapeCodes] = (), sampling: Sampling | None = None
+    ) -> Answer:
+        """Take a chat and return its answer, which is written from now on. Any thread may call it.
+
+        Args:
+            messages: see `Processor3D`; the assistant's turn is next.
+            objects: the shapes of its "3d" parts, in their order.
+            sampling: how the answer is drawn; the likeliest tokens by default.
+
+        Raises:
+            QueueFullError: `max_waiting` chats wait already.
+            ClosedError: the engine is closed.
+            ValueError: the chat can't be read, or is too long.
+        """
+        self._check_open()
+        with self._building:
+            chat = self._chat(messages, objects, sampling or Sampling())
+        with self._changed:
+            self._check_open()
+            self._waiting.append(chat)
+            self._changed.notify_all()
+        return chat.answer
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ClosedError("the engine is closing and takes no more chats")
+        if len(self._waiting) >= self.max_waiting:
+            raise QueueFullError(f"{self.max_waiting} chats wait already; try again in a while")
+
+    @torch.inference_mode()
+    def _chat(self, messages: Sequence[Message], objects: Sequence[ShapeCodes], sampling: Sampling) -> _Chat:
+        encoded: dict[str, Any] = self.processor([list(messages)], objects=0)
+        places = int((encoded["input_ids"] == PLACEHOLDER_3D).sum())
+        if places != len(objects):
+            raise ValueError(f"the chat has {places} 3d parts, but {len(objects)} shapes were given")
+        shapes: dict[str, Any] = {}
+        if objects:
+            for codes in objects:
+                check_codes(self.model.vae_model, codes)
+            shapes["feats_3d"] = codebook_vectors(torch.cat([o.codes for o in objects]), self.model.vae_model)
+            shapes["coords_3d"] = joined_coords([o.coords for o in objects])
+        images = {name: encoded.pop(name) for name in _IMAGES if name in encoded}
+        grid = {"image_grid_thw": images["image_grid_thw"]} if images else {}
+        inputs = self.model.build_inputs(**encoded, **shapes, **grid)
+        length = inputs.inputs_embeds.shape[1]
+        if length + sampling.max_new_tokens > self.max_length:
+            raise ValueError(
+                f"the chat has {length} tokens, {len(inputs.tokens_3d.coords)} of them of shapes, and an answer of "
+                f"up to {sampling.max_new_tokens} doesn't fit into this model's {self.max_length}: shorten either"
+            )
+        device = inputs.inputs_embeds.device
+        return _Chat(
+            answer=Answer(prompt_tokens=length, tokens_3d=len(inputs.tokens_3d.coords)),
+            sampling=sampling,
+            writer=PieceWriter(self.processor.tokenizer, sampling.stop),
+            embeds=inputs.inputs_embeds[0],
+            positions=inputs.position_ids[:, 0],
+            identity=None if images else self._identity(encoded["input_ids"][0], inputs, objects),
+            images={name: value.to(device) for name, value in images.items()},
+            generator=sampling.generator(device),
+        )
+
+    def _identity(self, ids: Tensor, inputs: BranchInputs, objects: Sequence[ShapeCodes]) -> Identity:  # [S]
+        """Return the text's ids, and for each place of a shape a negative number that no other shape's place has."""
+        counts = object_counts(inputs.tokens_3d.coords).tolist() if objects else []
+        parts: list[Identity] = []
+        at = 0
+        rows = ids.numpy()
+        for place, codes, count in zip(np.flatnonzero(rows == PLACEHOLDER_3D), objects, counts, strict=True):
+            number = self._number(codes)
+            parts += [rows[at:place], -1 - (number * _MOST_RANKS + np.arange(count + 2))]
+            at = place + 1
+        return np.concatenate([*parts, rows[at:]]).astype(np.int64)
+
+    def _number(self, codes: ShapeCodes) -> int:
+        """Return a number that this shape alone has."""
+        digest = hashlib.sha256(codes.codes.numpy().tobytes() + codes.coords.numpy().tobytes()).digest()
+        if len(self._objects) >= _MOST_OBJECTS:
+            self._objects.clear()
+        if digest not in self._objects:
+            self._objects[digest] = next(self._numbers)
+        return self._objects[digest]
+
+    # -- the engine's thread ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._active or self._closing)
+                if not self._waiting and not self._active:
+                    return
+            self._leave_cancelled()
+            self._guarded(self._admit)
+            if self._active:
+                self._guarded(self._step)
+
+    def _guarded(self, work: Any) -> None:
+        """Do a part of the work. What goes wrong in it ends the answers that it was for, and the engine goes on."""
+        try:
+            work()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # out of memory is a RuntimeError
+            logger.exception("a step of the engine failed; %d answers end with it", len(self._active))
+            with self._changed:
+                ended, self._active = self._active, []
+            for chat in ended:
+                self._end(chat, "error", error)
+
+    def _leave_cancelled(self) -> None:
+        for slot in range(len(self._active) - 1, -1, -1):
+            if self._active[slot].answer.cancelled:
+                self._leave(slot, "cancelled")
+        with self._changed:
+            gone = [chat for chat in self._waiting if chat.answer.cancelled]
+            for chat in gone:
+                self._waiting.remove(chat)
+        for chat in gone:
+            self._end(chat, "cancelled")
+
+    def _admit(self) -> None:
+        """Bring waiting chats into the batch, as many as are computed in one go."""
+        group: list[_Chat] = []
+        starts: list[int] = []
+        first, widest = len(self._active), 0
+        while True:
+            with self._changed:
+                if not self._waiting or first + len(group) >= self.max_batch:
+                    break
+                chat = self._waiting[0]
+            start, parts = (0, []) if chat.identity is None else self._prefixes.longest_match(chat.identity)
+            width = max(widest, len(chat.embeds) - start)
+            if group and width * (len(group) + 1) > self.prefill_tokens:
+                break
+            with self._changed:
+                self._waiting.popleft()
+                # From here on it ends with the batch, whatever happens.
+                self._active.append(chat)
+            if start:
+                self._cache.put(first + len(group), parts, start)
+            group.append(chat)
+            starts.append(start)
+            widest = width
+        if group:
+            self._prefill(group, starts, first, widest)
+
+    def _prefill(self, group: list[_Chat], starts: list[int], first: int, widest: int) -> None:
+        device = group[0].embeds.device
+        embeds = nn.utils.rnn.pad_sequence(
+            [chat.embeds[start:] for chat, start in zip(group, starts, strict=True)], batch_first=True
+        )  # [n, Q, H]
+        positions = torch.zeros((3, len(group), widest), dtype=torch.long, device=device)
+        for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
+            positions[:, row, : len(chat.embeds) - start] = chat.positions[:, start:]
+        pictures = [chat.images for chat in group if chat.images]
+        images = {name: torch.cat([images[name] for images in pictures]) for name in _IMAGES} if pictures else {}
+        hidden = self._forward(first, torch.tensor(starts, device=device), positions, embeds, images)
+        lengths = torch.tensor([len(chat.embeds) for chat in group], device=device)
+        ends = lengths - torch.tensor(starts, device=device) - 1
+        for chat, start in zip(group, starts, strict=True):
+            chat.length, chat.position = len(chat.embeds), int(chat.positions.max()) + 1
+            chat.answer.cached_tokens = start
+            self._counts["prompt_tokens"] += chat.length - start
+            self._counts["cached_tokens"] += start
+            chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
+        self._draw(first, hidden[torch.arange(len(group), device=device), ends])
+
+    def _step(self) -> None:
+        """Give every active chat one more token."""
+        device = self.model.device
+        ids = torch.tensor([[chat.answer.token_ids[-1]] for chat in self._active], device=device)
+        starts = torch.tensor([chat.length for chat in self._active], device=device)
+        positions = torch.tensor([[chat.position] for chat in self._active], device=device).expand(3, -1, -1)
+        hidden = self._forward(0, starts, positions, self._base.get_input_embeddings()(ids), {})
+        for chat in self._active:
+            chat.length += 1
+            chat.position += 1
+        self._counts["steps"] += 1
+        self._draw(0, hidden[:, 0])
+
+    def _forward(
+        self, first: int, starts: Tensor, positions: Tensor, embeds: Tensor, images: dict[str, Tensor]
+    ) -> Tensor:  # [n, Q, H]
+        mask = self._cache.aim_at(first, starts, embeds.shape[1])
+        arguments = name_cache(self._base.model, {"past_key_values": self._cache})
+        return self._base.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **arguments, **images
+        ).last_hidden_state
+
+    def _draw(self, first: int, hidden: Tensor) -> None:
+        """Draw the next token of the chats from slot `first` on, from hidden states `[n, H]`; end those that end."""
+        logits = self._base.lm_head(hidden)  # [n, V]
+        likeliest = logits.argmax(-1).tolist()
+        for slot in range(len(likeliest) - 1, -1, -1):  # backwards: a chat that leaves is replaced by the last one
+            chat = self._active[first + slot]
+            drawn = chat.generator is not None
+            token = chat.sampling.draw(logits[slot], chat.generator) if drawn else likeliest[slot]
+            chat.answer.completion_tokens += 1
+            self._counts["completion_tokens"] += 1
+            if token in self._ends:
+                self._leave(first + slot, "stop")
+                continue
+            chat.answer.token_ids.append(token)
+            chat.answer.add(chat.writer.write(token))
+            if chat.writer.stopped:
+                self._leave(first + slot, "stop")
+            elif len(chat.answer.token_ids) >= chat.sampling.max_new_tokens:
+                self._leave(first + slot, "length")
+
+    def _leave(self, slot: int, reason: FinishReason) -> None:
+        """Take a chat out of the batch; the last one moves into its slot."""
+        chat = self._active[slot]
+        if chat.identity is not None and chat.length <= self._prefixes.most:
+            told = np.array(chat.answer.token_ids[: chat.length - len(chat.identity)], dtype=np.int64)
+            self._prefixes.keep(np.concatenate([chat.identity, told]), self._cache.take(slot, chat.length))
+        with self._changed:
+            last = self._active.pop()
+            if last is not chat:
+                self._cache.move(len(self._active), slot, last.length)
+                self._active[slot] = last
+        self._end(chat, reason)
+
+    def _end(self, chat: _Chat, reason: FinishReason, error: Exception | None = None) -> None:
+        self._counts["answers"] += 1
+        if not chat.writer.stopped:
+            chat.answer.add(chat.writer.rest())
+        chat.answer.finish(reason, error)
