@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sdf_vqvae.data.mesh_pack import MANIFEST as PACK_MANIFEST
 from sdf_vqvae.data.mesh_pack import MeshPack, read_draco_mesh
 from sdf_vqvae.data.tables import ID_COLUMN
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
-from sdf_vqvae.geometry.mesh import load_mesh
+from sdf_vqvae.geometry.mesh import READABLE, load_mesh
 from sdf_vqvae.geometry.up import UP_IN_PACKS, Up, up_of
 from sdf_vqvae.utils.files import sha256_of
 
@@ -196,3 +196,52 @@ def field_objects(fields: FieldFolder) -> Iterator[StoredObject]:
         error = fields.left_out.get(name, "")
         place = None if error else Place(path=fields.path(name), name=name)
         yield StoredObject(id=name, source=source, row=row, place=place, error=error)
+
+
+def objects_at(
+    path: str | os.PathLike[str], *, split: str | None = None, resolution: int = 256
+) -> Sequence[StoredObject]:
+    """Return the objects at a path: of a mesh pack, a dataset of fields or a folder of meshes, or the one in a file.
+
+    Args:
+        path: the file or folder; a folder that is neither pack nor dataset counts with its mesh files.
+        split: only objects of this split, for packs and tables with such a column.
+        resolution: grid side R of a dataset of fields. Those of its objects that can't be used have no place.
+
+    Raises:
+        ValueError: there is nothing to be read, or a split is asked of what has none.
+    """
+    folder = Path(path)
+    kind = kind_of(folder, Kind.PACK, Kind.FIELDS, Kind.FOLDER, Kind.FILE)
+    if kind is Kind.PACK:
+        return _of_pack(MeshPack(folder), split)
+    if kind is Kind.FIELDS:
+        return _of_fields(FieldFolder(folder, resolution), split)
+    if split is not None:
+        raise ValueError(f"--split {split}: {folder} is no pack and no dataset, so its objects have no split")
+    if kind is None:
+        raise ValueError(f"{folder} does not exist: give a folder of meshes, a pack, a dataset, or a mesh file")
+    if kind is Kind.FILE:
+        place = Place(path=folder, name=folder.name)
+        return [StoredObject(id=folder.name, source=folder.parent.name or "files", place=place)]
+    meshes = list(mesh_objects(folder))
+    if not meshes:
+        raise ValueError(f"{folder} holds no mesh ({', '.join(READABLE)}), no pack and no field files")
+    return meshes
+
+
+def _of_pack(pack: MeshPack, split: str | None) -> list[StoredObject]:
+    objects = [item for item in pack_objects(pack) if split is None or item.split == split]
+    if split is not None and not objects:
+        splits = ", ".join(sorted({entry.split for entry in pack.entries}))
+        raise ValueError(f"--split {split}: {pack.folder} has no such split; it has {splits}")
+    twice = len(objects) - len({item.id for item in objects})
+    if twice:
+        raise ValueError(f"{pack.folder}: {twice} ids of meshes.jsonl occur twice; give every line an id of its own")
+    return objects
+
+
+def _of_fields(fields: FieldFolder, split: str | None) -> list[StoredObject]:
+    if split is not None and not any("split" in row for row in fields.rows):
+        raise ValueError(f"--split {split}: the table of {fields.folder} has no column 'split'")
+    return [item for item in field_objects(fields) if split is None or item.split == split]

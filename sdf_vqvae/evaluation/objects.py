@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from sdf_vqvae.data.field_folder import FieldFolder
-from sdf_vqvae.data.mesh_pack import MeshPack
-from sdf_vqvae.data.objects import Kind, Place, StoredObject, field_objects, kind_of, mesh_objects, pack_objects
-from sdf_vqvae.geometry.mesh import READABLE
+from sdf_vqvae.data.objects import StoredObject, objects_at
 
 
 def list_shapes(
@@ -38,7 +33,8 @@ def list_shapes(
     Raises:
         ValueError: there is nothing to be read, or a split is asked of what has none.
     """
-    shapes = sorted(_listed(Path(path), split, resolution), key=lambda shape: shape.id)
+    listed = objects_at(path, split=split, resolution=resolution)
+    shapes = sorted((shape for shape in listed if shape.place is not None), key=lambda shape: shape.id)
     if not shapes:
         among = f" in split {split!r}" if split is not None else ""
         raise ValueError(f"{path} holds no object to evaluate{among}")
@@ -46,45 +42,6 @@ def list_shapes(
         drawn = np.random.default_rng(seed).permutation(len(shapes))[:max_samples]
         shapes = [shapes[number] for number in sorted(drawn.tolist())]
     return [_standing(shape, up) for shape in shapes]
-
-
-def _listed(path: Path, split: str | None, resolution: int) -> Iterable[StoredObject]:
-    kind = kind_of(path, Kind.PACK, Kind.FIELDS, Kind.FOLDER, Kind.FILE)
-    if kind is Kind.PACK:
-        return _of_pack(MeshPack(path), split)
-    if kind is Kind.FIELDS:
-        return _of_fields(FieldFolder(path, resolution), split)
-    if split is not None:
-        raise ValueError(f"--split {split}: {path} is no pack and no dataset, so its objects have no split")
-    if kind is None:
-        raise ValueError(f"{path} does not exist: give a folder of meshes, a pack, a dataset, or a mesh file")
-    if kind is Kind.FILE:
-        place = Place(path=path, name=path.name)
-        return [StoredObject(id=path.name, source=path.parent.name or "files", place=place)]
-    meshes = list(mesh_objects(path))
-    if not meshes:
-        raise ValueError(f"{path} holds no mesh ({', '.join(READABLE)}), no pack and no field files")
-    return meshes
-
-
-def _of_pack(pack: MeshPack, split: str | None) -> list[StoredObject]:
-    shapes = [shape for shape in pack_objects(pack) if split is None or shape.split == split]
-    if split is not None and not shapes:
-        splits = ", ".join(sorted({entry.split for entry in pack.entries}))
-        raise ValueError(f"--split {split}: {pack.folder} has no such split; it has {splits}")
-    twice = len(shapes) - len({shape.id for shape in shapes})
-    if twice:
-        raise ValueError(
-            f"{pack.folder}: {twice} ids of meshes.jsonl occur twice; an evaluation needs one line an object"
-        )
-    return shapes
-
-
-def _of_fields(fields: FieldFolder, split: str | None) -> list[StoredObject]:
-    if split is not None and not any("split" in row for row in fields.rows):
-        raise ValueError(f"--split {split}: the table of {fields.folder} has no column 'split'")
-    shapes = (shape for shape in field_objects(fields) if shape.place is not None)
-    return [shape for shape in shapes if split is None or shape.split == split]
 
 
 def _standing(shape: StoredObject, asked: str | None) -> StoredObject:

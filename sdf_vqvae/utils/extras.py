@@ -13,6 +13,7 @@ EXTRAS = {
     "medical": ("nibabel",),
     "ray": ("ray",),
     "web": ("gradio",),
+    "docs": ("mkdocs", "mkdocstrings"),
     "gpu": ("spconv",),
 }
 """Import names of what each extra brings."""

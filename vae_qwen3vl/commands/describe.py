@@ -1,4 +1,4 @@
-"""The program `describe`: an answer to a question about a shape."""
+"""The program `describe`: answers to questions about one shape, or about all that lie in folders."""
 
 from __future__ import annotations
 
@@ -9,64 +9,95 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
-from sdf_vqvae.geometry.up import Up
-from sdf_vqvae.utils.programs import add_run_options, naming, positive_int, print_json
-from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_json
+from sdf_vqvae.utils.settings import add_options, given
+from vae_qwen3vl.commands.options import add_language_options, check_records_name, quiet_transformers
+from vae_qwen3vl.descriptions.settings import DescribeSettings
 
-ABOUT = "Answer a question about a mesh, its field or its codes."
-EXAMPLES = (
-    "  vae-qwen3vl describe chair.glb\n"
-    '  vae-qwen3vl describe chair.safetensors --prompt "Which category does it belong to?"\n'
-    "  vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt"
-)
+ABOUT = """\
+Answer questions about a mesh, its field or its codes; or about many of them: files, folders, packs, datasets.
+
+One object: the answer is what is printed. Several: a line each, `NAME: answer`, or with --output a file of records,
+written as they come. Run the same command again and it goes on where it was stopped; objects that could not be read
+are in the file with the reason, are tried again, and never stop the others."""
+EXAMPLES = """\
+  vae-qwen3vl describe chair.glb
+  vae-qwen3vl describe chair.safetensors --prompt "Which category does it belong to?"
+  vae-qwen3vl describe meshes -o answers.jsonl                 a folder, a pack, a dataset of fields or of codes
+  vae-qwen3vl describe *.glb --prompts questions.txt --json    several files, several questions: a record a line
+  vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument(
-        "shape",
-        metavar="MESH|FIELD|CODES",
-        type=Path,
-        help="mesh file, field file (.npz) or codes file (.safetensors)",
-    )
+    shared = ("threshold_factor", "up", "vae_config", "vae_ckpt", "vl_model", "projector_ckpt", "lora_dir")
+    add_options(parser, DescribeSettings, ("sources", "output"), by_hand=shared)
     add_threshold_factor(parser)
     add_up_option(parser)
-    parser.add_argument("--prompt", help="the question (default: what the projector was trained with)")
-    parser.add_argument(
-        "--max_new_tokens", type=positive_int, default=64, metavar="N", help="length of the answer (64)"
-    )
+    questions = parser.add_mutually_exclusive_group()
+    questions.add_argument("--prompt", help="the question (default: what the projector was trained with)")
+    questions.add_argument("--prompts", metavar="FILE", type=Path, help="several questions, a line each")
+    add_options(parser, DescribeSettings, ("max_new_tokens",))
     add_vae_options(parser)
     add_language_options(parser)
+    many = parser.add_argument_group("many objects")
+    add_options(many, DescribeSettings, ("batch_size", "split", "max_samples"))
     add_run_options(parser)
 
 
 def work(options: argparse.Namespace) -> int:
     """Answer."""
+    settings = DescribeSettings(**given(options, DescribeSettings) | {"prompts": _prompts(options)})
+    quiet_transformers(options.verbose)
+    one = len(settings.sources) == 1 and not settings.sources[0].is_dir()
+    if one and settings.output is None and len(settings.prompts) < 2:
+        return _describe_one(settings, options)
+    return _describe_many(settings, options)
+
+
+def _prompts(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the questions. Raises a ValueError if their file can't be read or has none."""
+    if options.prompts is None:
+        return (options.prompt,) if options.prompt else ()
+    try:
+        lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"--prompts {options.prompts} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts {options.prompts} is no text file (UTF-8)") from error
+    questions = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not questions:
+        raise ValueError(f"--prompts {options.prompts} has no question: write one a line")
+    return questions
+
+
+def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> int:
     from sdf_vqvae.codes.pipeline import encode_field, field_for, load_shape, up_for
     from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import Stopwatch, resolve_device
     from vae_qwen3vl.describer import describe, load_describer
+    from vae_qwen3vl.descriptions.shapes import up_of_codes
 
-    is_codes = options.shape.suffix == CODES_SUFFIX
-    source: Any = ShapeCodes.load(options.shape) if is_codes else load_shape(options.shape)
-    with naming(options.shape):
-        up = _up_of_codes(source, options.up) if is_codes else up_for(options.shape, source, options.up)
-    quiet_transformers(options.verbose)
+    (path,) = settings.sources
+    is_codes = path.suffix == CODES_SUFFIX
+    source: Any = ShapeCodes.load(path) if is_codes else load_shape(path)
+    with naming(path):
+        up = up_of_codes(source, settings.up) if is_codes else up_for(path, source, settings.up)
     target = resolve_device(options.device)
-    vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
+    vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, target)
     watch = Stopwatch(target)
     codes = source
     if not is_codes:
-        with watch("encode"), naming(options.shape):
-            codes = encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor, up=up))
+        with watch("encode"), naming(path):
+            codes = encode_field(vae, field_for(vae, source, threshold_factor=settings.threshold_factor, up=up))
     with watch("load language model"):
-        model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
+        model = load_describer(vae, settings.vl_model, settings.projector_ckpt, settings.lora_dir, device=target)
     with watch("describe"):
-        words = describe(model, codes, options.prompt, max_new_tokens=options.max_new_tokens)
+        words = describe(model, codes, *settings.prompts, max_new_tokens=settings.max_new_tokens)
     if options.json:
         stages = [dataclasses.asdict(cost) for cost in watch.costs]
-        about = {"shape": str(options.shape), "up": up.axis, "up_from": up.known_from, "codes": len(codes.codes)}
+        about = {"shape": str(path), "up": up.axis, "up_from": up.known_from, "codes": len(codes.codes)}
         print_json({**about, **vars(words), "stages": stages})
     else:
         print(up.in_words(), file=sys.stderr)  # the answer alone is the program's output
@@ -74,11 +105,32 @@ def work(options: argparse.Namespace) -> int:
     return 0
 
 
-def _up_of_codes(codes: Any, asked: str | None) -> Up:
-    """Return which way the source of codes stands. Raises a ValueError if another way is asked for."""
-    if asked not in (None, codes.up):
-        raise ValueError(
-            f"--up {asked}: the codes are of an object that stands along {codes.up} of its source, and can't be "
-            "turned: encode the mesh again"
+def _describe_many(settings: DescribeSettings, options: argparse.Namespace) -> int:
+    from sdf_vqvae.utils.runtime import resolve_device
+    from vae_qwen3vl.descriptions.run import Record, describe_all, failure
+
+    def show(record: Record) -> None:
+        if options.json:
+            print_json(record, indent=None)
+        elif "text" in record:
+            question = f" {record['prompt']}" if len(settings.prompts) > 1 else ""
+            print(f"{record['shape']}:{question} {record['text']}")
+        sys.stdout.flush()  # a pipe's reader waits for it
+
+    if settings.output is None:
+        report = describe_all(settings, resolve_device(options.device), show)
+        return 0 if report.answers else USER_ERROR
+    check_records_name(settings.output)
+    report = describe_all(settings, resolve_device(options.device))
+    if options.json:
+        print_json(dataclasses.asdict(report), indent=None)
+    else:
+        print(
+            f"{report.described:,} objects described, {report.kept:,} kept, {len(report.failed):,} failed; "
+            f"{report.answers:,} answers added to {settings.output}"
         )
-    return Up(axis=codes.up, known_from=codes.up_from or "as it was encoded")
+        for name, reason in list(report.failed.items())[:10]:
+            print(f"  {failure(name, reason)}")
+        if len(report.failed) > 10:
+            print(f"  and {len(report.failed) - 10} more: lines with an error in {settings.output}")
+    return 0 if report.described or report.kept else USER_ERROR

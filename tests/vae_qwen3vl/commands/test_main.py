@@ -20,51 +20,10 @@ from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.extras import EXTRAS
-from tiny_tokenizer import SMALL_ARGS, saved_with_a_surface
+from tiny_tokenizer import SMALL_ARGS
 from vae_qwen3vl.commands.main import COMMANDS, GROUPS, main
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def mesh_file(tmp_path_factory) -> Path:
-    """A box of 2 x 1 x 1 that stands away from the origin."""
-    box = trimesh.creation.box((2.0, 1.0, 1.0))
-    box.apply_translation((10.0, 0.0, -5.0))
-    path = tmp_path_factory.mktemp("mesh") / "box.glb"
-    box.export(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory, mesh_file) -> Path:
-    return saved_with_a_surface(mesh_file, tmp_path_factory.mktemp("vae"))
-
-
-@pytest.fixture
-def language_files(tmp_path, tokenizer, make_vl) -> list[str]:
-    """Flags of a tiny language model and of a projector for it."""
-    from vae_qwen3vl.model import Qwen3VLWith3DBranch
-
-    folder, projector = tmp_path / "vl", tmp_path / "projector.safetensors"
-    vl = make_vl("qwen2_vl")
-    vl.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Qwen3VLWith3DBranch(str(folder), latent_dim=4, use_vl_model=vl).save_projector(projector, prompt="What is it?")
-    return ["--vl_model", str(folder), "--projector_ckpt", str(projector)]
-
-
-def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-@pytest.fixture
-def codes_file(tmp_path, mesh_file, tokenizer_file, capsys) -> Path:
-    path = tmp_path / "box.safetensors"
-    assert run(capsys, "encode", mesh_file, "-o", path, "--vae_ckpt", tokenizer_file)[0] == 0
-    return path
 
 
 def test_encode_writes_the_codes_that_the_library_gives(codes_file, mesh_file, tokenizer_file):
@@ -77,9 +36,9 @@ def test_encode_writes_the_codes_that_the_library_gives(codes_file, mesh_file, t
     assert found.vae_hash == vae.fingerprint()
 
 
-def test_encode_reports_json(tmp_path, mesh_file, tokenizer_file, capsys):
+def test_encode_reports_json(tmp_path, mesh_file, tokenizer_file, run):
     path = tmp_path / "c.safetensors"
-    code, out, _ = run(capsys, "encode", mesh_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
+    code, out, _ = run("encode", mesh_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
     report = json.loads(out)
     assert code == 0
     assert report["codes"] == len(ShapeCodes.load(path).codes)
@@ -88,9 +47,9 @@ def test_encode_reports_json(tmp_path, mesh_file, tokenizer_file, capsys):
 
 
 @pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "stl"])
-def test_decode_writes_a_mesh_in_source_units(tmp_path, codes_file, tokenizer_file, suffix, capsys):
+def test_decode_writes_a_mesh_in_source_units(tmp_path, codes_file, tokenizer_file, suffix, run):
     path = tmp_path / f"rebuilt.{suffix}"
-    code, out, _ = run(capsys, "decode", codes_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
+    code, out, _ = run("decode", codes_file, "-o", path, "--vae_ckpt", tokenizer_file, "--json")
     mesh = trimesh.load_mesh(path)
     assert code == 0
     assert len(mesh.faces) == json.loads(out)["faces"] > 0
@@ -99,24 +58,24 @@ def test_decode_writes_a_mesh_in_source_units(tmp_path, codes_file, tokenizer_fi
 
 
 def test_describe_says_the_same_about_a_mesh_and_its_codes(
-    mesh_file, codes_file, tokenizer_file, language_files, capsys
+    mesh_file, codes_file, tokenizer_file, language_files, run
 ):
     flags = ["--vae_ckpt", tokenizer_file, *language_files, "--max_new_tokens", "5", "--json"]
-    answers = [json.loads(run(capsys, "describe", shape, *flags)[1]) for shape in (mesh_file, codes_file)]
+    answers = [json.loads(run("describe", shape, *flags)[1]) for shape in (mesh_file, codes_file)]
     assert answers[0]["text"] == answers[1]["text"]
     assert answers[0]["prompt"] == "What is it?"
     assert 0 < answers[0]["tokens_3d"] <= answers[0]["codes"]
 
 
-def test_describe_asks_the_prompt(codes_file, tokenizer_file, language_files, capsys):
+def test_describe_asks_the_prompt(codes_file, tokenizer_file, language_files, run):
     flags = ["--vae_ckpt", tokenizer_file, *language_files, "--max_new_tokens", "2", "--json"]
-    _, out, _ = run(capsys, "describe", codes_file, *flags, "--prompt", "How many legs?")
+    _, out, _ = run("describe", codes_file, *flags, "--prompt", "How many legs?")
     assert json.loads(out)["prompt"] == "How many legs?"
 
 
-def test_demo_leaves_codes_mesh_picture_and_result(tmp_path, mesh_file, tokenizer_file, language_files, capsys):
+def test_demo_leaves_codes_mesh_picture_and_result(tmp_path, mesh_file, tokenizer_file, language_files, run):
     out_dir = tmp_path / "out" / "box"
-    code, out, err = run(capsys, "demo", mesh_file, "-o", out_dir, "--vae_ckpt", tokenizer_file, *language_files)
+    code, out, err = run("demo", mesh_file, "-o", out_dir, "--vae_ckpt", tokenizer_file, *language_files)
     assert code == 0, err
     assert {p.name for p in out_dir.iterdir()} == {
         "codes.safetensors",
@@ -132,9 +91,9 @@ def test_demo_leaves_codes_mesh_picture_and_result(tmp_path, mesh_file, tokenize
         assert word in out
 
 
-def test_doctor_names_versions_backends_and_remedies(capsys, monkeypatch):
+def test_doctor_names_versions_backends_and_remedies(run, monkeypatch):
     monkeypatch.setitem(EXTRAS, "web", ("no_such_library_anywhere",))
-    code, out, _ = run(capsys, "doctor", "--json")
+    code, out, _ = run("doctor", "--json")
     report = json.loads(out)
     assert code == (1 if report["problems"] else 0)
     assert report["versions"]["torch"] == torch.__version__
@@ -142,8 +101,8 @@ def test_doctor_names_versions_backends_and_remedies(capsys, monkeypatch):
     assert report["remedies"]["web"] == "pip install 'vae-qwen3vl[web]'"
 
 
-def test_doctor_prints_a_line_a_finding(capsys):
-    _, out, _ = run(capsys, "doctor")
+def test_doctor_prints_a_line_a_finding(run):
+    _, out, _ = run("doctor")
     assert "tokenizer " in out
     assert "smollm2-135m" in out
 
@@ -161,10 +120,10 @@ def test_doctor_prints_a_line_a_finding(capsys):
         (["smoke-test", "--quick", "--vae_config", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, says):
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, run, arguments, says):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code, out, err = run(capsys, *arguments)
+    code, out, err = run(*arguments)
     assert code == 2
     assert out == ""
     assert says in err
@@ -172,39 +131,35 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
     assert err.startswith(f"vae-qwen3vl {arguments[0]}: error: ")
 
 
-def test_codes_of_another_tokenizer_are_refused(tmp_path, codes_file, capsys):
+def test_codes_of_another_tokenizer_are_refused(tmp_path, codes_file, run):
     torch.manual_seed(1)
     save_vae(SparseSDFVQVAE(VAEConfig.from_args(SMALL_ARGS)), tmp_path)
     other = tmp_path / "model.safetensors"
-    code, _, err = run(capsys, "decode", codes_file, "-o", tmp_path / "m.glb", "--vae_ckpt", other)
+    code, _, err = run("decode", codes_file, "-o", tmp_path / "m.glb", "--vae_ckpt", other)
     assert code == 2
     assert "the codes were made by the VAE" in err
     assert not (tmp_path / "m.glb").exists()
 
 
-def test_the_shipped_projector_is_not_put_on_another_language_model(
-    codes_file, tokenizer_file, language_files, capsys
-):
-    code, _, err = run(capsys, "describe", codes_file, "--vae_ckpt", tokenizer_file, *language_files[:2])
+def test_the_shipped_projector_is_not_put_on_another_language_model(codes_file, tokenizer_file, language_files, run):
+    code, _, err = run("describe", codes_file, "--vae_ckpt", tokenizer_file, *language_files[:2])
     assert code == 2
     assert "give --projector_ckpt" in err
 
 
-def test_without_a_command_the_overview_is_an_error(capsys):
-    code, out, err = run(capsys)
+def test_without_a_command_the_overview_is_an_error(run):
+    code, out, err = run()
     assert (code, out) == (2, "")
-    assert err == run(capsys, "--help")[1] == run(capsys, "-h")[1] == run(capsys, "help")[1]
+    assert err == run("--help")[1] == run("-h")[1] == run("help")[1]
 
 
-def test_an_unknown_command_is_told_the_nearest(capsys):
-    assert run(capsys, "desribe", "chair.glb") == (
+def test_an_unknown_command_is_told_the_nearest(run):
+    assert run("desribe", "chair.glb") == (
         2,
         "",
         "vae-qwen3vl: error: there is no command 'desribe'; did you mean describe? (vae-qwen3vl --help has them)\n",
     )
-    assert run(capsys, "xyzzy")[2] == (
-        "vae-qwen3vl: error: there is no command 'xyzzy' (vae-qwen3vl --help has them)\n"
-    )
+    assert run("xyzzy")[2] == ("vae-qwen3vl: error: there is no command 'xyzzy' (vae-qwen3vl --help has them)\n")
 
 
 def test_the_package_is_the_program():

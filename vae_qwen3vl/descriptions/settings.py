@@ -1,0 +1,56 @@
+"""Which objects are asked what, and how. Opens nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from sdf_vqvae.utils.settings import Option, Positive, check
+
+_OF_THE_RUN = ("sources", "output", "prompts", "batch_size", "split", "max_samples")
+"""Settings that change nothing in what is said of an object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings:
+    """Which objects are asked what, and how."""
+
+    sources: Annotated[tuple[Path, ...], Option(positional=True, metavar="MESH|FIELD|CODES|FOLDER")]
+    """Mesh files, field files (.npz), codes files (.safetensors); folders of meshes, of fields or of codes; packs."""
+    output: Annotated[Path, Option(short="-o", metavar="FILE")] | None = None
+    """JSON Lines file, .jsonl, that grows as answers come; the same command goes on with it (default: print them)."""
+    prompts: tuple[str, ...] = ()
+    """Questions; without any, the one that the projector was trained with."""
+    max_new_tokens: Positive = 64
+    """Length of an answer."""
+    batch_size: Positive = 8
+    """Answers that are written together."""
+    split: str | None = None
+    """Only objects whose row says so in its column `split`."""
+    max_samples: Positive | None = None
+    """The first so many objects of each path."""
+    up: str | None = None
+    """See `up_of`."""
+    threshold_factor: float | None = None
+    """See `voxelize_for`."""
+    vae_config: str | Path | None = None
+    vae_ckpt: str | Path | None = None
+    vl_model: str | None = None
+    projector_ckpt: str | None = None
+    lora_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check all values; the messages name the options."""
+        check(self, by_flag=True)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What is not as it is by default, of the settings that change what is said of an object."""
+        values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
+        chosen = {name: value for name, (value, default) in values.items() if value != default}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in chosen.items()
+            if name not in _OF_THE_RUN
+        }
