@@ -14,6 +14,7 @@ EXTRAS = {
     "ray": ("ray",),
     "web": ("gradio",),
     "docs": ("mkdocs", "mkdocstrings"),
+    "search": ("usearch",),
     "gpu": ("spconv",),
 }
 """Import names of what each extra brings."""

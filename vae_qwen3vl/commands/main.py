@@ -35,6 +35,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "describe": (_WORDS, "words about a mesh, a field or codes; answers to questions"),
         "decode": (_TOKENIZER, "codes -> mesh, in the units of its source"),
     },
+    "use it": {
+        "index": (_WORDS, "a folder of meshes, fields or codes -> an index of its objects"),
+        "search": (_WORDS, "the objects of an index that are like some words, or like a shape"),
+    },
     "make a dataset": {
         "voxelize": (_TOKENIZER, "meshes with captions -> fields"),
         "ct": (_TOKENIZER, "CT scans with labels -> masks, organs, fields"),
@@ -56,7 +60,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
 COMMANDS = {name: about for group in GROUPS.values() for name, about in group.items()}
 _COMPLETION = "completion"
 _SHELLS = ("bash", "zsh")
-_FOLDERS = {"DIR", "FOLDER", "PACK"}
+_FOLDERS = {"DIR", "FOLDER", "PACK", "INDEX"}
 _FILES = {*_FOLDERS, "FILE", "JSON", "JSONL", "YAML", "PATH", "MESH", "FIELD", "CODES", "DATASET", "DATA", "SHAPES"}
 """What options and arguments that take paths are shown with."""
 
