@@ -118,6 +118,7 @@ WITHOUT_CORE = {
     "encode": ["chair.glb", "-o", "c.safetensors"],
     "describe": ["chair.glb"],
     "decode": ["c.safetensors", "-o", "m.glb"],
+    "export": ["plain"],
     "voxelize": ["--format", "folder", "--input_dir", "in", "--output_dir", "out"],
     "ct": ["--data_root", "in", "--output_dir", "out"],
     "convert": ["f.npz", "-o", "g.npz"],

@@ -209,5 +209,5 @@ def prepare(verbose: bool = False) -> None:
     if not sys.warnoptions:  # nobody asked for them; ours are log records, and what libraries deprecate is theirs
         for category in (DeprecationWarning, FutureWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category)
-    for name in ("huggingface_hub", "httpx", "httpx2", "trimesh", "torchao", "torch.utils._pytree"):
+    for name in ("gguf", "huggingface_hub", "httpx", "httpx2", "trimesh", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

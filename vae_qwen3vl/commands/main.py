@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "use it": {
         "index": (_WORDS, "a folder of meshes, fields or codes -> an index of its objects"),
         "search": (_WORDS, "the objects of an index that are like some words, or like a shape"),
+        "export": (_WORDS, "a plain Qwen or Llama checkpoint for vLLM, SGLang or llama.cpp, and requests to it"),
     },
     "make a dataset": {
         "voxelize": (_TOKENIZER, "meshes with captions -> fields"),
