@@ -119,6 +119,9 @@ WITHOUT_CORE = {
     "describe": ["chair.glb"],
     "decode": ["c.safetensors", "-o", "m.glb"],
     "export": ["plain"],
+    "serve": [],
+    "index": ["in", "-o", "out"],
+    "search": ["index", "a chair"],
     "voxelize": ["--format", "folder", "--input_dir", "in", "--output_dir", "out"],
     "ct": ["--data_root", "in", "--output_dir", "out"],
     "convert": ["f.npz", "-o", "g.npz"],
@@ -159,6 +162,7 @@ def test_without_pytorch_every_command_and_script_says_so_in_one_line(repository
 def test_extras_bring_what_they_are_said_to_bring(repository):
     declared = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     packages = {"yaml": "pyyaml", "spconv": "spconv-triton", "mkdocs": "mkdocs-material"}
+    packages |= {"python_multipart": "python-multipart", "prometheus_client": "prometheus-client"}
     for extra, names in EXTRAS.items():
         brought = {Requirement(line).name for line in declared["optional-dependencies"][extra]}
         assert {packages.get(name, name) for name in names} <= brought

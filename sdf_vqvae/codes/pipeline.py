@@ -9,11 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import trimesh
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.description import CONVERSION_HINT
@@ -28,6 +30,18 @@ from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.errors import brief
 
 
+class FieldReader(Protocol):
+    """What a tokenizer says of the fields that it reads; to make one, its network is not needed."""
+
+    @property
+    def config(self) -> VAEConfig:
+        """Its configuration, with the description of the field."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where fields are made."""
+
+
 def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
     """Read a mesh file, or a field file (`.npz`).
 
@@ -38,7 +52,7 @@ def load_shape(path: str | os.PathLike[str]) -> trimesh.Trimesh | SparseSDF:
 
 
 def field_for(
-    vae: SparseSDFVQVAE,
+    vae: FieldReader,
     shape: trimesh.Trimesh | SparseSDF,
     *,
     threshold_factor: float | None = None,
@@ -105,7 +119,7 @@ def settle_up(up: Up, shape: trimesh.Trimesh | SparseSDF) -> Up:
 
 
 def voxelize_for(
-    vae: SparseSDFVQVAE,
+    vae: FieldReader,
     mesh: str | os.PathLike[str] | trimesh.Trimesh,
     *,
     threshold_factor: float | None = None,
@@ -207,7 +221,7 @@ def _or_reason(
         return brief(error)
 
 
-def _band_for(vae: SparseSDFVQVAE, threshold_factor: float | None) -> float:
+def _band_for(vae: FieldReader, threshold_factor: float | None) -> float:
     """Return how much of the band to compute, in voxels. Raises a ValueError where that is unknown."""
     field = vae.config.field
     if threshold_factor is not None and field.band not in (None, threshold_factor):
@@ -223,7 +237,7 @@ def _band_for(vae: SparseSDFVQVAE, threshold_factor: float | None) -> float:
     return band
 
 
-def check_field(vae: SparseSDFVQVAE, field: SparseSDF) -> None:
+def check_field(vae: FieldReader, field: SparseSDF) -> None:
     """Raise a ValueError, naming both sides, unless a field is of the kind that the tokenizer reads."""
     if field.field == vae.config.field:
         return

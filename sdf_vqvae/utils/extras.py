@@ -12,6 +12,7 @@ EXTRAS = {
     "evaluation": ("nltk",),
     "medical": ("nibabel",),
     "ray": ("ray",),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"),
     "web": ("gradio",),
     "docs": ("mkdocs", "mkdocstrings"),
     "search": ("usearch",),

@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "decode": (_TOKENIZER, "codes -> mesh, in the units of its source"),
     },
     "use it": {
+        "serve": (_WORDS, "an HTTP server in OpenAI's form: chats about meshes, codes, meshes"),
         "index": (_WORDS, "a folder of meshes, fields or codes -> an index of its objects"),
         "search": (_WORDS, "the objects of an index that are like some words, or like a shape"),
         "export": (_WORDS, "a plain Qwen or Llama checkpoint for vLLM, SGLang or llama.cpp, and requests to it"),
