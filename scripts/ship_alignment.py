@@ -27,8 +27,8 @@ def work(options: argparse.Namespace) -> int:
     """Write projector.safetensors in bfloat16 and lora/, and print their size."""
     import torch
 
-    from vae_qwen3vl.describer import LORA_FINAL, LORA_NAME, PROJECTOR_FINAL, PROJECTOR_NAME
     from vae_qwen3vl.projector_file import load_projector, save_projector
+    from vae_qwen3vl.trained_parts import LORA_FINAL, LORA_NAME, PROJECTOR_FINAL, PROJECTOR_NAME
 
     projector, description = load_projector(options.run / PROJECTOR_FINAL)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
     from vae_qwen3vl.layout import PLACEHOLDER_3D
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
+    from vae_qwen3vl.pretrained import (
+        ShapeVLCollator,
+        ShapeVLConfig,
+        ShapeVLForConditionalGeneration,
+        ShapeVLProcessor,
+    )
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
     from vae_qwen3vl.projector import PositionEncoder3D, Projector3D
     from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
@@ -37,6 +43,10 @@ _HOMES = {
     "ProjectorDescription": "vae_qwen3vl.projector_file",
     "Qwen3VLWith3DBranch": "vae_qwen3vl.model",
     "SDF3DCaptionDataset": "vae_qwen3vl.data.datasets_3d",
+    "ShapeVLCollator": "vae_qwen3vl.pretrained",
+    "ShapeVLConfig": "vae_qwen3vl.pretrained",
+    "ShapeVLForConditionalGeneration": "vae_qwen3vl.pretrained",
+    "ShapeVLProcessor": "vae_qwen3vl.pretrained",
     "codebook_vectors": "vae_qwen3vl.vae_latent_extractor",
     "collate_3d_text": "vae_qwen3vl.data.collate",
     "collate_codes_caption": "vae_qwen3vl.data.collate",
@@ -62,6 +72,10 @@ __all__ = [
     "ProjectorDescription",
     "Qwen3VLWith3DBranch",
     "SDF3DCaptionDataset",
+    "ShapeVLCollator",
+    "ShapeVLConfig",
+    "ShapeVLForConditionalGeneration",
+    "ShapeVLProcessor",
     "codebook_vectors",
     "collate_3d_text",
     "collate_codes_caption",

@@ -1,7 +1,6 @@
 """A model that describes shapes, ready to use: language model, projector and adapter that belong together.
 
-Knows which trained parts are shipped and for which language model. Building, merging and generating are
-`model.py`'s.
+Knows which parts belong together. Building, merging and generating are `model.py`'s.
 """
 
 from __future__ import annotations
@@ -9,31 +8,20 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.runtime import resolve_device
-from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
+from vae_qwen3vl.trained_parts import NO_LORA, adapter_beside, adapter_missing, is_model_folder, shipped_weights
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
 logger = logging.getLogger(__name__)
-
-PROJECTOR_NAME = "projector.safetensors"
-LORA_NAME = "lora"
-"""Names of the shipped parts."""
-PROJECTOR_FINAL = "projector_final.pt"
-LORA_FINAL = "lora_final"
-ARGUMENTS = "train_args.json"
-"""Names of the parts in a run's folder, and of the settings that they were trained with."""
-NO_LORA = "none"
-"""Instead of an adapter's folder: none, even where one lies beside the projector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +32,6 @@ class Description:
     prompt: str
     tokens_3d: int
     """3D tokens that the language model read, without the two markers."""
-
-
-def shipped_weights() -> tuple[Path | None, Path | None]:
-    """Return the shipped projector file and adapter folder, None for what this installation lacks."""
-    from importlib import resources
-
-    folder = Path(str(resources.files("vae_qwen3vl") / "weights"))
-    projector, lora = folder / PROJECTOR_NAME, folder / LORA_NAME
-    return projector if projector.is_file() else None, lora if lora.is_dir() else None
-
-
-def adapter_beside(projector: str | os.PathLike[str]) -> Path | None:
-    """Return the adapter that lies beside a projector as in a run's folder or the shipped weights, else None.
-
-    Raises:
-        ValueError: the run trained one, but it is not there.
-    """
-    path = Path(projector)
-    folder = path.parent / {PROJECTOR_FINAL: LORA_FINAL, PROJECTOR_NAME: LORA_NAME}.get(path.name, LORA_FINAL)
-    if path.name not in (PROJECTOR_FINAL, PROJECTOR_NAME):
-        return None
-    if folder.is_dir():
-        logger.info("%s was trained with it and is used (--lora_dir none leaves it out)", folder)
-        return folder
-    arguments = path.parent / ARGUMENTS
-    if arguments.is_file() and AlignmentConfig.from_file(arguments).use_lora:
-        raise _adapter_missing(projector)
-    return None
-
-
-def _adapter_missing(projector: str | os.PathLike[str]) -> ValueError:
-    return ValueError(
-        f"{os.fspath(projector)} was trained with a LoRA adapter, which does not lie beside it: give it with "
-        f"--lora_dir DIR, or --lora_dir {NO_LORA} to do without"
-    )
 
 
 def load_describer(
@@ -95,7 +48,8 @@ def load_describer(
 
     Args:
         vae: the tokenizer whose codes it will read; None where codes are cached.
-        vl_model: see `resolve_vl_model`; None is the default language model.
+        vl_model: see `resolve_vl_model`; None is the default language model. A saved model or a training run, which
+            has all the parts but the tokenizer, is taken too.
         projector: trained projector; None takes the shipped one, which belongs to the default language model.
         lora: adapter folder trained with that projector; None takes the one that lies beside it (`adapter_beside`),
             `NO_LORA` none.
@@ -113,6 +67,8 @@ def load_describer(
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
     target = resolve_device(device)
+    if vl_model is not None and is_model_folder(vl_model):
+        return _open_folder(vae, vl_model, (projector, lora), target, dtype, vae_hash)
     source = resolve_vl_model(vl_model)
     is_default = source == default_lm_folder()
     if vl_model is None:
@@ -133,13 +89,35 @@ def load_describer(
     if projector is not None:
         about = model.load_projector(projector, vae_hash=vae_hash)
         if about.with_lora and lora is None:
-            raise _adapter_missing(projector)
+            raise adapter_missing(projector)
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None and lora != NO_LORA:
         model.load_lora(lora)
         model.vl_model = merge_lora(model.vl_model)
     return model.to(target).eval()
+
+
+def _open_folder(
+    vae: SparseSDFVQVAE | None,
+    folder: str | os.PathLike[str],
+    others: tuple[Any, Any],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    vae_hash: str | None,
+) -> Qwen3VLWith3DBranch:
+    """Load what `save_pretrained` wrote, or a training run."""
+    from vae_qwen3vl.language.backbone import inference_dtype
+    from vae_qwen3vl.pretrained import ShapeVLForConditionalGeneration
+
+    if others != (None, None):
+        raise ValueError(f"{folder} has its own projector and adapter: leave --projector_ckpt and --lora_dir out")
+    model = ShapeVLForConditionalGeneration.from_pretrained(
+        folder, merge_adapter=True, dtype=dtype or inference_dtype(device)
+    )
+    model.check_vae(vae_hash if vae is None else vae.fingerprint())
+    model.branch.vae_model = vae
+    return model.branch.to(device).eval()
 
 
 @torch.no_grad()

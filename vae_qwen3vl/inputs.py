@@ -43,6 +43,9 @@ class BranchInputs:
     """int64 `[B, S']`, -100 over 3D blocks and padding."""
     tokens_3d: Tokens3D
     """The 3D tokens of all blocks."""
+    slots: Tensor
+    """int64 `[B, S]`: where each of `input_ids` stands in the merged sequence, an object by its end marker; what
+    follows a token is predicted there. 0 at padding."""
     encoding_indices_3d: Any = None
     """The VAE's codes object, where raw `inputs_3d` were encoded."""
 
@@ -103,6 +106,7 @@ def merge_inputs(
         position_ids=layout.position_ids,
         labels=None if labels is None else _fill_labels(layout, labels),
         tokens_3d=tokens,
+        slots=_slots(layout, ids, valid, objects)[:, -input_ids.shape[1] :],
         encoding_indices_3d=encoding_indices_3d,
     )
 
@@ -153,6 +157,17 @@ def _fill_embeds(
     pool = torch.cat([text, *blocks, padding])  # in the layout's order
     # No view, as the input of the first layer alone would be: layers are compiled once for both sorts of inputs.
     return nn.functional.embedding(layout.source, pool)
+
+
+def _slots(layout: SequenceLayout, ids: Tensor, valid: Tensor, objects: int) -> Tensor:  # [B, S]
+    batch, width = layout.source.shape
+    slot_of = torch.zeros(ids.numel() + 2 * objects + layout.source.numel(), dtype=torch.long, device=ids.device)
+    slot_of[layout.source] = torch.arange(width, device=ids.device).expand(batch, -1)
+    is_object = (ids == PLACEHOLDER_3D) & valid
+    number = is_object.flatten().cumsum(0).view_as(ids) - 1
+    text = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+    rows = torch.where(is_object, ids.numel() + objects + number, text)  # of the pool: text, start and end markers
+    return slot_of[rows] * valid
 
 
 def _fill_labels(layout: SequenceLayout, labels: Tensor) -> Tensor:  # [B, S']

@@ -294,12 +294,14 @@ class Qwen3VLWith3DBranch(nn.Module):
 
         Returns:
             New token ids only, `[B, new]` (never the prompt), or what `return_dict_in_generate` asks for. At most
-            128 new tokens unless `kwargs` say otherwise. Without `input_ids`, `kwargs` pass through unchanged.
+            128 new tokens unless `kwargs` say otherwise. Without `input_ids`, all else passes through unchanged.
 
         A later turn on a kept cache passes `past_key_values` with the whole conversation's ids and objects; the
         rows of a batch must have grown by equally many tokens since, for the cache holds their padding.
         """
         if input_ids is None:
+            if attention_mask is not None:
+                kwargs["attention_mask"] = attention_mask
             return self.vl_model.generate(**name_cache(self.vl_model, kwargs))
         shapes = inputs_3d, feats_3d, coords_3d, mask_3d
         merging = merging_arguments(kwargs)

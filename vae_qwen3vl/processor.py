@@ -82,6 +82,7 @@ class Processor3D:
         *,
         objects: int | Sequence[int] = 1,
         padding_side: Literal["left", "right"] | None = None,
+        generation_prompt: bool = True,
     ) -> dict[str, Tensor]:
         """Encode a batch.
 
@@ -95,6 +96,7 @@ class Processor3D:
             objects: placeholders before the first user text of conversations that name no "3d" part themselves
                 (0 for a control without 3D); one number, or one a conversation.
             padding_side: None means "right" with answers and "left" without.
+            generation_prompt: without answers, end where the assistant's turn begins; False ends with the last turn.
 
         Returns:
             `input_ids` and `attention_mask` `[B, S]`, `labels` `[B, S]` if there are answers, and `pixel_values` and
@@ -111,7 +113,7 @@ class Processor3D:
         if len(counts) != len(batch):
             raise ValueError(f"{len(batch)} conversations, but {len(counts)} numbers of objects")
         rows = [
-            self._encode(chat, reply, count, pictures)
+            self._encode(chat, reply, count, pictures, generation_prompt and reply is None)
             for chat, reply, count in zip(batch, replies, counts, strict=True)
         ]
         side = padding_side or ("left" if answers is None else "right")
@@ -168,13 +170,18 @@ class Processor3D:
         return self._encoded[text]
 
     def _encode(
-        self, chat: Conversation, answer: str | None, objects: int, pictures: list[Mapping[str, Tensor]]
+        self,
+        chat: Conversation,
+        answer: str | None,
+        objects: int,
+        pictures: list[Mapping[str, Tensor]],
+        generation_prompt: bool,
     ) -> tuple[list[int], list[int]]:
         messages = self._as_messages(chat, objects, pictures)
         if answer is not None:
             messages.append(("assistant", [answer]))
         marked, pieces = _mark(messages)
-        full = self._render(marked, prompt=answer is None)
+        full = self._render(marked, prompt=generation_prompt)
         if sorted(map(int, _MARKED.findall(full))) != list(range(len(pieces))):
             raise ValueError("the chat template drops or repeats the content of a message; use another template")
         if answer is None:

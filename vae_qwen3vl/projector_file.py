@@ -11,6 +11,7 @@ import json
 import os
 import typing
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,9 +67,22 @@ class ProjectorDescription:
         )
 
 
-def save_projector(path: str | os.PathLike[str], projector: Projector3D, description: ProjectorDescription) -> None:
-    """Write a projector to a `.safetensors` or `.pt` file, whole or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
+def save_projector(
+    path: str | os.PathLike[str],
+    projector: Projector3D,
+    description: ProjectorDescription,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a projector to a `.safetensors` or `.pt` file, whole or not at all.
+
+    Args:
+        path: the file.
+        projector: what is written,
+        description: and what is said of it.
+        state: its state dict, where a trainer has gathered it from several processes.
+    """
+    values = projector.state_dict() if state is None else state
+    state = {name: value.detach().cpu().contiguous() for name, value in values.items()}
     text = json.dumps(dataclasses.asdict(description))
     if Path(path).suffix == ".safetensors":
         write_safetensors(path, state, {_KEY: text})

@@ -60,16 +60,20 @@ def vae_fingerprint(vae_model: ShapeVAE) -> str:
 
 
 def codebook_vectors(codes: Tensor, vae_model: ShapeVAE) -> Tensor:  # [M] or [M, 1] -> [M, D]
-    """Look codes up in the VAE's codebook, without gradient.
+    """Look codes up in the VAE's codebook, without gradient; see `look_up`."""
+    return look_up(codes, codebook(vae_model).detach())
+
+
+def look_up(codes: Tensor, table: Tensor) -> Tensor:  # [M] or [M, 1] -> [M, D]
+    """Return the vectors of codes, on the codebook's device.
 
     Args:
         codes: `[M]` or `[M, 1]`, integers (or floats that hold integers).
-        vae_model: the VAE the codes come from.
+        table: the codebook `[K, D]` of the VAE that the codes come from.
 
     Raises:
         ValueError: more than one code a cell, or a code outside the codebook.
     """
-    table = codebook(vae_model).detach()
     if codes.ndim not in (1, 2) or (codes.ndim == 2 and codes.shape[1] != 1):
         raise ValueError(f"codes must be [M] or [M, 1] (one a cell), not {list(codes.shape)}")
     index = codes.reshape(-1)

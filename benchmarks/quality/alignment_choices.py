@@ -44,9 +44,9 @@ from sdf_vqvae.data.tables import ID_COLUMN
 from sdf_vqvae.training.run_log import read_log
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, results_file, run_name, write_run
 from vae_qwen3vl import eval_3d_vl, train_finetune
-from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.evaluation.controls import OWN
 from vae_qwen3vl.projector import Projector3D
+from vae_qwen3vl.trained_parts import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.training.projector_pretraining import PRETRAINING_LOG
 
 BASE: dict[str, Any] = {

@@ -178,14 +178,16 @@ def test_describe_answers_each_object(build, vae, processor, make_batch):
         model.describe(processor=processor)
 
 
-def test_generate_without_ids_passes_through(build):
+def test_generate_without_ids_passes_all_else_through(build):
     model = build()
-    embeds = model.vl_model.get_input_embeddings()(torch.tensor([[7, 8, 9]]))
-    mask = torch.ones(1, 3, dtype=torch.long)
-    ours = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=3, **GREEDY)
-    assert torch.equal(
-        ours, model.vl_model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=3, **GREEDY)
-    )
+    embeds = model.vl_model.get_input_embeddings()(torch.tensor([[1, 2, 7, 8, 9]]))
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    more = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
+    ours = model.generate(inputs_embeds=embeds, attention_mask=mask, **more)
+    theirs = model.vl_model.generate(inputs_embeds=embeds, attention_mask=mask, **more)
+    unmasked = model.vl_model.generate(inputs_embeds=embeds, attention_mask=torch.ones_like(mask), **more)
+    assert torch.equal(torch.stack(ours.logits), torch.stack(theirs.logits))
+    assert not torch.allclose(torch.stack(ours.logits), torch.stack(unmasked.logits), atol=1e-3)
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def parts_of(options: argparse.Namespace, config: AlignmentConfig) -> Parts:
     Raises:
         ValueError: the run does not exist or has not ended.
     """
-    from vae_qwen3vl.describer import ARGUMENTS, PROJECTOR_FINAL
+    from vae_qwen3vl.trained_parts import ARGUMENTS, PROJECTOR_FINAL
     from vae_qwen3vl.training.learned_objects import run_of
     from vae_qwen3vl.training.run_folder import run_to_evaluate
     from vae_qwen3vl.training.starting_model import settled
@@ -176,7 +176,7 @@ def open_data(
 
 def _trained_parts(parts: Parts) -> list[str | None]:
     """Return the files that say what was learned from; where there are none, the shipped ones do."""
-    from vae_qwen3vl.describer import NO_LORA
+    from vae_qwen3vl.trained_parts import NO_LORA
 
     lora = None if parts.lora == NO_LORA else parts.lora
     return [part for part in (parts.projector, lora) if part is not None] or [None]

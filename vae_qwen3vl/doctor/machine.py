@@ -28,10 +28,10 @@ from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.utils.extras import DISTRIBUTION, EXTRAS
 from sdf_vqvae.utils.files import sha256_of
 from sdf_vqvae.utils.runtime import usable_cores
-from vae_qwen3vl.describer import LORA_NAME, PROJECTOR_NAME
 from vae_qwen3vl.doctor.probes import ask_pip, cgroup_limits, driver_cuda, free_bytes, memory_available, write_fault
 from vae_qwen3vl.language.default_model import default_lm_folder, verify_default_lm
 from vae_qwen3vl.language.model_wheel import cache_root
+from vae_qwen3vl.trained_parts import LORA_NAME, PROJECTOR_NAME
 
 CORE = ("torch", "numpy", "scipy", "trimesh", "safetensors", "libigl")
 LIBRARIES = (*CORE, "transformers", "tokenizers", "peft")

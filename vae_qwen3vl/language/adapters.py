@@ -6,12 +6,12 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
@@ -128,22 +128,31 @@ def casts_left_to_autocast(vl_model: nn.Module, autocast: bool) -> Iterator[None
         yield
 
 
-def save_lora(vl_model: nn.Module, folder: str | os.PathLike[str], base_name: str) -> None:
-    """Write the adapters, if there are any, as a peft folder in bfloat16.
+def save_lora(
+    vl_model: nn.Module,
+    folder: str | os.PathLike[str],
+    base_name: str | None,
+    *,
+    dtype: torch.dtype | None = torch.bfloat16,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the adapters, if there are any, as a peft folder.
 
     Args:
         vl_model: the language model, with adapters or without.
         folder: made where missing.
         base_name: the language model's name, as the adapter's configuration says it.
+        dtype: of the file's numbers; None keeps theirs.
+        state: the language model's state dict, where a trainer has gathered it from several processes.
     """
     configs: Any = getattr(vl_model, "peft_config", None)
     if configs is None:
         return
-    saved = _peft().get_peft_model_state_dict(vl_model)
-    state = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in saved.items()}
+    saved = _peft().get_peft_model_state_dict(vl_model, state_dict=None if state is None else dict(state))
+    tensors = {name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in saved.items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / WEIGHTS, state)
+    write_safetensors(target / WEIGHTS, tensors)
     config = copy.copy(configs["default"])
     config.base_model_name_or_path, config.inference_mode = base_name, True
     config.save_pretrained(os.fspath(target))

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdf_vqvae.utils.files import sha256_of
-from vae_qwen3vl.describer import shipped_weights
 from vae_qwen3vl.projector import Projector3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector
 from vae_qwen3vl.search.head import SearchHead, shape_features
 from vae_qwen3vl.sequence_3d import joined_coords
+from vae_qwen3vl.trained_parts import shipped_weights
 
 HEAD_NAME = "search_head.safetensors"
 """Name of the shipped head."""

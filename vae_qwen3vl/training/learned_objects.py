@@ -16,7 +16,7 @@ from sdf_vqvae.data.tables import ID_COLUMN
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.splits import TRAIN, VAL, Learned, divided
 from vae_qwen3vl.data.texts import texts_of_table
-from vae_qwen3vl.describer import ARGUMENTS, shipped_weights
+from vae_qwen3vl.trained_parts import ARGUMENTS, shipped_weights
 from vae_qwen3vl.training.run_folder import OBJECTS, RunObjects
 
 SHIPPED = "the shipped weights learned from the split train of their own data"

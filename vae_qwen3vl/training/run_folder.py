@@ -17,7 +17,7 @@ from sdf_vqvae.training.checkpoints import checkpoint_steps
 from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.config import AUTO, AlignmentConfig
-from vae_qwen3vl.describer import ARGUMENTS, PROJECTOR_FINAL
+from vae_qwen3vl.trained_parts import ARGUMENTS, PROJECTOR_FINAL
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,11 +16,11 @@ from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.settings import flag_of
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.describer import shipped_weights
 from vae_qwen3vl.language.adapters import TARGETS, read_adapter_config
 from vae_qwen3vl.language.backbone import compile_layers
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
+from vae_qwen3vl.trained_parts import shipped_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

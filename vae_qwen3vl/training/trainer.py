@@ -22,11 +22,11 @@ from sdf_vqvae.utils.files import write_json
 from sdf_vqvae.utils.progress import Progress, in_time
 from sdf_vqvae.utils.runtime import StopRequest, stop_requests
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.language import adapters
 from vae_qwen3vl.layout import without_object
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import IGNORED_LABEL
+from vae_qwen3vl.trained_parts import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.training.batches import TrainingBatches
 from vae_qwen3vl.training.losses import AlignmentObjective
 from vae_qwen3vl.training.processes import average_gradients, is_sharding, shard_frozen, summed

@@ -13,12 +13,13 @@ import torch
 
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from vae_qwen3vl.config import AlignmentConfig
-from vae_qwen3vl.describer import NO_LORA, load_describer
+from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.eval_3d_vl import main
 from vae_qwen3vl.evaluation.controls import TYPICAL, TYPICAL_OF_OTHERS
 from vae_qwen3vl.language.adapters import read_adapter_config
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.train_finetune import main as train
+from vae_qwen3vl.trained_parts import NO_LORA
 from vae_qwen3vl.training.learned_objects import learned_from
 from vae_qwen3vl.training.run_data import alignment_data, cached_codes
 

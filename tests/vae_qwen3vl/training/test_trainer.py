@@ -20,9 +20,9 @@ from sdf_vqvae.training.checkpoints import FOLDER, checkpoint_steps, path_of
 from sdf_vqvae.utils.archives import read_safetensors
 from vae_qwen3vl.data.collate import collate_codes_caption
 from vae_qwen3vl.data.loading import Tolerant
-from vae_qwen3vl.describer import LORA_FINAL, PROJECTOR_FINAL
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector_file import load_projector
+from vae_qwen3vl.trained_parts import LORA_FINAL, PROJECTOR_FINAL
 
 NAMES = ("whole", "parts")
 
