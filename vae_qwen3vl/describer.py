@@ -16,7 +16,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
-from vae_qwen3vl.trained_parts import NO_LORA, adapter_beside, adapter_missing, is_model_folder, shipped_weights
+from vae_qwen3vl.trained_parts import NO_LORA, adapter_missing, is_model_folder, parts_for
 
 if TYPE_CHECKING:
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -70,19 +70,9 @@ def load_describer(
     if vl_model is not None and is_model_folder(vl_model):
         return _open_folder(vae, vl_model, (projector, lora), target, dtype, vae_hash)
     source = resolve_vl_model(vl_model)
-    is_default = source == default_lm_folder()
     if vl_model is None:
         logger.info("language model: %s (the default)", DEFAULT_LM)
-    if projector is None and lora in (None, NO_LORA):
-        if not is_default:
-            raise ValueError(
-                f"the shipped projector belongs to {DEFAULT_LM}, not to {vl_model}: give --projector_ckpt "
-                "(and --lora_dir) trained for it"
-            )
-        projector, beside = shipped_weights()
-        lora = lora or beside
-    elif projector is not None and lora is None:
-        lora = adapter_beside(projector)
+    projector, lora = parts_for(vl_model, source == default_lm_folder(), projector, lora)
     model = Qwen3VLWith3DBranch(
         str(source), vae_model=vae, torch_dtype=dtype or inference_dtype(target), max_3d_tokens=512
     )

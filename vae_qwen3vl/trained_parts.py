@@ -63,6 +63,36 @@ def adapter_beside(projector: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def parts_for(
+    vl_model: str | os.PathLike[str] | None,
+    is_default: bool,
+    projector: str | os.PathLike[str] | None,
+    lora: str | os.PathLike[str] | None,
+) -> tuple[str | os.PathLike[str] | None, str | os.PathLike[str] | None]:
+    """Return projector and adapter for a language model: those given, or what belongs to it.
+
+    Args:
+        vl_model: the language model's name, for the message,
+        is_default: and whether it is the default one.
+        projector: None takes the shipped one (of the default language model), unless an adapter is given.
+        lora: None takes the one that lies beside the projector, `NO_LORA` none.
+
+    Raises:
+        ValueError: no projector is known for this language model, or its adapter is missing.
+    """
+    if projector is None and lora in (None, NO_LORA):
+        if not is_default:
+            raise ValueError(
+                f"the shipped projector belongs to the default language model, not to {vl_model}: give "
+                "--projector_ckpt (and --lora_dir) trained for it"
+            )
+        projector, beside = shipped_weights()
+        lora = lora or beside
+    elif projector is not None and lora is None:
+        lora = adapter_beside(projector)
+    return projector, lora
+
+
 def adapter_missing(projector: str | os.PathLike[str]) -> ValueError:
     """Return the error that says that a projector's adapter is not there."""
     return ValueError(

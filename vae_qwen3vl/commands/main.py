@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": (_WORDS, "an HTTP server in OpenAI's form: chats about meshes, codes, meshes"),
         "index": (_WORDS, "a folder of meshes, fields or codes -> an index of its objects"),
         "search": (_WORDS, "the objects of an index that are like some words, or like a shape"),
+        "pack-model": (_WORDS, "all parts of a model -> one folder, as transformers opens it"),
         "export": (_WORDS, "a plain Qwen or Llama checkpoint for vLLM, SGLang or llama.cpp, and requests to it"),
     },
     "make a dataset": {

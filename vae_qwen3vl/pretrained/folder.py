@@ -26,6 +26,7 @@ from sdf_vqvae.data.objects import Kind
 from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_safetensors
+from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import read_mapping
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.language.default_model import DEFAULT_LM, HUB_ID, resolve_vl_model
@@ -53,10 +54,12 @@ class Parts:
     """Where the parts of a model are."""
 
     folder: Path
+    """Where the others are, if they are there."""
     reference: str | None
     """What opens the language model, as it is written; None where it is `language_model` in the folder."""
     projector: Path
-    lora: Path | None
+    lora: str | os.PathLike[str] | None
+    """The adapter's folder; `NO_LORA` leaves it out, None says that there is none."""
     vae_config: str | None
     vae_ckpt: str | None
     """The tokenizer's files, as `load_vae_from_config` takes them: both None are the shipped one."""
@@ -119,7 +122,10 @@ def local_folder(name: str | os.PathLike[str], hub: dict[str, Any] | None = None
     from huggingface_hub import snapshot_download
 
     given = {key: value for key, value in (hub or {}).items() if key in _HUB and value is not None}
-    return Path(snapshot_download(text, **given))
+    try:
+        return Path(snapshot_download(text, **given))
+    except OSError as error:
+        raise OSError(f"the model {text} can't be had from the Hugging Face Hub: {brief(error)}") from error
 
 
 def parts_of(folder: Path, config: ShapeVLConfig | None = None) -> Parts:

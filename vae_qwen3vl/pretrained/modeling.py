@@ -38,7 +38,7 @@ from vae_qwen3vl.pretrained.folder import (
     parts_of,
 )
 from vae_qwen3vl.projector_file import ProjectorDescription, save_projector
-from vae_qwen3vl.trained_parts import LORA_NAME, PROJECTOR_NAME, adapter_missing
+from vae_qwen3vl.trained_parts import LORA_NAME, NO_LORA, PROJECTOR_NAME, adapter_missing
 from vae_qwen3vl.vae_latent_extractor import codebook, look_up, vae_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -169,20 +169,41 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention = None if config is None else config._attn_implementation_internal  # as the Auto classes leave it
         if attention is not None:
             kwargs.setdefault("attn_implementation", attention)
-        parts = parts_of(folder, config)
-        of_hub: dict[str, Any] = {
-            name: hub[name] for name in ("cache_dir", "local_files_only", "token") if name in hub
-        }
-        branch, table, here = _open(parts, dtype, is_trainable, {**of_hub, **kwargs})
-        if merge_adapter:
-            branch.vl_model = merge_lora(branch.vl_model)
-        named = None if merge_adapter and parts.lora is not None else parts.reference
-        model = cls(ShapeVLConfig(language_model=named), branch, table, here)
+        more = {name: hub[name] for name in ("cache_dir", "local_files_only", "token") if name in hub} | kwargs
+        model = cls.from_parts(
+            parts_of(folder, config), dtype=dtype, merge_adapter=merge_adapter, is_trainable=is_trainable, **more
+        )
         model.config.name_or_path = model.name_or_path = os.fspath(pretrained_model_name_or_path)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
         if adapter is not None:
             model.load_adapter(adapter)
+        return model
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Parts,
+        *,
+        dtype: torch.dtype | str | None = "auto",
+        merge_adapter: bool = False,
+        is_trainable: bool = False,
+        **kwargs: Any,
+    ) -> ShapeVLForConditionalGeneration:
+        """Open a model whose parts lie where `parts` says; all else as for `from_pretrained`."""
+        table, here = parts.codebook()
+        source = parts.language_model()
+        branch = Qwen3VLWith3DBranch(source, latent_dim=table.shape[1], torch_dtype=dtype, **kwargs)
+        branch.model_name_or_path = os.fspath(parts.words())  # where its tokenizer is
+        about = branch.load_projector(parts.projector, vae_hash=here or None)
+        if about.with_lora and parts.lora is None:
+            raise adapter_missing(parts.projector)
+        named = parts.reference
+        if parts.lora is not None and parts.lora != NO_LORA:
+            branch.load_lora(parts.lora, trainable=is_trainable)
+            if merge_adapter:
+                branch.vl_model, named = merge_lora(branch.vl_model), None
+        model = cls(ShapeVLConfig(language_model=named), branch, table, here)
+        if (parts.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(parts.folder)
         return model.eval()
 
     # -- saving ----------------------------------------------------------------------------------------------------
@@ -435,22 +456,6 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the language model's vocabulary."""
         return self.branch.vl_model.resize_token_embeddings(*args, **kwargs)
-
-
-def _open(
-    parts: Parts, dtype: torch.dtype | str | None, trainable: bool, more: dict[str, Any]
-) -> tuple[Qwen3VLWith3DBranch, Tensor, str]:
-    """Return the branch of a folder, its codebook and the fingerprint of the tokenizer whose codebook it is."""
-    table, here = parts.codebook()
-    source = parts.language_model()
-    branch = Qwen3VLWith3DBranch(source, latent_dim=table.shape[1], torch_dtype=dtype, **more)
-    branch.model_name_or_path = os.fspath(parts.words())  # where its tokenizer is
-    about = branch.load_projector(parts.projector, vae_hash=here or None)
-    if about.with_lora and parts.lora is None:
-        raise adapter_missing(parts.projector)
-    if parts.lora is not None:
-        branch.load_lora(parts.lora, trainable=trainable)
-    return branch, table, here
 
 
 def _untrained(config: ShapeVLConfig) -> Qwen3VLWith3DBranch:

@@ -35,8 +35,7 @@ from sdf_vqvae.model.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_vae_from_
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.files import atomic_path, write_json
 from sdf_vqvae.utils.runtime import resolve_device
-from sdf_vqvae.utils.strict_files import read_mapping
-from vae_qwen3vl.pretrained.folder import VAE, VAE_HASH, local_folder, parts_of
+from vae_qwen3vl.pretrained.folder import VAE, VAE_HASH, Parts, local_folder, parts_of
 from vae_qwen3vl.processor import IGNORED_LABEL, Message, Processor3D
 from vae_qwen3vl.projector_file import load_projector
 from vae_qwen3vl.sequence_3d import joined_coords
@@ -96,14 +95,25 @@ class ShapeVLProcessor(ProcessorMixin):
             ValueError: the folder holds no model, or the tokenizer of shapes is another than the model's.
         """
         hub = {name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}
-        folder = local_folder(pretrained_model_name_or_path, hub)
-        parts = parts_of(folder)
+        more = {name: value for name, value in hub.items() if name in ("cache_dir", "local_files_only", "token")}
+        parts = parts_of(local_folder(pretrained_model_name_or_path, hub))
+        return cls.from_parts(parts, vae=vae, device=device, **more)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Parts,
+        *,
+        vae: SparseSDFVQVAE | None = None,
+        device: str | torch.device | None = None,
+        **hub: Any,
+    ) -> ShapeVLProcessor:
+        """Open the processor of a model whose parts lie where `parts` says; all else as for `from_pretrained`."""
         expected = load_projector(parts.projector)[1].vae_hash
         source = os.fspath(parts.words())
-        of_hub = {name: value for name, value in hub.items() if name in ("cache_dir", "local_files_only", "token")}
-        tokenizer = AutoTokenizer.from_pretrained(source, **of_hub)
-        has_images = cached_file(source, _IMAGES, _raise_exceptions_for_missing_entries=False, **of_hub) is not None
-        images = AutoImageProcessor.from_pretrained(source, **of_hub) if has_images else None
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+        has_images = cached_file(source, _IMAGES, _raise_exceptions_for_missing_entries=False, **hub) is not None
+        images = AutoImageProcessor.from_pretrained(source, **hub) if has_images else None
         load = (lambda: parts.load_vae(resolve_device(device))) if vae is None else vae
         processor = cls(tokenizer, images, load, expected)
         if vae is not None:
@@ -400,9 +410,3 @@ def _answer_of(chat: Sequence[Message]) -> str:
     if last.get("role") != "assistant" or not isinstance(content, str):
         raise ValueError("a chat to train on must end with the assistant's turn, which holds text alone")
     return content
-
-
-def vae_hash_of(folder: Path) -> str | None:
-    """Return the fingerprint of the tokenizer of shapes that a saved processor names."""
-    value = read_mapping(folder / PROCESSOR_CONFIG).get(VAE_HASH)
-    return None if value is None else str(value)

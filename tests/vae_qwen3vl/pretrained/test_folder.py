@@ -311,3 +311,94 @@ def test_the_shipped_model_opens_by_its_name_and_says_what_programs_say(reposito
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["language_model"] == DEFAULT_LM
     assert not (tmp_path / "language_model").exists()
+
+
+@pytest.fixture
+def parts(tmp_path, make_branch, language_models, shape_vae):
+    """Options of a program that name each part, as files of a run elsewhere."""
+    from sdf_vqvae.model.checkpoint import save_vae
+
+    save_vae(shape_vae, tmp_path / "vae")
+    make_branch().save_projector(tmp_path / "run" / "projector_final.pt")
+    make_branch().save_lora(tmp_path / "run" / "lora_final")
+    named = {
+        "--vl_model": language_models["qwen2_vl"],
+        "--projector_ckpt": tmp_path / "run" / "projector_final.pt",
+        "--vae_ckpt": tmp_path / "vae" / "model.safetensors",
+    }
+    return [str(word) for pair in named.items() for word in pair]
+
+
+def test_a_program_packs_parts_into_one_folder(tmp_path, parts, capsys, ask, ball, language_models) -> None:
+    from vae_qwen3vl.commands.main import main
+
+    assert main(["pack-model", "-o", str(tmp_path / "whole"), "--json", *parts]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"] == sum(f.stat().st_size for f in (tmp_path / "whole").rglob("*") if f.is_file())
+    assert {"config.json", "language_model/model.safetensors", "vae/model.safetensors"} <= told["files"].keys()
+    inputs = inputs_of(ShapeVLProcessor.from_pretrained(tmp_path / "whole", device="cpu"), ask, ball)
+    expected = logits_of(open_model(tmp_path / "whole"), inputs)
+
+    assert main(["pack-model", "-o", str(tmp_path / "named"), "--by_name", *parts]) == 0
+    assert not (tmp_path / "named" / "language_model").exists()
+    assert (tmp_path / "named" / "vae").is_dir()  # no installation has this one
+    assert torch.equal(logits_of(open_model(tmp_path / "named"), inputs), expected)
+
+    assert (
+        main(["pack-model", "-o", str(tmp_path / "merged"), "--merge_adapter", "--vl_model", str(tmp_path / "whole")])
+        == 0
+    )
+    assert not (tmp_path / "merged" / "lora").exists()
+    torch.testing.assert_close(logits_of(open_model(tmp_path / "merged"), inputs), expected, rtol=1e-4, atol=1e-4)
+    assert main(["pack-model", "-o", str(tmp_path / "bare"), "--lora_dir", "none", *parts]) == 0
+    assert not torch.allclose(logits_of(open_model(tmp_path / "bare"), inputs), expected, atol=1e-3)
+
+    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    refused = {
+        "holds something else": ["-o", str(tmp_path / "other"), *parts],
+        "has all parts": ["-o", str(tmp_path / "x"), *parts, "--vl_model", str(tmp_path / "whole")],
+        "where the parts are read from": ["-o", str(tmp_path / "whole"), "--vl_model", str(tmp_path / "whole")],
+        "changes the language model's weights": ["-o", str(tmp_path / "x"), "--merge_adapter", "--by_name", *parts],
+        "belongs to the default language model": [
+            "-o",
+            str(tmp_path / "x"),
+            "--vl_model",
+            str(language_models["qwen2_vl"]),
+        ],
+    }
+    for said, words in refused.items():
+        assert main(["pack-model", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_hub_id_is_fetched_and_never_turned_into_a_path(
+    tmp_path, monkeypatch, saved, ask, ball, shape_processor
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--owner--shapes"
+    shutil.copytree(saved["qwen2_vl"].folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    inputs = inputs_of(shape_processor, ask, ball)
+    offline = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    model = open_model("owner/shapes", **offline)
+    assert torch.equal(logits_of(model, inputs), logits_of(open_model(saved["qwen2_vl"].folder), inputs))
+    assert ShapeVLProcessor.from_pretrained("owner/shapes", **offline).vae_hash == ball.vae_hash
+    with pytest.raises(OSError, match="owner/other"):
+        open_model("owner/other", **offline)
+    model.save_pretrained(tmp_path / "again")
+    assert str(tmp_path / "cache") not in (tmp_path / "again" / "config.json").read_text()
+
+
+def test_a_state_that_a_trainer_gathered_is_what_is_written(tmp_path, saved) -> None:
+    model = open_model(saved["qwen2_vl"].folder)
+    state = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "other", is_main_process=False, state_dict=state)
+    assert not (tmp_path / "other").exists()
+    model.save_pretrained(tmp_path / "gathered", is_main_process=True, state_dict=state)
+    again = open_model(tmp_path / "gathered").state_dict()
+    assert again.keys() == state.keys() and all(torch.equal(again[name], value) for name, value in state.items())
