@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "decode": (_TOKENIZER, "codes -> mesh, in the units of its source"),
     },
     "use it": {
+        "app": (_WORDS, "a page in the browser: drop a mesh, see codes, read and ask, see it rebuilt"),
         "serve": (_WORDS, "an HTTP server in OpenAI's form: chats about meshes, codes, meshes"),
         "index": (_WORDS, "a folder of meshes, fields or codes -> an index of its objects"),
         "search": (_WORDS, "the objects of an index that are like some words, or like a shape"),

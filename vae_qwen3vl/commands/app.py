@@ -1,0 +1,71 @@
+"""The program `app`: the page in the browser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sdf_vqvae.commands.options import add_vae_options
+from sdf_vqvae.utils.programs import add_run_options, positive_int
+from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
+
+ABOUT = (
+    "Open a page in the browser: drop a mesh, see its codes, read and ask about it, see it rebuilt. "
+    "Everything runs on this machine; the page asks no other."
+)
+EXAMPLES = (
+    "  vae-qwen3vl app                                  # then open http://127.0.0.1:7860\n"
+    "  vae-qwen3vl app --open --examples my_meshes\n"
+    "  vae-qwen3vl app --host 0.0.0.0 --port 8080       # whoever reaches this machine may use it"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="port to listen on (7860); 0 takes a free one"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--examples", metavar="FOLDER", type=Path, help="meshes to offer (default: five of our own)")
+    parser.add_argument(
+        "--max_upload_mb", type=positive_int, default=64, metavar="N", help="refuse larger uploads (64)"
+    )
+    parser.add_argument(
+        "--max_faces", type=positive_int, default=1_000_000, metavar="N", help="refuse meshes of more faces (1000000)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=positive_int, default=160, metavar="N", help="length of an answer (160)"
+    )
+    add_vae_options(parser)
+    add_language_options(parser)
+    add_run_options(parser, json_output=False)
+
+
+def work(options: argparse.Namespace) -> int:
+    """Serve until it is interrupted."""
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.runtime import resolve_device
+    from vae_qwen3vl.describer import load_describer
+    from vae_qwen3vl.page.app import make_app
+    from vae_qwen3vl.page.hosting import address_of, example_meshes, listen, serve
+    from vae_qwen3vl.page.workbench import Limits, Workbench
+    from vae_qwen3vl.processor import Processor3D
+    from vae_qwen3vl.serving.engine import Engine
+
+    with listen(options.host, options.port) as socket:  # before the models: a taken port should not cost a minute
+        examples = example_meshes(options.examples)
+        quiet_transformers(options.verbose)
+        target = resolve_device(options.device)
+        vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
+        model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
+        engine = Engine(model, Processor3D.from_pretrained(model.model_name_or_path))
+        limits = Limits(faces=options.max_faces, tokens=options.max_new_tokens)
+        app = make_app(Workbench(vae, engine, limits), examples, max_upload_mb=options.max_upload_mb)
+        print(f"The page is at {address_of(socket)} (Ctrl+C ends it)", flush=True)
+        engine.start()
+        try:
+            serve(app, socket, open_browser=options.open, verbose=options.verbose)
+        finally:
+            engine.close(finish=False)
+    return 0
