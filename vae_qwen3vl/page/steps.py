@@ -20,7 +20,6 @@ from vae_qwen3vl.page.guide import (
     scores_html,
     status_html,
 )
-from vae_qwen3vl.serving.engine import ClosedError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +58,15 @@ def _words_of(error: Exception) -> str:
     """Return what to tell a visitor of an error; nothing where it is a defect."""
     if is_out_of_memory(error):
         return "There is not enough memory for this shape here."
-    if isinstance(error, QueueFullError):
-        return "Too many people ask at once: try again in a moment."
-    if isinstance(error, ClosedError):
-        return "The page is being closed."
     if isinstance(error, ImportError):
         return said_of(error)
-    return "" if isinstance(error, RuntimeError) else reason_of(error)
+    if not isinstance(error, RuntimeError):
+        return reason_of(error)
+    from vae_qwen3vl.serving.engine import ClosedError, QueueFullError
+
+    if isinstance(error, QueueFullError):
+        return "Too many people ask at once: try again in a moment."
+    return "The page is being closed." if isinstance(error, ClosedError) else ""
 
 
 class Steps:

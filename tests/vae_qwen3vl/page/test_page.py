@@ -265,7 +265,8 @@ def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keys(visit
     order: list[str] = []
     where = """() => {
       const focused = document.activeElement, box = focused.closest(PLACES);
-      return [box ? box.id : "", focused.matches(":focus-visible")];
+      const inside = focused.shadowRoot && focused.shadowRoot.activeElement;
+      return [box ? box.id : "", (inside || focused).matches(":focus-visible")];
     }""".replace("PLACES", json.dumps(", ".join(f"#{place}" for place in PLACES)))
     for _ in range(60):
         page.keyboard.press("Tab")
