@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -114,7 +115,7 @@ class ShapeVLProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         has_images = cached_file(source, _IMAGES, _raise_exceptions_for_missing_entries=False, **hub) is not None
         images = AutoImageProcessor.from_pretrained(source, **hub) if has_images else None
-        load = (lambda: parts.load_vae(resolve_device(device))) if vae is None else vae
+        load = partial(_load_vae, parts, device) if vae is None else vae
         processor = cls(tokenizer, images, load, expected)
         if vae is not None:
             processor._check_vae(vae)
@@ -388,6 +389,10 @@ class ShapeVLProcessor(ProcessorMixin):
             text += self.tokenizer.decode(words) + "<mesh>"
             words = []
         return text + str(self.tokenizer.decode(words))
+
+
+def _load_vae(parts: Parts, device: str | torch.device | None) -> SparseSDFVQVAE:
+    return parts.load_vae(resolve_device(device))
 
 
 def _joined(objects: Sequence[ShapeCodes]) -> dict[str, Tensor]:

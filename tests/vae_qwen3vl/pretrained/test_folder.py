@@ -121,12 +121,14 @@ def test_what_is_said_of_the_language_model_counts_for_it_alone(saved, ask, ball
     assert {p.dtype for p in model.branch.projector.parameters()} == {torch.float32}
     assert model.codebook.dtype == torch.float32 and model.dtype == torch.bfloat16
     assert model.branch.vl_model.config._attn_implementation == "eager"
+    placed = open_model(saved["qwen2_vl"].folder, device_map="cpu", dtype=torch.bfloat16, attn_implementation="eager")
     by_auto = AutoModelForImageTextToText.from_pretrained(
         saved["qwen2_vl"].folder, dtype=torch.bfloat16, attn_implementation="eager"
     )
     assert by_auto.branch.vl_model.config._attn_implementation == "eager"
     inputs = inputs_of(shape_processor, ask, ball)
     assert torch.equal(logits_of(by_auto, inputs), logits_of(model, inputs))
+    assert torch.equal(logits_of(placed, inputs), logits_of(model, inputs))
 
 
 def test_torchao_quantises_the_language_model_on_a_cpu(saved, ask, ball, shape_processor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,14 @@ def test_codes_alone_need_no_tokenizer_of_shapes(tokenizer, ball, ask, shape_pro
     with pytest.raises(ValueError, match="has no tokenizer of shapes"):
         processor.encode_mesh(trimesh.creation.box())
     assert "vae" not in vars(shape_processor)
+
+
+def test_a_worker_process_gets_the_processor(saved, meshes, ball, ask):
+    """Data loaders that start their workers anew pickle it."""
+    processor = ShapeVLProcessor.from_pretrained(saved["qwen2_vl"].folder, device="cpu")
+    there = pickle.loads(pickle.dumps(processor))
+    inputs = there.apply_chat_template(ask(meshes["ball"], "hi"), **FOR_GENERATION)
+    assert torch.equal(inputs["codes_3d"], ball.codes)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])

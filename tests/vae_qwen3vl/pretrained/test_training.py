@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from vae_qwen3vl.pretrained import ShapeVLCollator, ShapeVLForConditionalGeneration
 
@@ -155,11 +155,13 @@ def test_peft_wraps_the_model_and_its_folder_opens_on_it_again(tmp_path, named_f
     model.save_pretrained(tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("model*"))
     again = peft.PeftModel.from_pretrained(open_model(tmp_path / "base"), tmp_path / "adapter").eval()
+    by_auto = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")  # which names its base
     batch = ShapeVLCollator(processor=shape_processor)([records[0], records[1]])
     model.eval()
     with torch.no_grad():
         expected = model(**batch).logits
         assert torch.equal(again(**batch).logits, expected)
+        assert torch.equal(by_auto(**batch).logits, expected)
         merged = again.merge_and_unload()
         merged.save_pretrained(tmp_path / "merged")
         reopened = open_model(tmp_path / "merged")
