@@ -43,6 +43,8 @@ def work(options: argparse.Namespace) -> int:
 
     field = VAEConfig.from_json(options.vae_config or shipped_config()).field
     if not options.fields.is_dir():
+        if not options.output.suffix and not options.fields.exists():  # a folder was meant
+            raise ValueError(f"{options.fields} does not exist: give a field file, or a folder of them")
         if options.output.suffix != ".npz":
             raise ValueError(f"--output {options.output}: a field file ends in .npz")
         voxels = convert_file(options.fields, options.output, field)

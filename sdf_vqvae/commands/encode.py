@@ -66,6 +66,8 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
 
     if settings.mirror:
         raise ValueError("--mirror is for datasets: what is said of one shape is said of it as it is")
+    if not settings.output.suffix and not settings.source.exists():  # a folder was meant
+        raise ValueError(f"{settings.source} does not exist: give a mesh, a field file, or a folder of them")
     if settings.output.suffix != CODES_SUFFIX:
         raise ValueError(f"--output {settings.output}: a codes file ends in {CODES_SUFFIX}")
     source = load_shape(settings.source)

@@ -122,8 +122,10 @@ class FieldFolder:
         return grid_sides(self.folder)
 
     def _other_grids(self) -> str:
-        """Return what to do where all files are of other grid sides; empty where that is not what is wrong."""
+        """Return what to do where there are no files, or all are of other grid sides; empty where neither is so."""
         sides = {side for of_object in self._resolutions.values() for side in of_object}
+        if not self._resolutions and not self.left_out:
+            return ": make some with `vae-qwen3vl voxelize` (meshes) or `vae-qwen3vl ct` (scans), or give other data"
         if not sides or self.resolution in sides:
             return ""
         others = " and ".join(f"{side}^3" for side in sorted(sides))

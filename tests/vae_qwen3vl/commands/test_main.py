@@ -116,6 +116,13 @@ def test_doctor_prints_a_line_a_finding(run):
         (["decode", "nowhere.safetensors", "-o", "m.fbx"], "--output m.fbx"),
         (["describe", "nowhere.ply"], "nowhere.ply does not exist"),
         (["demo", "nowhere.ply", "-o", "out"], "nowhere.ply does not exist"),
+        (
+            ["encode", "nowhere", "-o", "codes"],
+            "nowhere does not exist: give a mesh, a field file, or a folder of them",
+        ),
+        (["convert", "nowhere", "-o", "signed"], "nowhere does not exist: give a field file, or a folder of them"),
+        (["demo", ".", "-o", "out"], "is a folder, and demo takes one mesh"),
+        (["train", "--data_dir", "."], "make some with `vae-qwen3vl voxelize` (meshes) or `vae-qwen3vl ct` (scans)"),
         (["doctor", "--lm_wheel", "nowhere.whl"], "nowhere.whl"),
         (["smoke-test", "--quick", "--vae_config", "nowhere.json"], "nowhere.json"),
     ],
