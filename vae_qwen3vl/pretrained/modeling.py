@@ -250,6 +250,8 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if whole:
             self._save_language_model(folder, lm_state if state_dict is not None else None, max_shard_size)
         else:
+            if os.path.isdir(self.config.language_model):
+                logger.warning("%s names a folder of this machine: %s", folder, self.config.language_model)
             shutil.rmtree(folder / LANGUAGE_MODEL, ignore_errors=True)
         shutil.rmtree(folder / LORA_NAME, ignore_errors=True)
         save_lora(self.branch.vl_model, folder / LORA_NAME, self.config.language_model, dtype=None, state=lm_state)

@@ -73,11 +73,12 @@ def test_auto_classes_and_the_pipeline_open_the_folder(saved, ask, meshes, ball,
 
 
 def test_saved_by_reference_the_folder_names_the_language_model(
-    tmp_path, make_branch, language_models, ask, ball, shape_processor
+    tmp_path, make_branch, language_models, ask, ball, shape_processor, caplog
 ) -> None:
     reference = str(language_models["qwen2_vl"])
     model = ShapeVLForConditionalGeneration.from_branch(make_branch(), language_model=reference)
     model.save_pretrained(tmp_path / "named")
+    assert "names a folder of this machine" in caplog.text
     assert not (tmp_path / "named" / "language_model").exists()
     assert json.loads((tmp_path / "named" / "config.json").read_text())["language_model"] == reference
     again = open_model(tmp_path / "named")
