@@ -55,7 +55,7 @@ class Gate:
             return ApiError(503, "the server is shutting down: ask another one, or come again soon", "shutting_down")
         if owner is None and path not in HEALTH:
             return ApiError(401, "give one of the server's keys: Authorization: Bearer KEY", "invalid_api_key")
-        if self.running >= settings.max_requests and path not in HEALTH:
+        if self.running > settings.max_requests and path not in HEALTH:
             return ApiError(429, "too many requests at a time: come again in a moment", "too_many_requests")
         length = headers.get(b"content-length", b"0")
         return self._check_body(int(length) if length.isdigit() else 0, 0)

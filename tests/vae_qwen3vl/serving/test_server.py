@@ -6,6 +6,8 @@ import base64
 import contextlib
 import io
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -134,6 +136,26 @@ def test_curl_uploads_asks_and_rebuilds(live, repository, tmp_path):
     mesh = curl(f"{live.url}/v1/decode", *json_type, json.dumps({"input": shape, "format": "ply"}))
     assert len(trimesh.load(io.BytesIO(mesh), file_type="ply").faces) > 100
     live.client.delete(f"/v1/files/{name}")
+
+
+def test_the_documents_snippets_run(live, repository, monkeypatch, capsys):
+    page = (repository / "docs" / "server.md").read_text(encoding="utf-8").replace("http://127.0.0.1:8000", live.url)
+    page = page.replace("smollm2-135m", NAME)
+    monkeypatch.chdir(repository)
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(python, "server.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+    shell = next(block for block in re.findall(r"```bash\n(.*?)```", page, re.S) if "curl" in block)
+    upload, ask = re.split(r"\n(?=curl)", shell)
+    name = json.loads(run_shell(upload))["id"]
+    assert json.loads(run_shell(ask.replace("file-...", name)))["object"] == "chat.completion"
+    live.client.delete(f"/v1/files/{name}")
+
+
+def run_shell(command: str) -> bytes:
+    environment = {**os.environ, "no_proxy": "*"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60, env=environment)
+    return done.stdout
 
 
 # -- codes -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""The program: a process that serves, is asked to end, and ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from live_server import NAME, chat, mesh_part, text, until
+from vae_qwen3vl.commands.main import main
+
+KEY = "a-key-of-this-very-test"
+
+
+@pytest.fixture
+def program(tiny_folder: Path, tmp_path: Path):
+    """The running program, and a client with its key."""
+    (tmp_path / "keys").write_text(KEY + "\n")
+    command = [sys.executable, "-m", "vae_qwen3vl", "serve", "--port", "0", "--model_name", NAME]
+    command += ["--vl_model", tiny_folder / "vl", "--projector_ckpt", tiny_folder / "projector.safetensors"]
+    command += ["--vae_ckpt", tiny_folder / "vae" / "model.safetensors", "--api_key_file", tmp_path / "keys"]
+    command += ["--mesh_workers", "1", "--device", "cpu"]
+    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, stderr=log, start_new_session=True) as server:
+        try:
+
+            def said() -> re.Match[str] | None:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                return re.search(r"serving on (\S+)", (tmp_path / "log").read_text())
+
+            until(said, 300)
+            with httpx.Client(
+                base_url=said()[1], headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+            ) as client:
+                client.timeout = 120
+                yield server, client
+        finally:
+            server.kill()
+
+
+def test_it_serves_with_a_key_and_at_the_end_finishes_what_runs_and_refuses_what_is_new(program, mug):
+    server, client = program
+    ask = chat(mesh_part(mug), text("What is it?"), max_tokens=3)
+    assert httpx.post(client.base_url.join("/v1/encode"), json={}, trust_env=False).status_code == 401
+    first = client.post("/v1/chat/completions", json=ask)
+    assert first.status_code == 200
+    long = chat(text("Hi"), max_tokens=350)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(client.post, "/v1/chat/completions", json=long) for _ in range(4)]
+        until(lambda: "chats_running 4.0" in client.get("/metrics").text or all(one.done() for one in running))
+        # To all of its processes, as service managers do it.
+        os.killpg(server.pid, signal.SIGTERM)
+        refused = []
+
+        def is_refused() -> bool:
+            try:
+                refused.append(client.post("/v1/chat/completions", json=ask).status_code)
+            except httpx.TransportError:
+                refused.append(0)
+            return refused[-1] in (503, 0)
+
+        until(is_refused)
+        assert {one.result().status_code for one in running} == {200}
+    assert server.wait(60) == 0
+    assert not Path(f"/proc/{server.pid}").exists()
+
+
+def test_what_cant_be_served_is_one_line(tmp_path, capsys):
+    assert main(["serve", "--api_key_file", str(tmp_path / "none")]) == 2
+    assert "the file of keys" in capsys.readouterr().err
+    assert main(["serve", "--mesh_seconds", "0"]) == 2
+    assert "--mesh_seconds must be a number above 0" in capsys.readouterr().err
+    assert main(["serve", "--host", "no-such-host.invalid"]) == 2
+    assert "can't be listened on" in capsys.readouterr().err
