@@ -65,6 +65,11 @@ def run(load: Callable[[Metrics], Service], settings: ServerSettings) -> None:
     keys, metrics = read_keys(settings.api_key_file), Metrics()
     if not keys and settings.host not in _LOOPBACK:
         logger.warning("whoever reaches %s may use this server: --api_key_file lets only some in", settings.host)
+    if settings.engine == "ray":
+        from vae_qwen3vl.serving.ray_replicas import run_replicas
+
+        run_replicas(load, settings, keys)
+        return
     gate = Gate(settings, keys, metrics)
     with listen(settings.host, settings.port) as listener:
         Server(load(metrics), gate).run(sockets=[listener])

@@ -108,6 +108,9 @@ class Service:
         with self._waiting("meshes are read"):
             try:
                 data, suffix = await run_sync(self._bytes_of, part, owner, param, limiter=self._others)
+                known = await run_sync(self.reader.known, data, suffix, up, limiter=self._others)
+                if known is not None:
+                    return known
                 return await run_sync(self.reader.read, data, suffix, up, limiter=self._readers)
             except (ShapeTooLargeError, TooManyBytesError) as error:
                 raise ApiError(413, str(error), "mesh_too_large", param) from error

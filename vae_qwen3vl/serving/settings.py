@@ -66,7 +66,7 @@ class ServerSettings:
     """Chats that are answered together; 1 turns batching off."""
     max_waiting: Positive = 256
     """Chats that wait for a place; more are asked to come again."""
-    max_reading: Positive = 64
+    max_reading: Positive = 256
     """Meshes that wait to be read; more are asked to come again."""
     mesh_workers: Positive = 2
     """Meshes that are read at a time, each in a process of its own."""
@@ -96,3 +96,5 @@ class ServerSettings:
             raise ValueError(f"--max_bodies {self.max_bodies} must be at least --max_body {self.max_body}")
         if self.engine == "local" and self.replicas > 1:
             raise ValueError("--replicas needs --engine ray")
+        if self.replicas > 1 and self.files_dir is None:
+            raise ValueError("--replicas needs --files_dir, a folder of uploads that all of them share")

@@ -111,12 +111,15 @@ class ShapeReader:
         """
         if suffix not in SUFFIXES:
             raise ValueError(f"{suffix or 'a file without a suffix'} is not read: send one of {', '.join(SUFFIXES)}")
-        key = hashlib.sha256(f"{suffix} {up}\n".encode() + hashlib.sha256(data).digest()).digest()
-        codes = self._recent.get(key)
+        codes = self.known(data, suffix, up)
         if codes is None:
             codes = self._read(data, suffix, up)
-            self._recent.put(key, codes)
+            self._recent.put(_key(data, suffix, up), codes)
         return codes
+
+    def known(self, data: bytes, suffix: str, up: str | None = None) -> ShapeCodes | None:
+        """Return what `read` would, where it was read not long ago; else None, without waiting."""
+        return self._recent.get(_key(data, suffix, up))
 
     def close(self) -> None:
         """End the processes; what they read just now is refused."""
@@ -182,6 +185,10 @@ def _lost(end: bytes, limits: ShapeLimits) -> ValueError:
             f"reading the mesh takes more than {limits.mesh_seconds:g} s: send one with fewer triangles"
         )
     return ValueError("the file ends the process that reads it: it is damaged, or needs too much memory")
+
+
+def _key(data: bytes, suffix: str, up: str | None) -> bytes:
+    return hashlib.sha256(f"{suffix} {up}\n".encode() + hashlib.sha256(data).digest()).digest()
 
 
 def _rows(data: bytes) -> Tensor:  # [N, 3]
