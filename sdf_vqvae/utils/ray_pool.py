@@ -35,7 +35,7 @@ class RayPool:
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:
-            _connect(workers)
+            connect(workers)
         self._make_worker = ray.put(make_worker)
         on_gpu = devices[0].startswith("cuda")
         self._gpus = min(1.0, math.floor(1e4 * len(devices) / workers) / 1e4) if on_gpu else 0.0
@@ -82,8 +82,8 @@ class RayPool:
             self._ray.shutdown()
 
 
-def _connect(workers: int) -> None:
-    """Connect to the cluster at `RAY_ADDRESS`, or start one here."""
+def connect(workers: int) -> None:
+    """Connect to the cluster at `RAY_ADDRESS`, or start one here. Raises an OSError where neither can be had."""
     import ray
 
     # What workers log would be printed to standard output, where programs have their results.

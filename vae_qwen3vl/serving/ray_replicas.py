@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from fastapi import FastAPI
 
+from sdf_vqvae.utils.ray_pool import connect
 from vae_qwen3vl.serving.app import make_app
 from vae_qwen3vl.serving.gate import Gate
 from vae_qwen3vl.serving.metrics import Metrics
@@ -24,6 +25,8 @@ from vae_qwen3vl.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 _NAME = "vae-qwen3vl"
+_OF_RAY = 1
+"""Processors for Ray's own controller and proxy."""
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,6 +43,7 @@ def run_replicas(load: Callable[[Metrics], Service], settings: ServerSettings, k
 
     Raises:
         ImportError: Ray Serve is not installed.
+        OSError: Ray can't be reached or started.
         RuntimeError: the replicas can't be started; Ray's log says why.
     """
     try:
@@ -54,6 +58,7 @@ def run_replicas(load: Callable[[Metrics], Service], settings: ServerSettings, k
         graceful_shutdown_timeout_s=settings.shutdown_seconds,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(torch.cuda.is_available())},
     )
+    connect(settings.replicas + _OF_RAY)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in _ENDS}
