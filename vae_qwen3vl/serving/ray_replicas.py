@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from fastapi import FastAPI
@@ -50,8 +49,13 @@ def run_replicas(load: Callable[[Metrics], Service], settings: ServerSettings, k
         from ray import serve
     except ImportError as error:
         raise ImportError("--engine ray needs Ray Serve: pip install 'vae-qwen3vl[ray]'", name="ray") from error
+
+    def application() -> FastAPI:  # called by each replica
+        metrics = Metrics()
+        return make_app(load(metrics), Gate(settings, keys, metrics))
+
     replica = serve.deployment(
-        serve.ingress(partial(_application, load, settings, keys))(),
+        serve.ingress(application)(),
         name=_NAME,
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.max_requests,
@@ -70,8 +74,3 @@ def run_replicas(load: Callable[[Metrics], Service], settings: ServerSettings, k
         serve.shutdown()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _application(load: Callable[[Metrics], Service], settings: ServerSettings, keys: tuple[str, ...]) -> FastAPI:
-    metrics = Metrics()
-    return make_app(load(metrics), Gate(settings, keys, metrics))
