@@ -41,7 +41,7 @@ def load_describer(
     lora: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     vae_hash: str | None = None,
 ) -> Qwen3VLWith3DBranch:
     """Load a language model with its 3D branch, in evaluation mode, adapters merged into its weights.
@@ -54,7 +54,7 @@ def load_describer(
         lora: adapter folder trained with that projector; None takes the one that lies beside it (`adapter_beside`),
             `NO_LORA` none.
         device: where to; CUDA where present by default.
-        dtype: of the language model; None takes `inference_dtype`.
+        dtype: of the language model; None takes `inference_dtype`, "auto" that of its files.
         vae_hash: fingerprint of the tokenizer behind cached codes.
 
     Raises:
@@ -93,7 +93,7 @@ def _open_folder(
     folder: str | os.PathLike[str],
     others: tuple[Any, Any],
     device: torch.device,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     vae_hash: str | None,
 ) -> Qwen3VLWith3DBranch:
     """Load what `save_pretrained` wrote, or a training run."""

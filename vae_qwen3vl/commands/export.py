@@ -72,22 +72,17 @@ def work(options: argparse.Namespace) -> int:
     quiet_transformers(options.verbose)
     if options.prompt_of is not None:
         return _ask(options)
-    import torch
-    from transformers import AutoTokenizer
-
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from vae_qwen3vl.describer import load_describer
-    from vae_qwen3vl.export.exported import export_model, stored_dtype
+    from vae_qwen3vl.export.exported import export_model
     from vae_qwen3vl.export.gguf_file import write_gguf
-    from vae_qwen3vl.language.default_model import resolve_vl_model
+    from vae_qwen3vl.processor import Processor3D
 
-    source = resolve_vl_model(options.vl_model)
-    dtype = stored_dtype(source) if options.dtype == "auto" else getattr(torch, options.dtype)
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt)
-    model = load_describer(
-        vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=options.device or "cpu", dtype=dtype
-    )
-    plain = export_model(model, AutoTokenizer.from_pretrained(source), options.folder, objects=options.objects)
+    parts = options.vl_model, options.projector_ckpt, options.lora_dir
+    model = load_describer(vae, *parts, device=options.device or "cpu", dtype=options.dtype)
+    tokenizer = Processor3D.from_pretrained(model.model_name_or_path).tokenizer
+    plain = export_model(model, tokenizer, options.folder, objects=options.objects)
     written = [options.folder]
     if options.gguf is not None:
         written.append(options.folder / f"model-{options.gguf}.gguf")
@@ -95,7 +90,7 @@ def work(options: argparse.Namespace) -> int:
     about = {
         "written": [str(path) for path in written],
         "architecture": type(plain).__name__,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(plain.dtype).removeprefix("torch."),
         "vocabulary": plain.config.vocab_size,
         "objects": options.objects,
     }
@@ -115,6 +110,7 @@ def _ask(options: argparse.Namespace) -> int:
     from vae_qwen3vl.export.exported import PlainExport
 
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
+    exported = PlainExport(options.folder, vae)
     with naming(options.prompt_of):
         if options.prompt_of.suffix == CODES_SUFFIX:
             codes = ShapeCodes.load(options.prompt_of)
@@ -122,7 +118,6 @@ def _ask(options: argparse.Namespace) -> int:
             shape = load_shape(options.prompt_of)
             up = up_for(options.prompt_of, shape, options.up)
             codes = encode_field(vae, field_for(vae, shape, threshold_factor=options.threshold_factor, up=up))
-        exported = PlainExport(options.folder, vae)
         if options.completion:
             ids = exported.prompt_ids(codes, options.prompt)
             body: dict[str, Any] = {"prompt": ids, "temperature": 0, "max_tokens": options.max_new_tokens}

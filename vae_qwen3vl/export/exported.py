@@ -47,13 +47,6 @@ _ALL_SORTS_OF_TEXT = "They're 12345 words,\n\n  isn't it? DON'T (naïve) Cafe\u0
 _TABLE = "model.embed_tokens.weight"
 
 
-def stored_dtype(source: str | os.PathLike[str]) -> torch.dtype:
-    """Return the dtype in which a language model's folder or Hub id holds its weights; float32 if it doesn't say."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source).dtype or torch.float32
-
-
 def export_model(
     model: Qwen3VLWith3DBranch,
     tokenizer: Any,
