@@ -6,8 +6,8 @@
 
 `tokens` exports a model whose codes are words, and asks transformers' plain class, vLLM's server and llama.cpp's
 about objects of a folder of codes, greedily, by token ids and by the text of a chat (`transformers serve` by chats
-alone). Without --projector_ckpt the
-projector is untrained, on the shipped adapters: its words mean nothing, and the arithmetic is the same.
+alone). Without --projector_ckpt the projector is untrained, on the shipped adapters: its words mean nothing, and the
+arithmetic is the same.
 `prompt_embeds` exports the shipped model and asks vLLM with embeddings. `positions` needs no engine: what the shipped
 model says with the positions it learned, and with counted ones, which is what an engine gives it. Everything runs in
 float32.
