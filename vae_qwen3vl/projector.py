@@ -21,8 +21,8 @@ from vae_qwen3vl.sequence_3d import (
 )
 
 MERGES = (1, 2, 4)
-_SHAPE_SIDE, _SHAPE_WIDTH = 8, 160
-SHAPE_BOXES = _SHAPE_SIDE**3
+SHAPE_SIDE, _SHAPE_WIDTH = 8, 160
+SHAPE_BOXES = SHAPE_SIDE**3
 """Boxes whose occupancy tells of an object as a whole."""
 OverBudget = Literal["pool", "head"]
 
@@ -186,7 +186,7 @@ class Projector3D(nn.Module):
         embeds = self._finish(hidden, blocks)
         if not self.shape_tokens:
             return Tokens3D(embeds=embeds, coords=blocks)
-        whole = self.shape_vectors(coarse_occupancy(cells, _SHAPE_SIDE))
+        whole = self.shape_vectors(coarse_occupancy(cells, SHAPE_SIDE))
         front = blocks.new_zeros(len(whole), 4)
         front[:, 0] = torch.arange(len(whole), device=blocks.device) // self.shape_tokens
         merged = torch.cat([front, blocks])

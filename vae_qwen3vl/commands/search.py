@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("index", metavar="INDEX", type=Path, help="what `vae-qwen3vl index` made")
     parser.add_argument(
-        "query", metavar="WORDS|SHAPE", help="English words; or a mesh file, field file (.npz) or codes file"
+        "query", metavar="QUERY", help="English words; or a mesh file, field file (.npz) or codes file"
     )
     parser.add_argument("-k", type=positive_int, default=10, metavar="N", help="how many objects (10)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write a page with pictures of them (.html)")

@@ -43,7 +43,7 @@ def shape_features(tokens: Tokens3D, scale: Tensor, shape_tokens: int) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class SearchHead:
-    """An affine map from `shape_features` to the space of a sentence model, whose results have length 1.
+    """An affine map from a shape's features to the space of a sentence model, whose results have length 1.
 
     The file is safetensors with `weight` and `bias` in float16; the rest is JSON under a metadata key.
     """

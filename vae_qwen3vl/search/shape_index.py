@@ -126,6 +126,11 @@ class ShapeIndex:
                 hits.append(Hit(id=name, name=called or name, score=1 - distance, source=source, about=about))
         return hits
 
+    def ids(self) -> list[str]:
+        """Return the ids of all objects, in the order of their vectors."""
+        with self._lock, store.telling(self.folder):
+            return [name for (name,) in self._table.execute("SELECT id FROM objects ORDER BY place")]
+
     def codes_of(self, name: str) -> ShapeCodes:
         """Return the codes of an object by its id, in a cube of side 1 round the origin.
 

@@ -135,7 +135,7 @@ class IndexWriter:
         os.close(self._file)
 
     def __len__(self) -> int:
-        return int(self._table.execute("SELECT count(*) FROM objects").fetchone()[0])
+        return int(self._table.execute("SELECT coalesce(max(place) + 1, 0) FROM objects").fetchone()[0])
 
     def forget(self) -> None:
         """Take everything out."""

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdf_vqvae.utils.files import sha256_of
-from vae_qwen3vl.projector import Projector3D
+from vae_qwen3vl.projector import SHAPE_SIDE, Projector3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector
 from vae_qwen3vl.search.head import SearchHead, shape_features
-from vae_qwen3vl.sequence_3d import joined_coords
+from vae_qwen3vl.sequence_3d import coarse_occupancy, joined_coords
 from vae_qwen3vl.trained_parts import shipped_weights
 
 HEAD_NAME = "search_head.safetensors"
@@ -45,7 +45,10 @@ class ShapeTokens:
 
     @torch.inference_mode()
     def features(self, codes: Sequence[Tensor], coords: Sequence[Tensor]) -> Tensor:  # [O, F]
-        """Return `shape_features` of O objects, with codes `[M]` and coordinates `[M, 3]` each.
+        """Return what a search head reads of O objects, with codes `[M]` and coordinates `[M, 3]` each.
+
+        `shape_features` of their tokens, and how full the boxes round them are: of these the tokens of the whole keep
+        what helped to describe it, and words are found by more.
 
         Raises:
             ValueError: a code is not in the codebook, or see `Projector3D.project`.
@@ -58,14 +61,23 @@ class ShapeTokens:
                 start, waiting = stop, 0
         return torch.cat(parts)
 
+    @torch.inference_mode()
+    def features_of_the_whole(self, coords: Sequence[Tensor]) -> Tensor:  # [O, F]
+        """Return `features` of objects whose coordinates `[M, 3]` alone are known: zeros for the tokens of parts."""
+        occupancy = coarse_occupancy(joined_coords(coords).long().to(self.codebook.device), SHAPE_SIDE)
+        whole = self.projector.shape_vectors(occupancy) / self.projector.output_rms  # [O * n, H]
+        told = torch.cat([whole.reshape(len(coords), -1), occupancy.float()], dim=1)
+        return F.pad(told, (self.projector.hidden_size, 0))
+
     def _features(self, codes: Tensor, coords: Tensor) -> Tensor:
         if int(codes.max()) >= len(self.codebook):
             raise ValueError(f"code {int(codes.max())} is outside the codebook of {len(self.codebook)}")
-        device = self.codebook.device
-        feats = F.embedding(codes.long().to(device), self.codebook)  # [M, D]
+        cells = coords.long().to(self.codebook.device)
+        feats = F.embedding(codes.long().to(cells.device), self.codebook)  # [M, D]
         about = self.description
-        tokens = self.projector.project(feats, coords.to(device), about.max_3d_tokens, about.truncate_mode)
-        return shape_features(tokens, self.projector.output_rms, about.shape_tokens)
+        tokens = self.projector.project(feats, cells, about.max_3d_tokens, about.truncate_mode)
+        told = shape_features(tokens, self.projector.output_rms, about.shape_tokens)
+        return torch.cat([told, coarse_occupancy(cells, SHAPE_SIDE).float()], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

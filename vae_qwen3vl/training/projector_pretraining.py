@@ -28,7 +28,8 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.loading import worker_options
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.projector import Tokens3D
-from vae_qwen3vl.sequence_3d import joined_coords, object_counts, rank_in_object
+from vae_qwen3vl.search.head import shape_features
+from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.training.losses import symmetric_contrast
 from vae_qwen3vl.training.run_data import AlignmentData
 from vae_qwen3vl.training.run_folder import PRETRAINED
@@ -125,12 +126,7 @@ class CaptionContrast(nn.Module):
             scale: the tokens' usual RMS, a number.
             captions: embeddings of length 1, `[C, E]`.
         """
-        objects, embeds = tokens.coords[:, 0], tokens.embeds.float() / scale
-        counts = object_counts(tokens.coords)  # [O]
-        whole = rank_in_object(objects, counts) < self.shape_tokens
-        sums = torch.zeros(len(counts), embeds.shape[1], device=embeds.device)
-        means = sums.index_add(0, objects[~whole], embeds[~whole]) / (counts[:, None] - self.shape_tokens)
-        told = torch.cat([means, embeds[whole].reshape(len(counts), -1)], dim=1)  # [O, (1 + n) H]
+        told = shape_features(tokens, scale, self.shape_tokens)  # [O, (1 + n) H]
         return F.normalize(self.head(told).float(), dim=1) @ captions.T
 
     def loss(self, similarities: Tensor, captions: Tensor) -> Tensor:  # []

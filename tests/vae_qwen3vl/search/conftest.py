@@ -29,7 +29,7 @@ def weights(tmp_path: Path, small_vae) -> tuple[Path, Path]:
     file, head = tmp_path / "projector.safetensors", tmp_path / "head.safetensors"
     save_projector(file, projector, description)
     made = SearchHead(
-        weight=torch.randn(WIDTH, 64) / 8,
+        weight=torch.randn(WIDTH, 2 * 32 + 8**3) / 8,
         bias=torch.zeros(WIDTH),
         projector_hash=sha256_of(file),
         sentence_model="all-minilm-l6-v2",

@@ -37,6 +37,21 @@ def test_an_object_is_found_by_its_own_codes_whatever_its_place_in_source_units(
         assert hits[0].id == name and hits[0].score == pytest.approx(1, abs=2e-3)
 
 
+def test_a_page_shows_each_object_and_takes_no_words_for_markup(index, tmp_path, small_vae, monkeypatch):
+    from vae_qwen3vl.search import page
+
+    (hit,) = [hit for hit in index.nearest(torch.ones(384)) if hit.id == "object1"]
+    hit = replace(hit, name="<b>name", about="<script>alert(1)</script>", source="nowhere.obj")
+    drawn = []
+    monkeypatch.setattr(
+        page, "surface_of", lambda vae, field, codes: drawn.append(codes) or page.trimesh.creation.box()
+    )
+    page.write_results(tmp_path / "found.html", "<i>asked", index, [hit, hit], lambda: small_vae)
+    text = (tmp_path / "found.html").read_text()
+    assert len(drawn) == 2 and text.count("<img") == 2
+    assert "<script" not in text and "<b>name" not in text and "<i>asked" not in text and "&lt;script&gt;" in text
+
+
 def test_words_find_the_object_that_is_like_them(index, minilm, monkeypatch):
     things = ["a wooden chair with a tall back", "a rocket", "a sailing ship", "a coffee mug", "a tree"]
     vectors = embed(minilm, things).numpy().astype(np.float16)
