@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, positive_int
+from sdf_vqvae.utils.settings import add_options, given
 from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
 
 ABOUT = (
@@ -22,6 +24,8 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from vae_qwen3vl.serving.settings import ShapeLimits
+
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument(
         "--port", type=int, default=7860, metavar="N", help="port to listen on (7860); 0 takes a free one"
@@ -32,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_upload_mb", type=positive_int, default=64, metavar="N", help="refuse larger uploads (64)"
     )
     parser.add_argument(
-        "--max_faces", type=positive_int, default=1_000_000, metavar="N", help="refuse meshes of more faces (1000000)"
-    )
-    parser.add_argument(
         "--max_new_tokens", type=positive_int, default=160, metavar="N", help="length of an answer (160)"
     )
+    parser.add_argument(
+        "--index", metavar="INDEX", type=Path, help="show like objects of an index (`vae-qwen3vl index`)"
+    )
+    add_options(parser.add_argument_group("what one mesh may take"), ShapeLimits)
     add_vae_options(parser)
     add_language_options(parser)
     add_run_options(parser, json_output=False)
@@ -51,21 +56,29 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.page.hosting import address_of, example_meshes, listen, serve
     from vae_qwen3vl.page.workbench import Limits, Workbench
     from vae_qwen3vl.processor import Processor3D
+    from vae_qwen3vl.search.shape_index import ShapeIndex
     from vae_qwen3vl.serving.engine import Engine
+    from vae_qwen3vl.serving.settings import ShapeLimits
+    from vae_qwen3vl.serving.shapes import ShapeReader
 
-    with listen(options.host, options.port) as socket:  # before the models: a taken port should not cost a minute
+    limits = ShapeLimits(**given(options, ShapeLimits))
+    with contextlib.ExitStack() as stack:
+        socket = stack.enter_context(listen(options.host, options.port))  # a taken port should not cost a minute
         examples = example_meshes(options.examples)
+        index = None if options.index is None else ShapeIndex.open(options.index)
         quiet_transformers(options.verbose)
         target = resolve_device(options.device)
         vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
+        reader = ShapeReader(vae, limits)
+        stack.callback(reader.close)
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
         engine = Engine(model, Processor3D.from_pretrained(model.model_name_or_path))
-        limits = Limits(faces=options.max_faces, tokens=options.max_new_tokens)
-        app = make_app(Workbench(vae, engine, limits), examples, max_upload_mb=options.max_upload_mb)
-        print(f"The page is at {address_of(socket)} (Ctrl+C ends it)", flush=True)
         engine.start()
-        try:
-            serve(app, socket, open_browser=options.open, verbose=options.verbose)
-        finally:
-            engine.close(finish=False)
+        stack.callback(engine.close, finish=False)
+        asked = Limits(faces=limits.max_faces, tokens=options.max_new_tokens)
+        bench = Workbench(vae, engine, asked, reader=reader, index=index)
+        app = make_app(bench, examples, max_upload_mb=options.max_upload_mb)
+        reader.wait_until_ready()
+        print(f"The page is at {address_of(socket)} (Ctrl+C ends it)", flush=True)
+        serve(app, socket, open_browser=options.open, verbose=options.verbose)
     return 0

@@ -121,6 +121,7 @@ def make_blocks(guide: Guide, examples: Sequence[Path] = ()) -> gr.Blocks:
         for event in opened:
             encoded = listen(event.then, steps.encode, **turns)
             written.append(listen(encoded.then, steps.describe, **many))
+            listen(encoded.then, steps.find, **many)
             listen(encoded.then, steps.rebuild, parts.resolution, **turns)
         listen(parts.chat.clear, steps.forget)
         listen(parts.resolution.release, steps.rebuild, parts.resolution, trigger_mode="always_last", **turns)

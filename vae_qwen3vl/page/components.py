@@ -46,13 +46,15 @@ class Components:
     resolution: Any
     facts: Any
     links: Any
+    near: Any
+    """Like shapes of the index."""
 
     @property
     def changing(self) -> list[Any]:
         """What a step may change."""
         return [
             self.organ, self.status, self.stage, self.chat, self.question, self.send, self.stop, self.scores,
-            self.facts, self.links,
+            self.facts, self.links, self.near,
         ]  # fmt: skip
 
     @classmethod
@@ -86,7 +88,7 @@ class Components:
                     with gr.Column(elem_id="words", min_width=280):
                         words = cls._words()
                     with gr.Column(elem_id="numbers", min_width=280):
-                        numbers = cls._numbers(bench.vae.config.data_resolution)
+                        numbers = cls._numbers(bench)
         return cls(**chosen, **seen, **words, **numbers)
 
     @staticmethod
@@ -148,9 +150,10 @@ class Components:
         return {"chat": chat, "question": question, "send": send, "stop": stop, "offered": offered}
 
     @staticmethod
-    def _numbers(side: int) -> dict[str, Any]:
+    def _numbers(bench: Workbench) -> dict[str, Any]:
         import gradio as gr
 
+        side = bench.vae.config.data_resolution
         gr.HTML("<h2>In numbers</h2>")
         scores = gr.HTML(NO_SCORES, elem_id="scores")
         resolution = gr.Slider(
@@ -163,12 +166,11 @@ class Components:
             buttons=[],
             elem_id="resolution",
         )
-        return {
-            "scores": scores,
-            "resolution": resolution,
-            "facts": gr.HTML("", elem_id="facts"),
-            "links": gr.HTML("", elem_id="links"),
-        }
+        facts, links = gr.HTML("", elem_id="facts"), gr.HTML("", elem_id="links")
+        found = bench.index is not None
+        gr.HTML("<h2>Like it in the index</h2>", visible=found)
+        near = gr.HTML("", visible=found, elem_id="near")
+        return {"scores": scores, "resolution": resolution, "facts": facts, "links": links, "near": near}
 
 
 def _thumbnail(path: Path) -> str:

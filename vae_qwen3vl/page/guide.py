@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from sdf_vqvae.utils.errors import one_line
 from vae_qwen3vl.page.store import FileStore
 from vae_qwen3vl.page.views import block_glb, error_colors, in_world, mesh_glb, top_of_scale
 from vae_qwen3vl.page.workbench import Rebuilt, Scan, Shape, Source, Workbench
+
+if TYPE_CHECKING:
+    from vae_qwen3vl.search.shape_index import Hit
 
 SCAN_SUFFIXES = (".nii", ".nii.gz")
 _HOLES = 0.01
@@ -206,18 +209,28 @@ def facts_html(shape: Shape, rebuilt: Rebuilt | None) -> str:
     rows = [
         ("Input", f"{len(source.mesh.faces):,} triangles, {closed}"),
         ("Up", f"{source.up.axis} of the file: {source.up.known_from}"),
-        ("Field", f"{shape.voxels:,} voxels of {codes.data_resolution}³"),
-        ("Codes", f"{len(codes.codes):,}, {len(codes.codes.unique()):,} different ones; {shape.seconds:.1f} s"),
+        ("Codes", f"{len(codes.codes):,} of {codes.latent_resolution}³ cells, in {shape.seconds:.1f} s"),
     ]
     if rebuilt is not None:
         holes = f"; {rebuilt.holes:.0%} of its edges are open" if rebuilt.holes > _HOLES else ""
-        rows.append(("Rebuilt", f"{len(rebuilt.mesh.faces):,} triangles; {rebuilt.seconds:.1f} s{holes}"))
+        rows.append(("Rebuilt", f"{len(rebuilt.mesh.faces):,} triangles, in {rebuilt.seconds:.1f} s{holes}"))
     return "<dl class='facts'>" + "".join(f"<dt>{n}</dt><dd>{escape(v)}</dd>" for n, v in rows) + "</dl>"
 
 
 def links_html(links: Sequence[tuple[str, str]]) -> str:
     """Return links to files, as (words, path)."""
     return "".join(f"<a class='download' href='{escape(path)}' download>{escape(words)}</a>" for words, path in links)
+
+
+def hits_html(hits: Sequence[Hit]) -> str:
+    """Return objects that were found, the most alike first."""
+    rows = "".join(
+        f"<li><span>{escape(hit.name)}<small>{escape(hit.about)}</small></span>"
+        f"<meter min='0' max='1' value='{max(0.0, hit.score):.3f}' aria-label='likeness'></meter>"
+        f"<b>{hit.score:.2f}</b></li>"
+        for hit in hits
+    )
+    return f"<ol class='hits'>{rows}</ol>" if rows else "<p class='hint'>The index has nothing like it.</p>"
 
 
 def percent(share: float) -> str:

@@ -15,6 +15,7 @@ from vae_qwen3vl.page.guide import (
     Guide,
     Visit,
     facts_html,
+    hits_html,
     links_html,
     reason_of,
     scores_html,
@@ -123,6 +124,16 @@ class Steps:
             }
 
     @_told
+    def find(self, visit: Visit) -> Iterator[Changes]:
+        """Look for like shapes in the index, where there is one."""
+        shape = visit.shape
+        if shape is None or self.guide.bench.index is None:
+            return
+        found = hits_html(self.guide.bench.similar(shape))
+        if visit.shape is shape:
+            yield {self.parts.near: found}
+
+    @_told
     def describe(self, visit: Visit) -> Iterator[Changes]:
         """Ask the first question, once."""
         if visit.shape is not None and not visit.turns:
@@ -189,7 +200,14 @@ class Steps:
 
     def _emptied(self, said: str) -> Changes:
         parts = self.parts
-        empty = {parts.stage: {}, parts.chat: [], parts.scores: NO_SCORES, parts.facts: "", parts.links: ""}
+        empty = {
+            parts.stage: {},
+            parts.chat: [],
+            parts.scores: NO_SCORES,
+            parts.facts: "",
+            parts.links: "",
+            parts.near: "",
+        }
         return {parts.status: status_html(said, "busy"), **empty, **self._idle()}
 
     def _taken(self, visit: Visit) -> Changes:

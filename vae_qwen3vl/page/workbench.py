@@ -30,7 +30,9 @@ from vae_qwen3vl.page.views import code_colors
 if TYPE_CHECKING:
     from sdf_vqvae.preprocessing.ct.cases import Case
     from sdf_vqvae.preprocessing.ct.masks import Label
+    from vae_qwen3vl.search.shape_index import Hit, ShapeIndex
     from vae_qwen3vl.serving.engine import Engine
+    from vae_qwen3vl.serving.shapes import ShapeReader
 
 _SAMPLES = 20_000
 """Points on each surface that a score is measured with."""
@@ -58,6 +60,10 @@ class Source:
     up: Up
     unit: str = ""
     """Of its coordinates, where that is known: mm for scans."""
+    codes: ShapeCodes | None = None
+    """Where reading it came to them already."""
+    seconds: float = 0.0
+    """That they took."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +81,6 @@ class Shape:
 
     source: Source
     codes: ShapeCodes
-    voxels: int
     seconds: float
     """That voxels and codes took."""
 
@@ -102,10 +107,20 @@ class Workbench:
         vae: the tokenizer.
         engine: answers questions; it is started and closed by the caller.
         limits: what is refused.
+        reader: reads meshes in processes of their own, so that a hostile file does no harm; None reads them here.
+        index: where like shapes are looked for; None looks nowhere.
     """
 
-    def __init__(self, vae: SparseSDFVQVAE, engine: Engine, limits: Limits = Limits()) -> None:
-        self.vae, self.engine, self.limits = vae, engine, limits
+    def __init__(
+        self,
+        vae: SparseSDFVQVAE,
+        engine: Engine,
+        limits: Limits = Limits(),
+        *,
+        reader: ShapeReader | None = None,
+        index: ShapeIndex | None = None,
+    ) -> None:
+        self.vae, self.engine, self.limits, self.reader, self.index = vae, engine, limits, reader, index
         self.prompt = engine.model.prompt or DEFAULT_PROMPT
         self.colors = code_colors(vae.vq.embeddings.weight)
         """Of each entry of the codebook, linear RGB `[K, 3]`."""
@@ -120,10 +135,15 @@ class Workbench:
         Raises:
             ValueError: the file can't be used, or has too many faces.
         """
-        mesh = load_mesh(path)
+        file, start, codes = Path(path), time.perf_counter(), None
+        if self.reader is not None:
+            codes = self.reader.read(file.read_bytes(), file.suffix.lower(), up)
+        seconds = time.perf_counter() - start
+        mesh = load_mesh(file)  # again, for the page to show it: the reader's process came through it
         self._check_size(mesh)
-        stands = up_for(path, mesh, up)
-        return Source(name=Path(path).stem, mesh=mesh, normalized=normalize_mesh(mesh, stands.axis), up=stands)
+        stands = up_for(file, mesh, up) if codes is None else Up(axis=codes.up, known_from=codes.up_from)
+        normalized = normalize_mesh(mesh, stands.axis)
+        return Source(name=file.stem, mesh=mesh, normalized=normalized, up=stands, codes=codes, seconds=seconds)
 
     def open_scan(self, label: str | os.PathLike[str], names: str | os.PathLike[str] | None = None) -> Scan:
         """Read a volume of labels (NIfTI), and the names of its labels if there is such a file.
@@ -164,10 +184,11 @@ class Workbench:
     @torch.no_grad()
     def encode(self, source: Source) -> Shape:
         """Return an object with its codes. Raises a ValueError where it can't be voxelized."""
+        if source.codes is not None:
+            return Shape(source=source, codes=source.codes, seconds=source.seconds)
         start = time.perf_counter()
-        field = field_for(self.vae, source.mesh, up=source.up)
-        codes = encode_field(self.vae, field)
-        return Shape(source=source, codes=codes, voxels=len(field.sdf), seconds=time.perf_counter() - start)
+        codes = encode_field(self.vae, field_for(self.vae, source.mesh, up=source.up))
+        return Shape(source=source, codes=codes, seconds=time.perf_counter() - start)
 
     @torch.no_grad()
     def rebuild(self, shape: Shape, resolution: int | None = None) -> Rebuilt:
@@ -219,6 +240,14 @@ class Workbench:
             yield from answer
         finally:
             answer.cancel()  # whoever stops reading does not want the rest
+
+    def similar(self, shape: Shape, most: int = 6) -> list[Hit]:
+        """Return the objects of the index that are most like a shape; none without an index.
+
+        Raises:
+            ValueError: the index is of another tokenizer's codes.
+        """
+        return [] if self.index is None else self.index.by_shape(shape.codes, most)
 
     def _check_size(self, mesh: trimesh.Trimesh) -> None:
         if len(mesh.faces) > self.limits.faces:

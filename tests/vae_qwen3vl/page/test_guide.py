@@ -13,9 +13,20 @@ import trimesh
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.geometry.mesh import load_mesh
-from vae_qwen3vl.page.guide import Guide, Visit, facts_html, links_html, reason_of, scores_html, status_html
+from vae_qwen3vl.page.guide import (
+    Guide,
+    Visit,
+    facts_html,
+    hits_html,
+    links_html,
+    reason_of,
+    scores_html,
+    status_html,
+)
 from vae_qwen3vl.page.hosting import example_meshes, listen
 from vae_qwen3vl.page.store import FileStore
+from vae_qwen3vl.page.workbench import Workbench
+from vae_qwen3vl.search.shape_index import Hit
 
 
 @pytest.fixture
@@ -158,6 +169,34 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(guide, visit):
 def test_a_grid_that_is_too_fine_is_refused(guide, visit):
     with pytest.raises(ValueError, match="64"):
         guide.rebuild(visit, 64)
+
+
+def test_files_are_read_in_a_process_of_their_own_to_the_same_codes(bench, meshes, visit, tmp_path):
+    from vae_qwen3vl.serving.shapes import ShapeReader
+
+    reader = ShapeReader(bench.vae)
+    try:
+        guarded, read = Guide(Workbench(bench.vae, bench.engine, bench.limits, reader=reader), FileStore()), Visit()
+        guarded.open(read, [meshes / "ball.glb"])
+        guarded.encode(read)
+        assert torch.equal(read.shape.codes.codes, visit.shape.codes.codes)
+        assert read.source.up == visit.source.up
+        (tmp_path / "broken.ply").write_bytes(b"ply\nno more")
+        with pytest.raises(ValueError, match="PLY"):
+            guarded.open(read, [tmp_path / "broken.ply"])
+    finally:
+        reader.close()
+
+
+def test_like_objects_are_those_of_the_index(bench, visit):
+    class Index:
+        def by_shape(self, codes, k):
+            assert codes is visit.shape.codes
+            return [Hit(id="7", name="<ball>", score=0.91, source="", about="round & red")][:k]
+
+    found = Workbench(bench.vae, bench.engine, index=Index()).similar(visit.shape)
+    assert "&lt;ball&gt;" in hits_html(found) and "0.91" in hits_html(found) and "round &amp; red" in hits_html(found)
+    assert bench.similar(visit.shape) == [] and "nothing" in hits_html([])
 
 
 def test_names_are_escaped():
