@@ -1,5 +1,5 @@
 // Two views of one object that turn together. `element`, `props` and `watch` come from Gradio's HTML block.
-const CAMERA = "30deg 72deg 2.2m";
+const CAMERA = "30deg 72deg 2.45m";
 const TITLES = { input: "the input", rebuilt: "the rebuilt mesh", codes: "the codes" };
 const screens = { input: part("[data-screen=input]"), second: part("[data-screen=second]") };
 const viewers = {};
