@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +224,11 @@ def test_examples_and_ports_that_are_not_there_are_named(tmp_path):
         example_meshes(tmp_path)
     with listen("127.0.0.1", 0) as taken, pytest.raises(ValueError, match="choose another --port"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_documents_lines_run(bench, repository, monkeypatch, capsys):
+    text = (repository / "docs" / "page.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(repository)
+    exec(code, {"bench": bench})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
