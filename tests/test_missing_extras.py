@@ -120,6 +120,8 @@ WITHOUT_CORE = {
     "decode": ["c.safetensors", "-o", "m.glb"],
     "export": ["plain"],
     "serve": [],
+    "app": [],
+    "pack-model": ["-o", "model"],
     "index": ["in", "-o", "out"],
     "search": ["index", "a chair"],
     "voxelize": ["--format", "folder", "--input_dir", "in", "--output_dir", "out"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -180,7 +180,7 @@ def test_codes_alone_need_no_tokenizer_of_shapes(tokenizer, ball, ask, shape_pro
 def test_a_worker_process_gets_the_processor(saved, meshes, ball, ask):
     """Data loaders that start their workers anew pickle it."""
     processor = ShapeVLProcessor.from_pretrained(saved["qwen2_vl"].folder, device="cpu")
-    there = pickle.loads(pickle.dumps(processor))
+    there = ForkingPickler.loads(ForkingPickler.dumps(processor))
     inputs = there.apply_chat_template(ask(meshes["ball"], "hi"), **FOR_GENERATION)
     assert torch.equal(inputs["codes_3d"], ball.codes)
 
