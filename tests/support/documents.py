@@ -62,8 +62,20 @@ class Block:
     def commands(self) -> list[list[str]]:
         """The words of each command line, without variables before it and pipes and comments behind."""
         lines = self.code.replace("\\\n", " ").splitlines() if self.language == "bash" else []
-        split = [shlex.split(line, comments=True) for line in lines]
+        split = [shlex.split(line, comments=True) for line in _whole(lines)]
         return [words for line in split if (words := _command(line))]
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Yield command lines, those with a quotation over several lines as one."""
+    begun = ""
+    for line in lines:
+        begun += line
+        if any(begun.split("#")[0].count(quote) % 2 for quote in "'\""):
+            begun += "\n"
+            continue
+        yield begun
+        begun = ""
 
 
 def _command(words: list[str]) -> list[str]:
