@@ -50,7 +50,7 @@ from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
 QUESTIONS = ("Describe this 3D shape in one sentence:", "Which category does this object belong to?")
-SECONDS = 600
+SECONDS = 1800
 LLAMA = """
 import sys, threading, xllamacpp
 params = xllamacpp.CommonParams()
@@ -135,7 +135,10 @@ def serving(command: list[str], ready: str, log: Path, **environment: str) -> It
             yield found[0].rpartition(" ")[2]
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:  # one that is still starting does not listen
+                process.kill()
 
 
 @contextlib.contextmanager
