@@ -37,9 +37,10 @@ FOREIGN = {
     *("--version", "--help", "--index-url", "--no-deps", "--no-input", "--disable-pip-version-check"),
     *("--only-binary", "--timeout", "--retries", "--dest", "--force-reinstall", "--num_processes"),
     *("--mixed_precision", "--config_file", "--fsdp_version", "--use_fsdp", "--multi_gpu", "--nproc_per_node"),
-    *("--gpus", "--sparse", "--local-dir", "--short"),
+    *("--gpus", "--sparse", "--local-dir", "--short", "--model-path", "--enable-prompt-embeds"),
+    *("--no-sandbox", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
 }
-"""Flags of other programs that our texts name: pip, accelerate, torchrun, docker, cp, hf, git."""
+"""Flags of other programs that our texts name: pip, accelerate, docker, cp, hf, git, vLLM, SGLang, Chromium."""
 FLAG = re.compile(r"(?<![\w/.-])(--[a-z][\w-]*\w)(?![\w-])")
 COMMAND = re.compile(
     r"(?:(?P<cli>(?:python -m vae_qwen3vl|vae-qwen3vl)(?= [a-z]))"

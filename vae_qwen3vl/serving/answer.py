@@ -17,6 +17,8 @@ from torch import Tensor
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 _MOST_STOPS = 4
+_GREEDY = 0.01
+"""Below this temperature all but the likeliest token would round to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class Sampling:
 
     max_new_tokens: int = 64
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """Below 0.01 the likeliest token is taken."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that have this probability together."""
     stop: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class Sampling:
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """Return what the draw begins with, None where nothing is drawn."""
-        if not self.temperature:
+        if self.temperature < _GREEDY:
             return None
         generator = torch.Generator(device)
         if self.seed is None:

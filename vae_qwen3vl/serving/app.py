@@ -30,7 +30,6 @@ from vae_qwen3vl.serving.shapes import SUFFIXES
 
 DEFAULT_TOKENS = 128
 """Of an answer, where a request says nothing."""
-_LEAST_HEAT = 0.01
 _OWNED_BY = "vae-qwen3vl"
 
 
@@ -177,8 +176,7 @@ async def _chat(request: Request, body: ChatRequest) -> Response:
     objects = [await service.codes_of(part, _owner(request), "messages") for part in parts]
     sampling = Sampling(
         max_new_tokens=tokens,
-        # So little heat would overflow, and draws the likeliest token in any case.
-        temperature=body.temperature if body.temperature >= _LEAST_HEAT else 0.0,
+        temperature=body.temperature,
         top_p=body.top_p,
         stop=body.stops(),
         seed=body.seed,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdf_vqvae.codes.pipeline import check_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
@@ -39,6 +39,8 @@ _MOST_RANKS = 2**20
 """Tokens an object has at most, as far as `Identity` can tell them apart."""
 _MOST_OBJECTS = 2**16
 _IMAGES = ("pixel_values", "image_grid_thw")
+_WIDTHS = 32
+"""New chats are padded to multiples of so many places: libraries keep a kernel, with its memory, for each width."""
 
 
 class QueueFullError(RuntimeError):
@@ -315,9 +317,10 @@ class Engine:
 
     def _prefill(self, group: list[_Chat], starts: list[int], first: int, widest: int) -> None:
         device = group[0].embeds.device
-        embeds = nn.utils.rnn.pad_sequence(
-            [chat.embeds[start:] for chat, start in zip(group, starts, strict=True)], batch_first=True
-        )  # [n, Q, H]
+        widest = -(-widest // _WIDTHS) * _WIDTHS
+        embeds = group[0].embeds.new_zeros((len(group), widest, group[0].embeds.shape[1]))  # [n, Q, H]
+        for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
+            embeds[row, : len(chat.embeds) - start] = chat.embeds[start:]
         positions = torch.zeros((3, len(group), widest), dtype=torch.long, device=device)
         for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
             positions[:, row, : len(chat.embeds) - start] = chat.positions[:, start:]

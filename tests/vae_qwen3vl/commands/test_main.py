@@ -221,7 +221,7 @@ def test_every_job_is_a_command():
     assert set(COMMANDS) == {
         *("voxelize", "ct", "encode", "decode", "describe", "train-tokenizer", "train", "eval", "evaluate"),
         *("convert", "checkpoint", "make-questions", "make-plain-text", "doctor", "demo", "smoke-test"),
-        *("serve", "index", "search", "pack-model", "export"),
+        *("serve", "app", "index", "search", "pack-model", "export"),
     }
 
 

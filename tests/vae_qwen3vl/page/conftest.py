@@ -85,9 +85,12 @@ def address(bench, meshes, reached) -> Iterator[str]:
         thread.join(20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium without a window, where the machine has it."""
+    """Chromium without a window, where the machine has it.
+
+    While it runs, the thread's event loop is its own, so it ends with the module: other tests need theirs.
+    """
     sync_api = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:

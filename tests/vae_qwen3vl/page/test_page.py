@@ -238,6 +238,7 @@ def test_text_can_be_read_in_both_themes(browser, address, scheme):
         "h2",
         "#send",
     ):
+        visitor.page.wait_for_selector(selector, state="attached")
         text, behind = map(luminance, visitor.page.evaluate(COLORS, selector))
         contrast = (max(text, behind) + 0.05) / (min(text, behind) + 0.05)
         assert contrast >= 4.5, (selector, scheme, contrast)  # WCAG 2.2, level AA

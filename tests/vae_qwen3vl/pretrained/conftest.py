@@ -18,6 +18,16 @@ pytest.importorskip("transformers")
 KINDS = ["qwen2_vl", "qwen3_vl"]
 
 
+@pytest.fixture(autouse=True)
+def no_trainer_left():
+    """Transformers' trainers leave Accelerate's state in the process, where runs of other kinds would meet it."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def meshes(tmp_path_factory) -> dict[str, Path]:
     """Mesh files: a ball and a box."""

@@ -164,6 +164,21 @@ def test_what_is_kept_of_ended_chats_is_bounded(model, processor, shapes):
     assert engine.load().cached_tokens == 0
 
 
+def test_chats_of_any_length_are_computed_in_few_widths(model, processor, monkeypatch):
+    """Libraries keep a kernel for each shape of a product: as many shapes as chats would be memory without end."""
+    with Engine(model, processor, prefix_tokens=0) as engine:
+        forward, widths = engine._forward, set()
+
+        def noting(first, starts, positions, embeds, images):
+            widths.add(embeds.shape[1])
+            return forward(first, starts, positions, embeds, images)
+
+        monkeypatch.setattr(engine, "_forward", noting)
+        for length in range(1, 60, 2):
+            engine.submit(chat("x " * length), (), Sampling(max_new_tokens=2)).text()
+    assert len(widths) <= 6 and all(width == 1 or width % 32 == 0 for width in widths)
+
+
 def test_images_beside_shapes(model, processor, shapes):
     pixels = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
