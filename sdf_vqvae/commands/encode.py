@@ -16,6 +16,7 @@ from sdf_vqvae.utils.programs import (
     add_run_options,
     devices_of,
     naming,
+    print_failures,
     print_json,
     print_stages,
 )
@@ -120,8 +121,6 @@ def _encode_dataset(settings: EncodeSettings, options: argparse.Namespace) -> in
             f"{settings.source}: {report.encoded:,} objects encoded ({rate:.1f} a second), {report.kept:,} kept, "
             f"{len(report.failed):,} failed; {report.codes:,} codes in {settings.output}"
         )
-        for name, reason in list(report.failed.items())[:10]:
-            print(f"  {name}: {reason}")
-        if len(report.failed) > 10:
-            print(f"  and {len(report.failed) - 10} more: column codes_error of {settings.output / 'metadata.csv'}")
+        failures = [f"{name}: {reason}" for name, reason in report.failed.items()]
+        print_failures(failures, f"column codes_error of {settings.output / 'metadata.csv'}")
     return 0 if report.encoded or report.kept else USER_ERROR

@@ -30,6 +30,10 @@ USER_ERROR = 2
 _AXIS = re.compile(r"-[xyz]")
 
 
+_MOST_SHOWN = 10
+"""Failures that a program names on the screen."""
+
+
 class Command(Protocol):
     """What a module of `commands` has."""
 
@@ -133,6 +137,14 @@ def devices_of(options: argparse.Namespace) -> tuple[str, ...]:
 def print_json(values: Mapping[str, Any], indent: int | None = 2) -> None:
     """Print a result as one JSON object; a line of its own without `indent`."""
     print(json.dumps(values, indent=indent, ensure_ascii=indent is not None))
+
+
+def print_failures(failures: Sequence[str], rest: str) -> None:
+    """Print the first failures, a line each, and how many more there are and where (`rest`)."""
+    for failure in failures[:_MOST_SHOWN]:
+        print(f"  {failure}")
+    if len(failures) > _MOST_SHOWN:
+        print(f"  and {len(failures) - _MOST_SHOWN} more: {rest}")
 
 
 def print_stages(stages: Sequence[StageCost]) -> None:

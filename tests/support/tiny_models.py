@@ -31,6 +31,18 @@ SPECIAL = [
 VOCABULARY = 400
 TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4}
 KINDS = ("qwen2_vl", "qwen3_vl")
+SMALL_VAE = {
+    "architecture": "original",
+    "resolution": 8,
+    "model_channels": 16,
+    "level_channels": [4, 8],
+    "latent_channels": 4,
+    "num_blocks": 1,
+    "num_head_channels": 8,
+    "num_embeddings": 32,
+    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
+}
+"""Arguments of a tokenizer whose codes are looked up and never decoded well."""
 
 
 def build_tokenizer():

@@ -20,17 +20,6 @@ from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 
 KINDS = ["qwen2_vl", "qwen3_vl"]
-SMALL = {
-    "architecture": "original",
-    "resolution": 8,
-    "model_channels": 16,
-    "level_channels": [4, 8],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 8,
-    "num_embeddings": 32,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
 ROWS = [("train", "A red robot."), ("train", "A chair."), ("train", "Robot."), ("val", "A chair."), ("test", "One.")]
 """Split and caption of each object of `codes`."""
 
@@ -124,7 +113,7 @@ def vl(tmp_path: Path, tokenizer, make_vl) -> str:
 def small_vae() -> SparseSDFVQVAE:
     """A tokenizer with random weights, the same each time."""
     torch.manual_seed(0)
-    return SparseSDFVQVAE(VAEConfig.from_args(SMALL))
+    return SparseSDFVQVAE(VAEConfig.from_args(tiny_models.SMALL_VAE))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
-from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_json
+from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_failures, print_json
 from sdf_vqvae.utils.settings import add_options, given
 from vae_qwen3vl.commands.options import add_language_options, check_records_name, quiet_transformers
 from vae_qwen3vl.descriptions.settings import DescribeSettings
@@ -129,8 +129,6 @@ def _describe_many(settings: DescribeSettings, options: argparse.Namespace) -> i
             f"{report.described:,} objects described, {report.kept:,} kept, {len(report.failed):,} failed; "
             f"{report.answers:,} answers added to {settings.output}"
         )
-        for name, reason in list(report.failed.items())[:10]:
-            print(f"  {failure(name, reason)}")
-        if len(report.failed) > 10:
-            print(f"  and {len(report.failed) - 10} more: lines with an error in {settings.output}")
+        failures = [failure(name, reason) for name, reason in report.failed.items()]
+        print_failures(failures, f"lines with an error in {settings.output}")
     return 0 if report.described or report.kept else USER_ERROR

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
-from sdf_vqvae.utils.programs import USER_ERROR, add_gpu_option, add_run_options, devices_of, print_json
+from sdf_vqvae.utils.programs import (
+    USER_ERROR,
+    add_gpu_option,
+    add_run_options,
+    devices_of,
+    print_failures,
+    print_json,
+)
 from sdf_vqvae.utils.settings import add_options, given
 
 ABOUT = "Make an index of a folder of meshes, fields or codes, or of a pack; `search` asks it."
@@ -20,7 +27,6 @@ EXAMPLES = (
     "  vae-qwen3vl index my_codes -o my_index       codes that `encode` made: a thousand objects in seconds\n"
     '  vae-qwen3vl search my_index "a wooden chair"'
 )
-_MOST_SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +77,5 @@ def work(options: argparse.Namespace) -> int:
             f"{report.dropped:,} dropped, {len(report.failed):,} failed); encoded in {report.encode_seconds:.1f} s, "
             f"indexed in {report.seconds:.1f} s"
         )
-        for name, reason in list(report.failed.items())[:_MOST_SHOWN]:
-            print(f"  {name}: {reason}")
-        if len(report.failed) > _MOST_SHOWN:
-            print(f"  and {len(report.failed) - _MOST_SHOWN} more: {settings.output / ERRORS}")
+        print_failures([f"{name}: {why}" for name, why in report.failed.items()], f"{settings.output / ERRORS}")
     return 0 if report.objects else USER_ERROR

@@ -29,6 +29,7 @@ from vae_qwen3vl.language import DEFAULT_PROMPT
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import joined_coords
+from vae_qwen3vl.vae_latent_extractor import look_up
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +134,7 @@ class _Asked:
             yield from self._answer(pairs[at : at + self._settings.batch_size])
 
     def _answer(self, pairs: Sequence[tuple[str, Shape, str]]) -> Iterator[Record]:
-        codes = torch.cat([shape.codes for _, shape, _ in pairs]).long()
-        feats = self._codebook[codes.to(self._codebook.device)]  # [M, D]
+        feats = look_up(torch.cat([shape.codes for _, shape, _ in pairs]), self._codebook)  # [M, D]
         coords = joined_coords([shape.coords for _, shape, _ in pairs])  # [M, 4]
         try:
             texts = self._model.describe(

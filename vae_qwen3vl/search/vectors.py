@@ -17,6 +17,7 @@ from vae_qwen3vl.projector_file import ProjectorDescription, load_projector
 from vae_qwen3vl.search.head import SearchHead, shape_features
 from vae_qwen3vl.sequence_3d import coarse_occupancy, joined_coords
 from vae_qwen3vl.trained_parts import shipped_weights
+from vae_qwen3vl.vae_latent_extractor import look_up
 
 HEAD_NAME = "search_head.safetensors"
 """Name of the shipped head."""
@@ -70,10 +71,8 @@ class ShapeTokens:
         return F.pad(told, (self.projector.hidden_size, 0))
 
     def _features(self, codes: Tensor, coords: Tensor) -> Tensor:
-        if int(codes.max()) >= len(self.codebook):
-            raise ValueError(f"code {int(codes.max())} is outside the codebook of {len(self.codebook)}")
         cells = coords.long().to(self.codebook.device)
-        feats = F.embedding(codes.long().to(cells.device), self.codebook)  # [M, D]
+        feats = look_up(codes, self.codebook)  # [M, D]
         about = self.description
         tokens = self.projector.project(feats, cells, about.max_3d_tokens, about.truncate_mode)
         told = shape_features(tokens, self.projector.output_rms, about.shape_tokens)

@@ -22,23 +22,11 @@ from vae_qwen3vl.serving.answer import PieceWriter, Sampling
 from vae_qwen3vl.serving.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
-SMALL = {
-    "architecture": "original",
-    "resolution": 8,
-    "model_channels": 16,
-    "level_channels": [4, 8],
-    "latent_channels": 4,
-    "num_blocks": 1,
-    "num_head_channels": 8,
-    "num_embeddings": 32,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
-
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
 def model(request):
     torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(SMALL))
+    vae = SparseSDFVQVAE(VAEConfig.from_args(tiny_models.SMALL_VAE))
     vl_model = tiny_models.build_vl(request.param, patch_size={"qwen2_vl": 14, "qwen3_vl": 16}[request.param])
     torch.manual_seed(5)
     branch = Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, projector_num_layers=2, merge=2)
