@@ -53,6 +53,7 @@ class SparseSDFVQVAE(nn.Module):
         self.encoder = ResidualEncoder(self.config) if residual else SparseSDFEncoder(self.config)
         self.decoder = ResidualDecoder(self.config) if residual else SparseSDFDecoder(self.config)
         self.vq = make_quantizer(vars(self.config))
+        self._fingerprint: tuple[list[tuple[int, int, int] | None], str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -60,13 +61,20 @@ class SparseSDFVQVAE(nn.Module):
         return self.vq.embeddings.weight.device
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over names and values of all weights: codes belong to one fingerprint."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            if not is_training_state(name):
+        """Return a SHA-256 over names and values of all weights: codes belong to one fingerprint.
+
+        It is kept until a weight is written or replaced; a write through `.data`, which PyTorch doesn't count, would
+        go unseen.
+        """
+        weights = {n: t for n, t in sorted(self.state_dict(keep_vars=True).items()) if not is_training_state(n)}
+        state = [None if t.is_inference() else (id(t), t.data_ptr(), t._version) for t in weights.values()]
+        if self._fingerprint is None or None in state or self._fingerprint[0] != state:
+            digest = hashlib.sha256()
+            for name, tensor in weights.items():
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+            self._fingerprint = state, digest.hexdigest()
+        return self._fingerprint[1]
 
     def field_tensor(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
         """Read a batch dict into a sparse tensor on the data grid, on the model's device, rows sorted.

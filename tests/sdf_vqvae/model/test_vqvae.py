@@ -148,6 +148,19 @@ def test_a_checkpoint_round_trip_keeps_codes_and_fingerprint(vae: SparseSDFVQVAE
     assert torch.equal(again.Encode(sphere_batch()).feats, vae.Encode(sphere_batch()).feats)
 
 
+def test_the_fingerprint_is_that_of_the_weights_as_they_are_now(vae: SparseSDFVQVAE) -> None:
+    changed = copy.deepcopy(vae)
+    first = changed.fingerprint()
+    assert first == changed.fingerprint() == vae.fingerprint()
+    with torch.no_grad():
+        changed.vq.embeddings.weight[0, 0] += 1
+    second = changed.fingerprint()
+    changed.vq.embeddings.weight = torch.nn.Parameter(changed.vq.embeddings.weight + 1)
+    third = changed.fingerprint()
+    changed.load_state_dict(vae.state_dict())
+    assert len({first, second, third}) == 3 and changed.fingerprint() == first
+
+
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "vae"])
 def test_pytorch_checkpoints_load_bare_or_wrapped(vae: SparseSDFVQVAE, tmp_path: Path, wrapper: str | None) -> None:
     state = vae.state_dict()

@@ -122,6 +122,21 @@ def test_every_chat_gets_the_answer_that_it_gets_alone(model, processor, shapes,
     assert load.completion_tokens == sum(lengths)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("max_batch", [2, 32])
+def test_on_a_gpu_too(model, processor, shapes, max_batch):
+    there, asked = copy.deepcopy(model).to("cuda"), chats(shapes) * 2
+    with Engine(there, processor, max_batch=max_batch, prefill_tokens=200) as engine:
+        answers = [engine.submit(messages, objects, Sampling(max_new_tokens=12)) for messages, objects in asked]
+        [answer.text() for answer in answers]
+        drawn = engine.submit(*asked[0], Sampling(max_new_tokens=12, temperature=1.0, seed=3))
+        drawn.text()
+    for (messages, objects), answer in zip(asked, answers, strict=True):
+        assert answer.token_ids == alone(there, processor, messages, objects, max_new_tokens=12)
+    assert drawn.completion_tokens == 12
+
+
 def test_a_next_turn_and_another_question_reuse_what_was_computed(model, processor, shapes):
     first, more = chat(None, "What is it?"), chat("With four legs?")
     with Engine(model, processor) as engine:
