@@ -1,5 +1,6 @@
 """Codes are integers on a sorted latent grid, decode alone, survive files, and bad input is refused by name."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
