@@ -88,7 +88,7 @@ sys.meta_path.insert(0, Blocker())
 for package in json.loads(sys.argv[2]):
     # Triton kernels are decorated when their module loads; it is loaded on CUDA only, where PyTorch brings Triton.
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-        if module.name.startswith(("vae_qwen3vl.pretrained", "vae_qwen3vl.serving")):
+        if module.name.startswith(("vae_qwen3vl.generation", "vae_qwen3vl.pretrained", "vae_qwen3vl.serving")):
             from sdf_vqvae.utils.extras import said_of
             try:  # made of transformers' classes
                 importlib.import_module(module.name)

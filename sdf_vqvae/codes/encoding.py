@@ -25,7 +25,7 @@ from sdf_vqvae.data.mesh_sources import Source
 from sdf_vqvae.data.objects import Kind, Place, field_objects, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, UP_COLUMN, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.geometry.up import Up
+from sdf_vqvae.geometry.up import UP_UNSAID, Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
@@ -154,7 +154,7 @@ def _check_kept(places: Mapping[str, Place], writer: CodeFolderWriter) -> None:
     for name, place in places.items():
         if name not in writer.done or place.up is None:
             continue
-        there = writer.ups.get(name, Up(axis="y", known_from=""))
+        there = writer.ups.get(name, UP_UNSAID)
         if not there.is_made_by(place.up):
             raise ValueError(
                 f"{writer.folder} holds codes of {name} that were made {there.apart_from(place.up)}: give "

@@ -24,7 +24,7 @@ from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
-from sdf_vqvae.geometry.up import Up
+from sdf_vqvae.geometry.up import UP_UNSAID, Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.files import regular_file, write_json
@@ -32,7 +32,6 @@ from sdf_vqvae.utils.strict_files import parse_json
 
 CODEBOOK = "codebook.safetensors"
 _FORMAT = "sdf-vqvae-code-folder/1"
-_AS_IT_IS = Up(axis="y", known_from="")
 _SHARD = re.compile(r"codes-(\d{6,9})\.safetensors")
 
 
@@ -232,7 +231,7 @@ class CodeFolderWriter:
         """Return the number of objects that wait to be written."""
         return len(self._waiting)
 
-    def add(self, name: str, codes: Tensor, coords: Tensor, up: Up = _AS_IT_IS) -> None:
+    def add(self, name: str, codes: Tensor, coords: Tensor, up: Up = UP_UNSAID) -> None:
         """Take an object; it is on disk after the next `flush`.
 
         Args:

@@ -80,6 +80,8 @@ class Up:
 
 UP_IN_SCANS = Up(axis="z", known_from="superior in the scan's millimetres")
 UP_IN_PACKS = Up(axis="y", known_from="packs stand along y")
+UP_UNSAID = Up(axis="y", known_from="")
+"""What is taken where nobody said it: objects stand as they are inside."""
 
 
 def rotation(up: str) -> npt.NDArray[np.int64]:

@@ -52,12 +52,12 @@ def work(options: argparse.Namespace) -> int:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import resolve_device
     from vae_qwen3vl.describer import load_describer
+    from vae_qwen3vl.generation.engine import Engine
     from vae_qwen3vl.page.app import make_app
     from vae_qwen3vl.page.hosting import address_of, example_meshes, listen, serve
     from vae_qwen3vl.page.workbench import Limits, Workbench
     from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.search.shape_index import ShapeIndex
-    from vae_qwen3vl.serving.engine import Engine
     from vae_qwen3vl.serving.settings import ShapeLimits
     from vae_qwen3vl.serving.shapes import ShapeReader
 

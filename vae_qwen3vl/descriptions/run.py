@@ -1,4 +1,4 @@
-"""Ask about many objects: in batches, with a file of answers that a killed run goes on with.
+"""Ask about many objects: many at a time, with a file of answers that a killed run goes on with.
 
 A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"settings"` where any
 were given that change answers; or `{"shape", "error"}` for what can't be read.
@@ -10,26 +10,27 @@ import contextlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from sdf_vqvae.utils.errors import is_out_of_memory
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.files import AlreadyLockedError, file_lock, regular_file, write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.descriptions.settings import DescribeSettings
-from vae_qwen3vl.descriptions.shapes import Shape, Shapes
+from vae_qwen3vl.descriptions.shapes import Shapes
+from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.language import DEFAULT_PROMPT
-from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
-from vae_qwen3vl.sequence_3d import joined_coords
-from vae_qwen3vl.vae_latent_extractor import look_up
+
+if TYPE_CHECKING:  # it needs transformers
+    from vae_qwen3vl.generation.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ def describe_all(
         ValueError: there is nothing at a path, models don't fit, or `output` was begun with other settings.
         OSError: `output` can't be written, or another program writes it.
     """
+    from vae_qwen3vl.generation.engine import Engine
+
     shapes = Shapes(settings, device)
     with contextlib.ExitStack() as stack:
         earlier: list[Record] = []
@@ -72,21 +75,23 @@ def describe_all(
             stack.enter_context(_only_writer(settings.output))
             earlier = _earlier(settings.output, settings.decisive)
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
-        model = load_describer(shapes.vae, *parts, device=device, vae_hash=shapes.vae_hash)
-        asked = _Asked(model, shapes.codebook, settings)
-        done = {(record["shape"], record["prompt"]) for record in earlier}
+        model = load_describer(shapes.vae, *parts, device=device, vae_hash=shapes.manifest.vae_hash)
+        processor = Processor3D.from_pretrained(model.model_name_or_path)
         file = None
         if settings.output is not None:
             file = stack.enter_context(settings.output.open("a", encoding="utf-8"))
+        limits = {"max_batch": settings.batch_size, "max_waiting": 2 * settings.batch_size + 1}
+        engine = stack.enter_context(Engine(model, processor, codebook=shapes.codebook, **limits))
+        interview = _Interview(engine, shapes, settings)
+        done = {(record["shape"], record["prompt"]) for record in earlier}
         start = time.perf_counter()
-        names = [name for name in shapes.names if any((name, prompt) not in done for prompt in asked.prompts)]
+        names = [name for name in shapes.names if any((name, prompt) not in done for prompt in interview.prompts)]
         kept = len(shapes.names) - len(names)
         failed: dict[str, str] = {}
         answers = 0
         progress = stack.enter_context(Progress(len(shapes.names), "describe", initial=kept))
-        for at in range(0, len(names), settings.batch_size):
-            group = names[at : at + settings.batch_size]
-            for record in asked(group, shapes.read(group), done):
+        for records in interview.records(names, done):
+            for record in records:
                 if "error" in record:
                     failed[record["shape"]] = record["error"]
                     logger.warning("%s", failure(record["shape"], record["error"]))
@@ -96,7 +101,7 @@ def describe_all(
                 tell(record)
             if file is not None:
                 file.flush()
-            progress.update(len(group))
+            progress.update()
     return Described(
         described=len(names) - len(failed),
         kept=kept,
@@ -111,52 +116,83 @@ def failure(name: str, reason: str) -> str:
     return reason if name in reason else f"{name}: {reason}"
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """Questions, put to a model about a few objects at a time."""
+    """A question about an object."""
 
-    def __init__(self, model: Qwen3VLWith3DBranch, codebook: Tensor, settings: DescribeSettings) -> None:
-        self.prompts = settings.prompts or (model.prompt or DEFAULT_PROMPT,)
-        self._model, self._codebook, self._settings = model, codebook, settings
-        self._processor = Processor3D.from_pretrained(model.model_name_or_path)
+    name: str
+    shape: ShapeCodes
+    prompt: str
+    of: int
+    """How many there are about it."""
+
+
+class _Interview:
+    """Questions about objects. As many are on their way as keep an engine's batch full while objects are read."""
+
+    def __init__(self, engine: Engine, shapes: Shapes, settings: DescribeSettings) -> None:
+        self.prompts = settings.prompts or (engine.model.prompt or DEFAULT_PROMPT,)
+        self._engine, self._shapes = engine, shapes
+        self._sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+        self._at_once = settings.batch_size
         self._about = {"settings": settings.decisive} if settings.decisive else {}
 
-    def __call__(
-        self, names: Sequence[str], shapes: Sequence[Shape | str], done: set[tuple[str, str]]
-    ) -> Iterator[Record]:
-        """Yield the records of some objects: reasons first, then answers to the questions that are not done."""
-        pairs: list[tuple[str, Shape, str]] = []
-        for name, shape in zip(names, shapes, strict=True):
-            if isinstance(shape, str):
-                yield {"shape": name, "error": shape}
-            else:
-                pairs += [(name, shape, prompt) for prompt in self.prompts if (name, prompt) not in done]
-        for at in range(0, len(pairs), self._settings.batch_size):
-            yield from self._answer(pairs[at : at + self._settings.batch_size])
+    def records(self, names: Sequence[str], done: set[tuple[str, str]]) -> Iterator[list[Record]]:
+        """Yield the records of each object: why it can't be asked about, or answers to the questions not done."""
+        waiting: deque[tuple[_Asked, Answer]] = deque()
+        told: dict[str, list[Record]] = {}
+        for asked in self._questions(names, done):
+            if not isinstance(asked, _Asked):
+                yield [asked]
+                continue
+            waiting.append((asked, self._submit(asked)))
+            if len(waiting) > 2 * self._at_once:
+                yield from self._told(*waiting.popleft(), told)
+        while waiting:
+            yield from self._told(*waiting.popleft(), told)
 
-    def _answer(self, pairs: Sequence[tuple[str, Shape, str]]) -> Iterator[Record]:
-        feats = look_up(torch.cat([shape.codes for _, shape, _ in pairs]), self._codebook)  # [M, D]
-        coords = joined_coords([shape.coords for _, shape, _ in pairs])  # [M, 4]
-        try:
-            texts = self._model.describe(
-                feats_3d=feats,
-                coords_3d=coords,
-                prompt=[prompt for _, _, prompt in pairs],
-                processor=self._processor,
-                max_new_tokens=self._settings.max_new_tokens,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if len(pairs) == 1 or not is_out_of_memory(error):
-                raise
-            logger.warning("out of memory with %d answers at a time: half as many now", len(pairs))
-            half = len(pairs) // 2
-            yield from self._answer(pairs[:half])
-            yield from self._answer(pairs[half:])
-            return
-        tokens = (self._model.count_3d_tokens(feats, coords) - 2).tolist()
-        for (name, shape, prompt), text, read in zip(pairs, texts, tokens, strict=True):
-            up = {} if shape.up is None else {"up": shape.up.axis, "up_from": shape.up.known_from}
-            about = {"shape": name, **up, "codes": len(shape.codes), "tokens_3d": read}
-            yield {**about, "prompt": prompt, "text": text, **self._about}
+    def _questions(self, names: Sequence[str], done: set[tuple[str, str]]) -> Iterator[_Asked | Record]:
+        """Yield each question about some objects before the next: what was computed of them is still there."""
+        for at in range(0, len(names), self._at_once):
+            group = names[at : at + self._at_once]
+            readable: list[tuple[str, ShapeCodes]] = []
+            for name, shape in zip(group, self._shapes.read(group), strict=True):
+                if isinstance(shape, str):
+                    yield {"shape": name, "error": shape}
+                else:
+                    readable.append((name, shape))
+            for prompt in self.prompts:
+                for name, shape in readable:
+                    of = sum((name, each) not in done for each in self.prompts)
+                    if (name, prompt) not in done:
+                        yield _Asked(name=name, shape=shape, prompt=prompt, of=of)
+
+    def _submit(self, asked: _Asked) -> Answer:
+        content = [{"type": "3d"}, {"type": "text", "text": asked.prompt}]
+        return self._engine.submit([{"role": "user", "content": content}], [asked.shape], self._sampling)
+
+    def _told(self, asked: _Asked, answer: Answer, told: dict[str, list[Record]]) -> Iterator[list[Record]]:
+        """Wait for an answer, and yield those about its object if it is the last one."""
+        from vae_qwen3vl.generation.engine import TooManyAtOnceError
+
+        while True:
+            try:
+                answer.text()
+                break
+            except TooManyAtOnceError as error:
+                fewer = max(1, error.answers // 2)
+                if fewer < self._engine.max_batch:
+                    self._engine.max_batch = fewer
+                    logger.warning("%d answers at a time from now on", fewer)
+                answer = self._submit(asked)
+        (text,) = self._engine.processor.decode([answer.token_ids])
+        shape = asked.shape
+        up = {"up": shape.up, "up_from": shape.up_from} if shape.up_from else {}
+        about = {"shape": asked.name, **up, "codes": len(shape.codes), "tokens_3d": answer.tokens_3d}
+        records = told.setdefault(asked.name, [])
+        records.append({**about, "prompt": asked.prompt, "text": text, **self._about})
+        if len(records) == asked.of:
+            yield told.pop(asked.name)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,23 +21,11 @@ from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
 from sdf_vqvae.data.objects import Kind, StoredObject, kind_of, objects_at
 from sdf_vqvae.data.tables import ID_COLUMN, UP_COLUMN
-from sdf_vqvae.geometry.up import Up
+from sdf_vqvae.geometry.up import UP_UNSAID, Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
 from vae_qwen3vl.descriptions.settings import DescribeSettings
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Shape:
-    """One object's codes."""
-
-    codes: Tensor
-    """int32 `[M]`."""
-    coords: Tensor
-    """int32 `[M, 3]` = (x, y, z)."""
-    up: Up | None = None
-    """How its source stands; None where nobody said."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +64,8 @@ class Shapes:
         else:
             first = next(iter(cached.values()))
             manifest, self.codebook = first.manifest, first.codebook
-        self.vae_hash: str = manifest.vae_hash
+        self.manifest = manifest
+        """Of the tokenizer."""
         self._settings = settings
         self._entries: dict[str, _Entry] = {}
         for path, kind in kinds.items():
@@ -94,17 +83,23 @@ class Shapes:
         """What records call the objects: a file's path, or that of its folder and its id there."""
         return list(self._entries)
 
-    def read(self, names: Sequence[str]) -> list[Shape | str]:
-        """Return the codes of some objects, or in a line each why they can't be had."""
-        shapes: dict[str, Shape | str] = {}
+    def read(self, names: Sequence[str]) -> list[ShapeCodes | str]:
+        """Return the codes of some objects, or in a line each why they can't be had.
+
+        Where its source lies is not asked here: `center` and `scale` are those of the files of codes alone. `up_from`
+        is empty where nobody said how it stands.
+        """
+        shapes: dict[str, ShapeCodes | str] = {}
         jobs = []
         for name in names:
             entry = self._entries[name]
             try:
                 if isinstance(entry, StoredObject):
                     jobs.append((name, entry.there.standing(self._settings.up, entry.row.get(UP_COLUMN, ""))))
+                elif isinstance(entry, _Cached):
+                    shapes[name] = self._shape(*entry.folder[entry.id], UP_UNSAID)
                 else:
-                    shapes[name] = self._of_folder(entry) if isinstance(entry, _Cached) else self._of_file(entry)
+                    shapes[name] = self._of_file(entry)
             except (ValueError, OSError) as error:
                 shapes[name] = brief(error)
         if jobs:
@@ -113,22 +108,31 @@ class Shapes:
             encode = EncodeSettings(source=Path(), output=Path(), threshold_factor=self._settings.threshold_factor)
             worker = EncodeWorker(str(self.vae.device), settings=encode, vae=self.vae)
             for name, codes, coords, up, reason in worker(jobs):
-                if codes is None or coords is None:
+                if codes is None or coords is None or up is None:
                     shapes[name] = reason
                 else:
-                    shapes[name] = Shape(codes=codes, coords=coords.int(), up=up)
+                    shapes[name] = self._shape(codes, coords, up)
         return [shapes[name] for name in names]
 
-    def _of_folder(self, entry: _Cached) -> Shape:
-        codes, coords = entry.folder[entry.id]
-        return Shape(codes=codes, coords=coords.int())
-
-    def _of_file(self, path: Path) -> Shape:
+    def _of_file(self, path: Path) -> ShapeCodes:
         assert self.vae is not None
         codes = ShapeCodes.load(path)
         up = up_of_codes(codes, self._settings.up)
         check_codes(self.vae, codes)
-        return Shape(codes=codes.codes, coords=codes.coords, up=up)
+        return replace(codes, up_from=up.known_from)
+
+    def _shape(self, codes: Tensor, coords: Tensor, up: Up) -> ShapeCodes:
+        return ShapeCodes(
+            codes=codes,
+            coords=coords.int(),
+            latent_resolution=self.manifest.latent_resolution,
+            data_resolution=self.manifest.data_resolution,
+            center=(0.0, 0.0, 0.0),
+            scale=1.0,
+            vae_hash=self.manifest.vae_hash,
+            up=up.axis,
+            up_from=up.known_from,
+        )
 
 
 def _kind(path: Path) -> Kind:

@@ -63,7 +63,7 @@ def _words_of(error: Exception) -> str:
         return said_of(error)
     if not isinstance(error, RuntimeError):
         return reason_of(error)
-    from vae_qwen3vl.serving.engine import ClosedError, QueueFullError
+    from vae_qwen3vl.generation.engine import ClosedError, QueueFullError
 
     if isinstance(error, QueueFullError):
         return "Too many people ask at once: try again in a moment."

@@ -30,8 +30,8 @@ from vae_qwen3vl.page.views import code_colors
 if TYPE_CHECKING:
     from sdf_vqvae.preprocessing.ct.cases import Case
     from sdf_vqvae.preprocessing.ct.masks import Label
+    from vae_qwen3vl.generation.engine import Engine
     from vae_qwen3vl.search.shape_index import Hit, ShapeIndex
-    from vae_qwen3vl.serving.engine import Engine
     from vae_qwen3vl.serving.shapes import ShapeReader
 
 _SAMPLES = 20_000
@@ -228,7 +228,7 @@ class Workbench:
             ValueError: the chat is too long.
             QueueFullError: too many people wait.
         """
-        from vae_qwen3vl.serving.engine import Sampling
+        from vae_qwen3vl.generation.engine import Sampling
 
         kept = list(turns)[-_MOST_TURNS:]
         first, *others = [asked for asked, _ in kept] + [question]

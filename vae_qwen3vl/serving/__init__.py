@@ -1,1 +1,1 @@
-"""Answers for many people at once: the engine that batches chats, the HTTP server, workers that read meshes."""
+"""Answers for many people at once: the HTTP server, its limits, and workers that read meshes."""

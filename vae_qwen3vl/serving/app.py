@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
-from vae_qwen3vl.serving.answer import Answer, Sampling
+from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.serving.errors import ApiError
 from vae_qwen3vl.serving.gate import Gate, GateMiddleware
 from vae_qwen3vl.serving.links import MEDIA_TYPE_OF
@@ -211,7 +211,7 @@ class _Reply:
         try:
             async for piece in self._pieces():
                 yield self._chunk({"content": piece})
-        except RuntimeError:  # the head of the answer is sent: the client can only be told now
+        except (RuntimeError, MemoryError):  # the head of the answer is sent: the client can only be told now
             yield _event(
                 ApiError(500, "something is wrong with the server; its log says what", "internal_error").body()
             )

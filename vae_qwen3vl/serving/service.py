@@ -18,13 +18,13 @@ from anyio.to_thread import run_sync
 from sdf_vqvae.codes.pipeline import decode_codes, surface_of
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.geometry.mesh import write_mesh
+from vae_qwen3vl.generation.answer import Answer, Sampling
+from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder
 from vae_qwen3vl.language.sentence_encoder import SentenceModelUnavailableError
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Message, Processor3D
 from vae_qwen3vl.search import Hit, ShapeIndex
-from vae_qwen3vl.serving.answer import Answer, Sampling
-from vae_qwen3vl.serving.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.serving.errors import ApiError
 from vae_qwen3vl.serving.links import TooManyBytesError, fetch, read_data_url
 from vae_qwen3vl.serving.metrics import Metrics

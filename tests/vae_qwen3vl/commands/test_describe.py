@@ -12,7 +12,8 @@ import torch
 import trimesh
 
 from sdf_vqvae.utils.files import file_lock
-from vae_qwen3vl.model import Qwen3VLWith3DBranch
+from vae_qwen3vl.generation.answer import Answer
+from vae_qwen3vl.generation.engine import Engine
 
 pytest.importorskip("transformers")
 
@@ -60,15 +61,15 @@ def test_a_folder_is_described_and_what_cannot_be_read_costs_itself_alone(meshes
 def test_a_killed_run_goes_on_and_says_the_same(meshes, tmp_path, flags, run, monkeypatch):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
     run("describe", meshes, "-o", whole, *flags)
-    answer, calls = Qwen3VLWith3DBranch.describe, []
+    wait, calls = Answer.text, []
 
-    def killed_at_the_second(self, **arguments):
+    def killed_at_the_second(self):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return answer(self, **arguments)
+        return wait(self)
 
-    monkeypatch.setattr(Qwen3VLWith3DBranch, "describe", killed_at_the_second)
+    monkeypatch.setattr(Answer, "text", killed_at_the_second)
     assert run("describe", meshes, "-o", out, "--batch_size", "1", *flags)[0] == 130
     assert len([record for record in records(out) if "text" in record]) == 1
     with out.open("a") as file:
@@ -139,19 +140,26 @@ def test_a_folder_of_codes_needs_no_tokenizer(meshes, tmp_path, tokenizer_file, 
     assert "can't be turned" in run("describe", tmp_path / "codes", "--up", "z", *language_files)[2]
 
 
-def test_memory_that_runs_out_halves_the_batch(meshes, tmp_path, flags, run, monkeypatch):
+def test_memory_that_runs_out_halves_the_batch(meshes, flags, run, monkeypatch, caplog):
     (meshes / "b.obj").unlink()
-    answer, sizes = Qwen3VLWith3DBranch.describe, []
+    _, whole, _ = run("describe", meshes, *flags)
+    forward, sizes = Engine._forward, []
 
-    def small(self, **arguments):
-        sizes.append(len(arguments["prompt"]))
+    def small(self, first, starts, *others):
+        sizes.append(first + len(starts))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(self, **arguments)
+        return forward(self, first, starts, *others)
 
-    monkeypatch.setattr(Qwen3VLWith3DBranch, "describe", small)
-    code, said, _ = run("describe", meshes, *flags)
-    assert (code, len(said.splitlines()), sizes) == (0, 3, [3, 1, 2, 1, 1])
+    monkeypatch.setattr(Engine, "_forward", small)
+    code, said, err = run("describe", meshes, *flags)
+    assert (code, said) == (0, whole)
+    assert max(sizes) > 1 and sizes[-1] == 1
+    assert "1 answers at a time from now on" in caplog.text
+    assert "Traceback" not in caplog.text + err
+    monkeypatch.setattr(Engine, "_forward", lambda *_: small(None, 2, [0, 0]))
+    with pytest.raises(torch.OutOfMemoryError):
+        run("describe", meshes, *flags)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import trimesh
 import tiny_models
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from tiny_tokenizer import saved_with_a_surface
+from vae_qwen3vl.generation.engine import Engine
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.page.workbench import Limits, Workbench
 from vae_qwen3vl.processor import Processor3D
-from vae_qwen3vl.serving.engine import Engine
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_a_mesh_becomes_codes_words_and_a_mesh_again(guide, visit):
 
 
 def test_an_answer_is_the_one_of_the_engine_and_earlier_turns_are_read_again(guide, visit):
-    from vae_qwen3vl.serving.engine import Sampling
+    from vae_qwen3vl.generation.engine import Sampling
 
     (*_, first) = guide.ask(visit, "Describe it.")
     (*_, second) = guide.ask(visit, "And now?")

@@ -22,7 +22,7 @@ import trimesh
 
 from live_server import NAME, chat, mesh_part, text, until
 from sdf_vqvae.codes.shape_codes import ShapeCodes
-from vae_qwen3vl.serving.answer import Sampling
+from vae_qwen3vl.generation.answer import Sampling
 
 CHAT = "/v1/chat/completions"
 

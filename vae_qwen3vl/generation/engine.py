@@ -23,15 +23,17 @@ from torch import Tensor
 
 from sdf_vqvae.codes.pipeline import check_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.utils.errors import is_out_of_memory
+from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
+from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Message, Processor3D
 from vae_qwen3vl.sequence_3d import joined_coords, object_counts
-from vae_qwen3vl.serving.answer import Answer, FinishReason, PieceWriter, Sampling
-from vae_qwen3vl.serving.kv_cache import Identity, PrefixStore, SlotCache
-from vae_qwen3vl.vae_latent_extractor import codebook_vectors
+from vae_qwen3vl.vae_latent_extractor import codebook as codebook_of
+from vae_qwen3vl.vae_latent_extractor import look_up
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,14 @@ _WIDTHS = 32
 
 class QueueFullError(RuntimeError):
     """Too many chats wait already; try again later."""
+
+
+class TooManyAtOnceError(MemoryError):
+    """Memory ran out with several answers at a time; fewer may fit."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__(f"memory ran out with {answers} answers at a time")
+        self.answers = answers
 
 
 class ClosedError(RuntimeError):
@@ -94,6 +104,8 @@ class Engine:
     Args:
         model: a language model with its 3D branch and its tokenizer of shapes, in evaluation mode.
         processor: writes its chats.
+        codebook: `[K, D]` of the tokenizer that codes come from, where the model has none with it: whoever asks has
+            checked then that they do.
         max_batch: chats that are answered at a time.
         max_waiting: chats that may wait; one more is refused.
         max_length: places of a chat with its answer; None takes what the language model was made for.
@@ -109,6 +121,7 @@ class Engine:
         model: Qwen3VLWith3DBranch,
         processor: Processor3D,
         *,
+        codebook: Tensor | None = None,
         max_batch: int = 32,
         max_waiting: int = 256,
         max_length: int | None = None,
@@ -122,11 +135,13 @@ class Engine:
         self.model, self.processor = model, processor
         self.max_batch, self.max_waiting, self.prefill_tokens = max_batch, max_waiting, prefill_tokens
         self.max_length = max_length or int(text_config.max_position_embeddings)
+        self._codebook = codebook_of(model.vae_model).detach() if codebook is None else codebook
         self._base: Any = base
         ends = base.generation_config.eos_token_id
         tokenizer_end = processor.tokenizer.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None}
-        self._cache = SlotCache(len(list(text_layers(model.vl_model))))
+        self._layers = len(list(text_layers(model.vl_model)))
+        self._cache = SlotCache(self._layers)
         self._prefixes = PrefixStore(prefix_tokens)
         self._objects: dict[bytes, int] = {}
         self._numbers = itertools.count()
@@ -143,9 +158,9 @@ class Engine:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Finish what runs."""
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        """Finish what runs, or cancel it after an error."""
+        self.close(finish=error is None)
 
     def start(self) -> None:
         """Begin to answer, in a thread of its own."""
@@ -207,9 +222,9 @@ class Engine:
             raise ValueError(f"the chat has {places} 3d parts, but {len(objects)} shapes were given")
         shapes: dict[str, Any] = {}
         if objects:
-            for codes in objects:
+            for codes in objects if self.model.vae_model is not None else ():
                 check_codes(self.model.vae_model, codes)
-            shapes["feats_3d"] = codebook_vectors(torch.cat([o.codes for o in objects]), self.model.vae_model)
+            shapes["feats_3d"] = look_up(torch.cat([o.codes for o in objects]), self._codebook)
             shapes["coords_3d"] = joined_coords([o.coords for o in objects])
         images = {name: encoded.pop(name) for name in _IMAGES if name in encoded}
         grid = {"image_grid_thw": images["image_grid_thw"]} if images else {}
@@ -255,8 +270,18 @@ class Engine:
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _run(self) -> None:
+        try:
+            self._answer_all()
+        finally:  # whoever waits for an answer is told, should a defect end the thread
+            with self._changed:
+                self._closing = True
+                left = [*self._waiting, *self._active]
+            for chat in left:
+                self._end(chat, "error", ClosedError("the engine has ended; what it wrote last says why"))
+
+    @torch.inference_mode()
+    def _answer_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._active or self._closing)
@@ -271,12 +296,18 @@ class Engine:
         """Do a part of the work. What goes wrong in it ends the answers that it was for, and the engine goes on."""
         try:
             work()
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # out of memory is a RuntimeError
-            logger.exception("a step of the engine failed; %d answers end with it", len(self._active))
+        except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             with self._changed:
                 ended, self._active = self._active, []
+            self._cache = SlotCache(self._layers)  # it may have grown to what does not fit
+            if len(ended) > 1 and is_out_of_memory(error):
+                reason: Exception = TooManyAtOnceError(len(ended))
+                logger.warning("%s: they end with it", reason)
+            else:
+                logger.exception("a step of the engine failed; %d answers end with it", len(ended))
+                reason = error.with_traceback(None)  # its frames hold tensors
             for chat in ended:
-                self._end(chat, "error", error)
+                self._end(chat, "error", reason)
 
     def _leave_cancelled(self) -> None:
         for slot in range(len(self._active) - 1, -1, -1):

@@ -15,11 +15,11 @@ import tiny_models
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.generation.answer import PieceWriter, Sampling
+from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError, TooManyAtOnceError
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import joined_coords
-from vae_qwen3vl.serving.answer import PieceWriter, Sampling
-from vae_qwen3vl.serving.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
 
@@ -291,6 +291,48 @@ def test_a_failing_step_ends_its_answers_and_no_others(model, processor, shapes,
         whole.text()
     assert broken.finish_reason == "error"
     assert whole.token_ids == alone(model, processor, chat(None, "x"), shapes[:1], max_new_tokens=4)
+
+
+def test_memory_that_runs_out_is_told_apart_by_how_many_were_answered(model, processor, shapes, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = Engine(model, processor)
+    monkeypatch.setattr(engine, "_forward", fail)
+    together = [engine.submit(chat(None, "x"), shapes[:1]) for _ in range(3)]  # before it begins
+    with engine:
+        for answer in together:
+            with pytest.raises(TooManyAtOnceError) as told:
+                answer.text()
+            assert told.value.answers == 3
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.submit(chat(None, "x"), shapes[:1]).text()
+
+
+def test_a_defect_that_ends_the_engine_ends_its_answers(model, processor, shapes, monkeypatch):
+    engine = Engine(model, processor)
+    monkeypatch.setattr(engine, "_forward", lambda *arguments: {}["nothing"])
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+    answers = [engine.submit(chat(None, "x"), shapes[:1]) for _ in range(2)]
+    with engine:
+        for answer in answers:
+            with pytest.raises(ClosedError):
+                answer.text()
+        with pytest.raises(ClosedError):
+            engine.submit(chat(None, "x"), shapes[:1])
+
+
+def test_codes_are_looked_up_in_a_codebook_where_the_model_has_no_tokenizer(model, processor, shapes):
+    table, vae = model.vae_model.vq.embeddings.weight, model.vae_model
+    messages, wanted = chat(None, "x"), alone(model, processor, chat(None, "x"), shapes[:1], max_new_tokens=5)
+    model.vae_model = None
+    try:
+        with Engine(model, processor, codebook=table) as engine:
+            answer = engine.submit(messages, shapes[:1], Sampling(max_new_tokens=5))
+            answer.text()
+    finally:
+        model.vae_model = vae
+    assert answer.token_ids == wanted
 
 
 def test_event_loops_read_answers_without_a_thread_each(model, processor, shapes):
