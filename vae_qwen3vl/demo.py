@@ -22,6 +22,7 @@ from sdf_vqvae.geometry.picture import save_comparison
 from sdf_vqvae.geometry.up import stand_up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.runtime import StageCost, Stopwatch, resolve_device
 from vae_qwen3vl.describer import describe, load_describer
 
@@ -92,9 +93,10 @@ def run_demo(
         ValueError: the mesh or a model cannot be used.
     """
     target, out = resolve_device(device), Path(out_dir)
-    source = load_mesh(mesh_path)  # before the models: a wrong file name should not cost a minute
-    stands = up_for(mesh_path, source, up)
-    watch = Stopwatch(target)
+    with waiting(f"reading {mesh_path}"):  # before the models: a wrong file name should not cost a minute
+        source = load_mesh(mesh_path)
+        stands = up_for(mesh_path, source, up)
+    watch = Stopwatch(target, stages=7)
     with watch("load models"):
         vae = load_vae_from_config(vae_config, vae_ckpt, target)
         model = load_describer(vae, vl_model, projector, lora, device=target)
@@ -124,7 +126,8 @@ def run_demo(
         panels = [("input", source), ("rebuilt from its codes", rebuilt)]
         upright = [(title, _standing(mesh, stands.axis)) for title, mesh in panels]
         save_comparison(files["picture"], upright, words.text)
-    score = compare_meshes(rebuilt, source, samples=20_000)
+    with waiting("comparing both meshes"):
+        score = compare_meshes(rebuilt, source, samples=20_000)
     result = DemoResult(
         mesh=str(mesh_path),
         faces=len(source.faces),

@@ -14,6 +14,7 @@ import torch
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
 from vae_qwen3vl.trained_parts import NO_LORA, adapter_missing, is_model_folder, parts_for
@@ -34,6 +35,7 @@ class Description:
     """3D tokens that the language model read, without the two markers."""
 
 
+@waiting("loading the language model")
 def load_describer(
     vae: SparseSDFVQVAE | None,
     vl_model: str | os.PathLike[str] | None = None,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
@@ -56,6 +57,20 @@ class Manifest:
             latent_resolution=vae.config.latent_resolution,
             codebook_size=len(vae.vq.embeddings.weight),
             mirrored=mirrored,
+        )
+
+    def shape(self, codes: Tensor, coords: Tensor, up: Up = UP_UNSAID) -> ShapeCodes:
+        """Return an object with codes `[M]` and coordinates `[M, 3]`, in a cube of side 1 round the origin."""
+        return ShapeCodes(
+            codes=codes,
+            coords=coords.int(),
+            latent_resolution=self.latent_resolution,
+            data_resolution=self.data_resolution,
+            center=(0.0, 0.0, 0.0),
+            scale=1.0,
+            vae_hash=self.vae_hash,
+            up=up.axis,
+            up_from=up.known_from,
         )
 
     def save(self, folder: Path) -> None:

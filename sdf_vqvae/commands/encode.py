@@ -20,6 +20,7 @@ from sdf_vqvae.utils.programs import (
     print_json,
     print_stages,
 )
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.settings import add_options, given
 
 ABOUT = "Turn a mesh, a field file, or a whole dataset into discrete codes."
@@ -71,8 +72,8 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
         raise ValueError(f"{settings.source} does not exist: give a mesh, a field file, or a folder of them")
     if settings.output.suffix != CODES_SUFFIX:
         raise ValueError(f"--output {settings.output}: a codes file ends in {CODES_SUFFIX}")
-    source = load_shape(settings.source)
-    with naming(settings.source):
+    with waiting(f"reading {settings.source}"), naming(settings.source):
+        source = load_shape(settings.source)
         up = up_for(settings.source, source, settings.up)
     vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, options.device)
     watch = Stopwatch(vae.device)

@@ -63,6 +63,7 @@ def work(options: argparse.Namespace) -> int:
 
     from sdf_vqvae.training.start import start_model, training_data
     from sdf_vqvae.training.trainer import TokenizerTrainer
+    from sdf_vqvae.utils.progress import waiting
     from sdf_vqvae.utils.runtime import resolve_device, seed_everything
 
     document = read_vae_document(options.vae_config)
@@ -72,7 +73,10 @@ def work(options: argparse.Namespace) -> int:
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     seed_everything(options.seed + accelerator.process_index)
     vae, has_codebook = start_model(document.model, trainer, options.seed)
-    stream, held_out = training_data(options.data_dir, document.model, dataset, trainer, options.seed, accelerator)
+    with waiting("reading what to train on"):
+        stream, held_out = training_data(
+            options.data_dir, document.model, dataset, trainer, options.seed, accelerator
+        )
     settings = {
         "model": document.model.to_args(),
         "dataset": dataclasses.asdict(dataset) | {"data_dir": str(options.data_dir)},

@@ -21,6 +21,7 @@ from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, t
 from sdf_vqvae.model.vqvae import CODEBOOK, SparseSDFVQVAE, is_training_state
 from sdf_vqvae.utils.archives import write_safetensors
 from sdf_vqvae.utils.files import regular_file, write_json
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.runtime import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class LoadReport:
         return "\n".join([counts, *(f"{kind:<12} {what}" for kind, what in rows)])
 
 
+@waiting("loading the tokenizer")
 def load_vae_from_config(
     vae_config: str | os.PathLike[str] | None = None,
     vae_ckpt: str | os.PathLike[str] | None = None,

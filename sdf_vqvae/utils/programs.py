@@ -182,12 +182,19 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     What the user can mend (a wrong file, an unreachable model, a missing package) becomes one line on standard
     error and exit code 2; anything else is a defect and keeps its traceback.
     """
-    try:
-        import torch  # noqa: F401 (every program stands on it: missing or broken, nothing else is worth saying)
+    with contextlib.ExitStack() as stack:
+        try:
+            from sdf_vqvae.utils.progress import waiting
 
-        prepare(verbose=getattr(options, "verbose", False))
-    except (ImportError, OSError) as error:
-        return say_unloadable(program, error)
+            prepare(verbose=getattr(options, "verbose", False))
+            stack.enter_context(waiting(f"{program}: starting", once=True))
+            import torch  # noqa: F401 (every program stands on it: missing or broken, nothing else is worth saying)
+        except (ImportError, OSError) as error:
+            return say_unloadable(program, error)
+        return _exit_code(program, work, options)
+
+
+def _exit_code(program: str, work: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
         return work(options)
     except BrokenPipeError:  # the reader of a pipe has seen enough

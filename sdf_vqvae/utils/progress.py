@@ -1,23 +1,25 @@
 """How far a long loop is: a bar on a terminal; where there is none, a line in the log from time to time.
 
-Knows nothing of what the loop does. A log that is read later, or by a batch system, has no terminal: a bar would fill
-it with control characters, and nothing at all would leave the reader to guess whether the program still works.
+What has no count (loading, one object's encoding) gets such lines on both. Knows nothing of what is done. A log that
+is read later, or by a batch system, has no terminal: a bar would fill it with control characters, and nothing at all
+would leave the reader to guess whether the program still works.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-_FIRST_LINES = (10.0, 30.0, 60.0)
+_FIRST_LINES = (2.0, 10.0, 30.0, 60.0)
 """Seconds after which the first lines come."""
 _LATER = 60.0, 600.0
 """Then a line every minute, and in runs of hours less often, down to one in ten minutes."""
@@ -25,10 +27,89 @@ _LATER = 60.0, 600.0
 Item = TypeVar("Item")
 
 
+class _Lines:
+    """A line in the log from time to time, from each `start` to the next `stop`; with `once`, to the first `stop`."""
+
+    def __init__(self, words: Callable[[], str], *, once: bool = False) -> None:
+        self._words, self._once = words, once
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.said = False
+
+    def start(self) -> None:
+        """Begin; the first line is due after two seconds."""
+        if self._once and self._over.is_set():
+            return
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write, args=(self._over,), name="progress", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write no more lines."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, over: threading.Event) -> None:
+        start = time.perf_counter()
+        for moment in line_times():
+            if over.wait(max(0.0, moment - (time.perf_counter() - start))):
+                return
+            self.said = True
+            logger.info("%s", self._words())
+
+
+class _Waits:
+    """What is waited for now, the innermost last: it alone is told, and a loop that people watch tells itself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stack: list[_Lines | None] = []
+
+    @contextlib.contextmanager
+    def inside(self, lines: _Lines | None) -> Iterator[None]:
+        """Tell of this in place of what is outside; None stands for a loop."""
+        with self._lock:
+            self._tell(False)
+            self._stack.append(lines)
+            self._tell(True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tell(False)
+                self._stack.remove(lines)
+                self._tell(True)
+
+    def _tell(self, begin: bool) -> None:
+        innermost = self._stack[-1] if self._stack else None
+        if innermost is not None and None not in self._stack:
+            (innermost.start if begin else innermost.stop)()
+
+
+_waits = _Waits()
+
+
+@contextlib.contextmanager
+def waiting(doing: str, *, once: bool = False) -> Iterator[None]:
+    """Write a line after 2, 10, 30 and 60 seconds and then at growing intervals while something is waited for.
+
+    Of waits inside each other the innermost is told; inside a loop with `Progress`, none.
+
+    Args:
+        doing: what is done, without an end that could be counted.
+        once: whether it is over as soon as something inside begins.
+    """
+    start = time.perf_counter()
+    with _waits.inside(_Lines(lambda: f"{doing}: {in_time(time.perf_counter() - start)} so far", once=once)):
+        yield
+
+
 class Progress:
     """A count that people can watch, from `with Progress(...)` or until `close`.
 
-    On a terminal it is a bar. Elsewhere it is a line in the log after 10, 30 and 60 seconds and then at growing
+    On a terminal it is a bar. Elsewhere it is a line in the log after 2, 10, 30 and 60 seconds and then at growing
     intervals, also while one item takes long; a loop that ends sooner says nothing.
 
     Args:
@@ -51,7 +132,7 @@ class Progress:
         leave: bool = True,
     ) -> None:
         self.total, self.doing, self.unit, self.done = total, doing, unit, initial
-        self._initial, self._start, self._said = initial, time.perf_counter(), False
+        self._initial, self._start = initial, time.perf_counter()
         self._more: dict[str, Any] = {}
         self._bar = tqdm(
             total=total,
@@ -62,10 +143,11 @@ class Progress:
             file=sys.stderr,
             disable=None if shown else True,
         )
-        self._over = threading.Event()
-        self._lines: threading.Thread | None = None
-        if shown and self._bar.disable:
-            self._lines = threading.Thread(target=self._write_lines, name=f"progress of {doing}", daemon=True)
+        self._until_closed = contextlib.ExitStack()
+        if shown:
+            self._until_closed.enter_context(_waits.inside(None))
+        self._lines = _Lines(self.in_words) if shown and self._bar.disable else None
+        if self._lines is not None:
             self._lines.start()
 
     def __enter__(self) -> Progress:
@@ -87,10 +169,11 @@ class Progress:
     def close(self) -> None:
         """End it; the log gets a last line if it had one before."""
         self._bar.close()
-        if self._lines is not None and not self._over.is_set():
-            self._over.set()
-            self._lines.join()
-            if self._said:
+        self._until_closed.close()
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.stop()
+            if lines.said:
                 logger.info("%s", self.in_words())
 
     @property
@@ -122,13 +205,6 @@ class Progress:
         if left:
             words.append(f"about {in_time(left)} left")
         return ", ".join([*words, *(f"{name} {value}" for name, value in self._more.items())])
-
-    def _write_lines(self) -> None:
-        for moment in line_times():
-            if self._over.wait(max(0.0, moment - self.seconds)):
-                return
-            self._said = True
-            logger.info("%s", self.in_words())
 
 
 def follow(

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdf_vqvae.utils.progress import waiting
+
 if TYPE_CHECKING:
     import torch
 
@@ -152,10 +154,15 @@ class StageCost:
 
 
 class Stopwatch:
-    """Records the cost of named stages: `with watch("encode"): ...`, then `watch.costs`."""
+    """Records the cost of named stages, and tells of long ones: `with watch("encode"): ...`, then `watch.costs`.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: where the work is done.
+        stages: how many there will be, to be told which one is at work.
+    """
+
+    def __init__(self, device: torch.device, stages: int | None = None) -> None:
+        self.device, self.stages, self.begun = device, stages, 0
         self.costs: list[StageCost] = []
 
     @contextlib.contextmanager
@@ -168,7 +175,10 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()
-        yield
+        self.begun += 1
+        of = f" ({self.begun} of {self.stages})" if self.stages else ""
+        with waiting(f"{name}{of}"):
+            yield
         if on_cuda:
             torch.cuda.synchronize(self.device)
         seconds = round(time.perf_counter() - start, 4)

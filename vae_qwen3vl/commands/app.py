@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def work(options: argparse.Namespace) -> int:
     """Serve until it is interrupted."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.progress import waiting
     from sdf_vqvae.utils.runtime import resolve_device
     from vae_qwen3vl.describer import load_describer
     from vae_qwen3vl.generation.engine import Engine
@@ -77,7 +78,8 @@ def work(options: argparse.Namespace) -> int:
         stack.callback(engine.close, finish=False)
         asked = Limits(faces=limits.max_faces, tokens=options.max_new_tokens)
         bench = Workbench(vae, engine, asked, reader=reader, index=index)
-        app = make_app(bench, examples, max_upload_mb=options.max_upload_mb)
+        with waiting("building the page"):
+            app = make_app(bench, examples, max_upload_mb=options.max_upload_mb)
         reader.wait_until_ready()
         print(f"The page is at {address_of(socket)} (Ctrl+C ends it)", flush=True)
         serve(app, socket, open_browser=options.open, verbose=options.verbose)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_failures, print_json
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.settings import add_options, given
 from vae_qwen3vl.commands.options import add_language_options, check_records_name, quiet_transformers
 from vae_qwen3vl.descriptions.settings import DescribeSettings
@@ -81,8 +82,8 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
 
     (path,) = settings.sources
     is_codes = path.suffix == CODES_SUFFIX
-    source: Any = ShapeCodes.load(path) if is_codes else load_shape(path)
-    with naming(path):
+    with waiting(f"reading {path}"), naming(path):
+        source: Any = ShapeCodes.load(path) if is_codes else load_shape(path)
         up = up_of_codes(source, settings.up) if is_codes else up_for(path, source, settings.up)
     target = resolve_device(options.device)
     vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, target)

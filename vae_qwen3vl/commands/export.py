@@ -8,6 +8,7 @@ from typing import Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, naming, positive_int, print_json
+from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
 
 ABOUT = """\
@@ -115,9 +116,10 @@ def _ask(options: argparse.Namespace) -> int:
         if options.prompt_of.suffix == CODES_SUFFIX:
             codes = ShapeCodes.load(options.prompt_of)
         else:
-            shape = load_shape(options.prompt_of)
-            up = up_for(options.prompt_of, shape, options.up)
-            codes = encode_field(vae, field_for(vae, shape, threshold_factor=options.threshold_factor, up=up))
+            with waiting(f"encoding {options.prompt_of}"):
+                shape = load_shape(options.prompt_of)
+                up = up_for(options.prompt_of, shape, options.up)
+                codes = encode_field(vae, field_for(vae, shape, threshold_factor=options.threshold_factor, up=up))
         if options.completion:
             ids = exported.prompt_ids(codes, options.prompt)
             body: dict[str, Any] = {"prompt": ids, "temperature": 0, "max_tokens": options.max_new_tokens}

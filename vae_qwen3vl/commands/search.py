@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, naming, positive_int, print_json
+from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.commands.options import quiet_transformers
 
 if TYPE_CHECKING:
@@ -83,12 +84,14 @@ def _codes(path: Path, options: argparse.Namespace) -> ShapeCodes:
 
     if path.suffix == CODES_SUFFIX:
         return ShapeCodes.load(path)
-    source = load_shape(path)
     with naming(path):
-        up = up_for(path, source, options.up)
+        with waiting(f"reading {path}"):
+            source = load_shape(path)
+            up = up_for(path, source, options.up)
         print(up.in_words(), file=sys.stderr)
         vae = _vae(options)
-        return encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor, up=up))
+        with waiting(f"encoding {path}"):
+            return encode_field(vae, field_for(vae, source, threshold_factor=options.threshold_factor, up=up))
 
 
 def _vae(options: argparse.Namespace) -> SparseSDFVQVAE:

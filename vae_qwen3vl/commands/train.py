@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Train."""
+    from sdf_vqvae.utils.progress import waiting
     from sdf_vqvae.utils.runtime import resolve_device, seed_everything
     from vae_qwen3vl.language.default_model import DEFAULT_LM, resolve_vl_model
     from vae_qwen3vl.processor import Processor3D
@@ -61,10 +62,12 @@ def work(options: argparse.Namespace) -> int:
     vae, width, vae_hash = tokenizer_of(config, codes, accelerator)
     source = str(resolve_vl_model(config.vl_model))
     logger.info("reading what to train on")
-    data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
+    with waiting("reading what to train on"):
+        data = alignment_data(config, Processor3D.from_pretrained(source), codes, latent_dim=width)
     lesson = ProjectorLesson.of(config, data, accelerator.device)
     logger.info("loading the language model %s", config.vl_model or DEFAULT_LM)
-    model = build_model(config, source, vae, width, accelerator.device, vae_hash=vae_hash)
+    with waiting("loading the language model"):
+        model = build_model(config, source, vae, width, accelerator.device, vae_hash=vae_hash)
     objects = RunObjects(train=tuple(data.names), val=tuple(data.val_names))
     folder = open_run_folder(config, accelerator, objects, earlier)
     logger.info("%d objects to train on, results in %s", len(data.lengths), folder)

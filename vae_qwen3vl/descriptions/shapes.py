@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sdf_vqvae.codes.encoding import EncodeWorker
 from sdf_vqvae.codes.folder import CodeFolder, Manifest
@@ -21,7 +20,7 @@ from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
 from sdf_vqvae.data.objects import Kind, StoredObject, kind_of, objects_at
 from sdf_vqvae.data.tables import ID_COLUMN, UP_COLUMN
-from sdf_vqvae.geometry.up import UP_UNSAID, Up
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
@@ -97,7 +96,7 @@ class Shapes:
                 if isinstance(entry, StoredObject):
                     jobs.append((name, entry.there.standing(self._settings.up, entry.row.get(UP_COLUMN, ""))))
                 elif isinstance(entry, _Cached):
-                    shapes[name] = self._shape(*entry.folder[entry.id], UP_UNSAID)
+                    shapes[name] = self.manifest.shape(*entry.folder[entry.id])
                 else:
                     shapes[name] = self._of_file(entry)
             except (ValueError, OSError) as error:
@@ -111,7 +110,7 @@ class Shapes:
                 if codes is None or coords is None or up is None:
                     shapes[name] = reason
                 else:
-                    shapes[name] = self._shape(codes, coords, up)
+                    shapes[name] = self.manifest.shape(codes, coords, up)
         return [shapes[name] for name in names]
 
     def _of_file(self, path: Path) -> ShapeCodes:
@@ -120,19 +119,6 @@ class Shapes:
         up = up_of_codes(codes, self._settings.up)
         check_codes(self.vae, codes)
         return replace(codes, up_from=up.known_from)
-
-    def _shape(self, codes: Tensor, coords: Tensor, up: Up) -> ShapeCodes:
-        return ShapeCodes(
-            codes=codes,
-            coords=coords.int(),
-            latent_resolution=self.manifest.latent_resolution,
-            data_resolution=self.manifest.data_resolution,
-            center=(0.0, 0.0, 0.0),
-            scale=1.0,
-            vae_hash=self.manifest.vae_hash,
-            up=up.axis,
-            up_from=up.known_from,
-        )
 
 
 def _kind(path: Path) -> Kind:

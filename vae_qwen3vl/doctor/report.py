@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdf_vqvae.utils.extras import DISTRIBUTION, install
+from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.doctor.machine import CORE, NOT_INSTALLED, SHOWN, Machine, look
 from vae_qwen3vl.language.default_model import DEFAULT_LM
 
@@ -92,6 +93,7 @@ class Report:
         }
 
 
+@waiting("looking at this machine")
 def examine() -> Report:
     """Look at this machine and judge it."""
     machine = look()

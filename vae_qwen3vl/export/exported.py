@@ -22,6 +22,7 @@ from sdf_vqvae.codes.pipeline import check_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.files import atomic_folder
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.export.plain_model import plain_model
 from vae_qwen3vl.export.shape_vocabulary import (
@@ -47,6 +48,7 @@ _ALL_SORTS_OF_TEXT = "They're 12345 words,\n\n  isn't it? DON'T (naïve) Cafe\u0
 _TABLE = "model.embed_tokens.weight"
 
 
+@waiting("writing the plain model")
 def export_model(
     model: Qwen3VLWith3DBranch,
     tokenizer: Any,

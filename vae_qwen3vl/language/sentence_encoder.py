@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.language.default_model import HUB_ID, ask_hub
 from vae_qwen3vl.language.model_wheel import (
@@ -105,6 +106,7 @@ def ensure_sentence_model(
     return ensure_folder(cache_root(cache_dir) / _FOLDER, build)
 
 
+@waiting("loading the sentence model")
 def load_sentence_encoder(
     name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
 ) -> SentenceEncoder:

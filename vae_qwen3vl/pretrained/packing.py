@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
 from vae_qwen3vl.pretrained.folder import CONFIG, Parts, local_folder, parts_of
 from vae_qwen3vl.pretrained.modeling import ShapeVLForConditionalGeneration
@@ -12,6 +13,7 @@ from vae_qwen3vl.pretrained.processing import ShapeVLProcessor
 from vae_qwen3vl.trained_parts import is_model_folder, parts_for
 
 
+@waiting("packing the model")
 def pack(
     output: str | os.PathLike[str],
     *,

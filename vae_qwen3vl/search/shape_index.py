@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdf_vqvae.codes.folder import Manifest, read_shard
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.geometry.up import UP_UNSAID
 from sdf_vqvae.utils.archives import read_safetensors
 from vae_qwen3vl.search import store
 from vae_qwen3vl.search.vectors import ShapeVectors
@@ -144,17 +145,7 @@ class ShapeIndex:
         made_by = Manifest.load(folder)
         shard = read_shard(folder / row[0], made_by)
         place = shard.ids.index(name)
-        codes, coords = shard.object(place)
-        return ShapeCodes(
-            codes=codes,
-            coords=coords.int(),
-            latent_resolution=made_by.latent_resolution,
-            data_resolution=made_by.data_resolution,
-            center=(0.0, 0.0, 0.0),
-            scale=1.0,
-            vae_hash=made_by.vae_hash,
-            up=shard.ups[place].axis if shard.ups else "y",
-        )
+        return made_by.shape(*shard.object(place), shard.ups[place] if shard.ups else UP_UNSAID)
 
     def _row(self, ask: str, value: object) -> tuple[str, ...] | None:
         with self._lock, store.telling(self.folder):

@@ -31,6 +31,7 @@ from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.formats.registry import READABLE
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.serving.mesh_worker import (
     ABOUT,
     ANSWERED,
@@ -93,8 +94,9 @@ class ShapeReader:
 
     def wait_until_ready(self) -> None:
         """Return when all processes can read. Raises an OSError where one can't be started."""
-        for worker in self._workers:
-            worker.wait_until_ready()
+        with waiting("starting the processes that read meshes"):
+            for worker in self._workers:
+                worker.wait_until_ready()
 
     def read(self, data: bytes, suffix: str, up: str | None = None) -> ShapeCodes:
         """Return the codes of a mesh file, or of a codes file.

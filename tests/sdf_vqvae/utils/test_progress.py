@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sdf_vqvae.utils import progress
-from sdf_vqvae.utils.progress import Progress, follow, in_time, line_times
+from sdf_vqvae.utils.progress import Progress, follow, in_time, line_times, waiting
 
 
 @pytest.fixture
@@ -62,6 +62,33 @@ def test_processes_but_the_first_say_nothing(soon):
     assert soon.messages == []
 
 
+def test_of_waits_inside_each_other_the_innermost_is_told(soon):
+    with waiting("start", once=True):
+        time.sleep(0.1)
+        with waiting("pack"):
+            with waiting("load"):
+                time.sleep(0.1)
+            time.sleep(0.1)
+        time.sleep(0.1)
+    names = [line.split(":")[0] for line in soon.messages]
+    assert [name for name, _ in itertools.groupby(names)] == ["start", "load", "pack"]
+    assert all(line.endswith(": 0:00 so far") for line in soon.messages)
+
+
+def test_inside_a_loop_the_loop_alone_is_told(soon):
+    @waiting("load")
+    def load():
+        time.sleep(0.1)
+
+    with waiting("start"), Progress(2, "encode") as shown:
+        load()
+        shown.update(2)
+    assert {line.split(":")[0] for line in soon.messages} == {"encode"}
+    soon.clear()
+    load()
+    assert soon.messages[0] == "load: 0:00 so far"
+
+
 def test_a_terminal_gets_a_bar_and_no_lines(soon, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress(4, "encode") as shown:
@@ -85,7 +112,7 @@ def test_what_is_left_follows_the_pace_of_this_run_alone(monkeypatch):
 
 def test_lines_grow_rare():
     times = line_times()
-    assert [next(times) for _ in range(5)] == [10, 30, 60, 120, 180]
+    assert [next(times) for _ in range(5)] == [2, 10, 30, 60, 120]
     day = [moment for moment in (next(times) for _ in range(200)) if moment < 86_400]
     assert 100 < len(day) < 200
     assert max(b - a for a, b in itertools.pairwise(day)) == pytest.approx(600)
