@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.metadata import requires
 
 import pytest
 from packaging.requirements import Requirement
@@ -42,3 +43,7 @@ def test_the_lock_holds_what_the_project_asks_for(repository):
         versions = pins.get(plain(one.name), [])
         assert versions, f"{one.name} is not in the lock: make lock"
         assert all(one.specifier.contains(version, prereleases=True) for version in versions), f"{one}: make lock"
+        for extra in one.extras:  # such as ray[serve]
+            brings = [Requirement(line) for line in requires(one.name) or ()]
+            wanted = [part.name for part in brings if part.marker and part.marker.evaluate({"extra": extra})]
+            assert {plain(name) for name in wanted} <= pins.keys(), f"{one}: make lock"

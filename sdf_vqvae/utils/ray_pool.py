@@ -12,8 +12,14 @@ from sdf_vqvae.utils.workers import Event, attempt, prepare
 
 logger = logging.getLogger(__name__)
 
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
-"""Settings of a cluster that is started here: nothing is sent anywhere, and it doesn't announce its future."""
+_OF_OWN_CLUSTER = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray listen on the loopback interface alone
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # when it has ended, none is started by what still asks for it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # it doesn't announce its future
+    "RAY_DEDUP_LOGS": "0",
+}
+"""Settings of a cluster that is started here. Ray reads some of them when it is imported."""
 
 
 class RayPool:
@@ -28,11 +34,7 @@ class RayPool:
     """
 
     def __init__(self, make_worker: Any, workers: int, devices: tuple[str, ...]) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError("--engine ray needs Ray: pip install 'vae-qwen3vl[ray]'") from error
-        self._ray = ray
+        self._ray = ray = imported_ray()
         self._started = not ray.is_initialized()
         if self._started:
             connect(workers)
@@ -82,22 +84,36 @@ class RayPool:
             self._ray.shutdown()
 
 
+def joins_a_cluster() -> bool:
+    """Return whether `connect` finds a cluster, and starts none."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def imported_ray() -> Any:
+    """Return Ray, told how a cluster is that it starts here. Raises an ImportError that names the extra."""
+    if not joins_a_cluster():
+        for name, value in _OF_OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--engine ray needs Ray: pip install 'vae-qwen3vl[ray]'", name="ray") from error
+    return ray
+
+
 def connect(workers: int) -> None:
     """Connect to the cluster at `RAY_ADDRESS`, or start one here. Raises an OSError where neither can be had."""
-    import ray
-
     # What workers log would be printed to standard output, where programs have their results.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+    if not joins_a_cluster():
         options |= {
+            "address": "local",  # not one that happens to run here
             "include_dashboard": False,
             "num_cpus": max(workers, os.cpu_count() or 1),
             "_node_ip_address": "127.0.0.1",
         }
     try:
-        ray.init(**options)
+        imported_ray().init(**options)
     except (ConnectionError, RuntimeError) as error:
         raise OSError(f"Ray cannot be reached or started: {error}") from error
 

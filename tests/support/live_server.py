@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +20,8 @@ from vae_qwen3vl.serving.service import Service
 
 NAME = "tiny"
 """What it calls its model."""
+KEY = "a-key-of-this-very-test"
+"""What lets in to the program."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,35 @@ class Live:
             yield
         finally:
             self.pause[0] = 0.0
+
+
+@contextlib.contextmanager
+def program(model: Path, place: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """Run the program `serve` with a tiny model, and yield it with a client that has its key.
+
+    Args:
+        model: see the fixture `tiny_folder`.
+        place: folder for its keys and its log.
+        options: more of its options.
+    """
+    (place / "keys").write_text(KEY + "\n")
+    command = [sys.executable, "-m", "vae_qwen3vl", "serve", "--port", "0", "--model_name", NAME]
+    command += ["--vl_model", model / "vl", "--projector_ckpt", model / "projector.safetensors"]
+    command += ["--vae_ckpt", model / "vae" / "model.safetensors", "--api_key_file", place / "keys"]
+    command += ["--mesh_workers", "1", "--device", "cpu", *options]
+    with open(place / "log", "w+") as log, subprocess.Popen(command, stderr=log, start_new_session=True) as server:
+        try:
+
+            def said() -> re.Match[str] | None:
+                assert server.poll() is None, (place / "log").read_text()
+                return re.search(r"serving on ([^\s,]+)", (place / "log").read_text())
+
+            until(said, 300)
+            headers = {"Authorization": f"Bearer {KEY}"}
+            with httpx.Client(base_url=said()[1], headers=headers, trust_env=False, timeout=120) as client:
+                yield server, client
+        finally:
+            server.kill()
 
 
 def mesh_part(data: bytes, kind: str = "model/gltf-binary", **more: str) -> dict[str, Any]:

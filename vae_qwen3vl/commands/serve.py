@@ -45,7 +45,7 @@ def work(options: argparse.Namespace) -> int:
 
     from vae_qwen3vl.serving.server import run
 
-    def load(metrics: Metrics) -> Service:
+    def load(settings: ServerSettings, metrics: Metrics) -> Service:
         from sdf_vqvae.model.checkpoint import load_vae_from_config
         from vae_qwen3vl.describer import load_describer
         from vae_qwen3vl.serving.service import Service
@@ -54,5 +54,5 @@ def work(options: argparse.Namespace) -> int:
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=options.device)
         return Service(model, settings, limits, metrics, threshold_factor=options.threshold_factor)
 
-    run(load, settings)
+    run(load, settings, options.device)
     return 0

@@ -8,7 +8,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -33,12 +33,13 @@ DEFAULT_TOKENS = 128
 _OWNED_BY = "vae-qwen3vl"
 
 
-def make_app(service: Service, gate: Gate) -> FastAPI:
+def make_app(service: Service, gate: Gate, counted_by_all: Callable[[], Awaitable[bytes]] | None = None) -> FastAPI:
     """Return the application, which starts and closes the service.
 
     Args:
         service: does the work.
         gate: what requests pass first.
+        counted_by_all: returns the page of numbers where others serve beside this process (default: its own numbers).
     """
 
     @contextlib.asynccontextmanager
@@ -72,7 +73,7 @@ def make_app(service: Service, gate: Gate) -> FastAPI:
         ("/v1/files/{name}/content", _file_content, ["GET"]),
     ):
         app.add_api_route(path, answer, methods=methods, response_model=None)
-    app.state.service = service
+    app.state.service, app.state.counted_by_all = service, counted_by_all
     return app
 
 
@@ -129,7 +130,9 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     """Return what was counted, in Prometheus' form."""
-    return PlainTextResponse(_service(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    ask = request.app.state.counted_by_all
+    page = _service(request).metrics.page() if ask is None else await ask()
+    return PlainTextResponse(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _about_model(request: Request) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
@@ -36,3 +41,30 @@ class Metrics:
 
     def _histogram(self, name: str, about: str, *labels: str) -> Histogram:
         return Histogram(f"vae_qwen3vl_{name}", about, labels, buckets=_SECONDS, registry=self.registry)
+
+
+def page_of_all(pages: Mapping[str, bytes]) -> bytes:
+    """Return the numbers of several servers in one page, each with a label `replica`.
+
+    Args:
+        pages: what each of them counted, by its name.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Parts(pages))
+    return generate_latest(registry)
+
+
+class _Parts(Collector):
+    """The numbers of pages."""
+
+    def __init__(self, pages: Mapping[str, bytes]) -> None:
+        self._pages = pages
+
+    def collect(self) -> Iterator[Metric]:
+        whole: dict[str, Metric] = {}
+        for replica, page in self._pages.items():
+            for part in text_string_to_metric_families(page.decode()):
+                metric = whole.setdefault(part.name, Metric(part.name, part.documentation, part.type))
+                for name, labels, value, *_ in part.samples:
+                    metric.add_sample(name, {"replica": replica, **labels}, value)
+        yield from whole.values()

@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdf_vqvae.utils.files import regular_file
+from sdf_vqvae.utils.ray_pool import joins_a_cluster
 from vae_qwen3vl.serving.app import make_app
 from vae_qwen3vl.serving.gate import Gate
 from vae_qwen3vl.serving.metrics import Metrics
@@ -51,15 +53,18 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def run(load: Callable[[Metrics], Service], settings: ServerSettings) -> None:
+def run(
+    load: Callable[[ServerSettings, Metrics], Service], settings: ServerSettings, device: str | None = None
+) -> None:
     """Serve until the process is asked to end.
 
     Args:
         load: makes the service.
         settings: see there.
+        device: that the service will be on, for `--engine ray`.
 
     Raises:
-        ValueError: see `read_keys`.
+        ValueError: see `read_keys` and `run_replicas`.
         OSError: the address can't be listened on, or meshes can't be read.
     """
     keys, metrics = read_keys(settings.api_key_file), Metrics()
@@ -68,11 +73,14 @@ def run(load: Callable[[Metrics], Service], settings: ServerSettings) -> None:
     if settings.engine == "ray":
         from vae_qwen3vl.serving.ray_replicas import run_replicas
 
-        run_replicas(load, settings, keys)
+        if not joins_a_cluster():  # else it is not here that somebody listens
+            with listen(settings.host, settings.port) as listener:
+                settings = replace(settings, port=listener.getsockname()[1])
+        run_replicas(load, settings, keys, device)
         return
     gate = Gate(settings, keys, metrics)
     with listen(settings.host, settings.port) as listener:
-        Server(load(metrics), gate).run(sockets=[listener])
+        Server(load(settings, metrics), gate).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -44,7 +44,7 @@ class ServerSettings:
     allow_url_hosts: Annotated[tuple[str, ...], Option(metavar="HOST")] = ()
     """Hosts whose http(s) addresses are fetched for a mesh; by default none, and data: alone is read."""
     files_dir: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Folder of uploads, kept over restarts (default: a temporary one)."""
+    """Folder of uploads, kept over restarts (default: a temporary one); on a Ray cluster, one that all nodes see."""
     index: Annotated[Path | None, Option(metavar="INDEX")] = None
     """Index of shapes for /v1/search, made by `vae-qwen3vl index`."""
 
@@ -96,5 +96,3 @@ class ServerSettings:
             raise ValueError(f"--max_bodies {self.max_bodies} must be at least --max_body {self.max_body}")
         if self.engine == "local" and self.replicas > 1:
             raise ValueError("--replicas needs --engine ray")
-        if self.replicas > 1 and self.files_dir is None:
-            raise ValueError("--replicas needs --files_dir, a folder of uploads that all of them share")

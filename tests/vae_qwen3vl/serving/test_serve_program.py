@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import pytest
 
-from live_server import NAME, chat, mesh_part, text, until
+from live_server import chat, mesh_part, program, text, until
 from vae_qwen3vl.commands.main import main
 
-KEY = "a-key-of-this-very-test"
+
+def test_it_serves_with_a_key_and_at_the_end_finishes_what_runs_and_refuses_what_is_new(tiny_folder, tmp_path, mug):
+    with program(tiny_folder, tmp_path) as (server, client):
+        serves_and_ends(server, client, mug)
 
 
-@pytest.fixture
-def program(tiny_folder: Path, tmp_path: Path):
-    """The running program, and a client with its key."""
-    (tmp_path / "keys").write_text(KEY + "\n")
-    command = [sys.executable, "-m", "vae_qwen3vl", "serve", "--port", "0", "--model_name", NAME]
-    command += ["--vl_model", tiny_folder / "vl", "--projector_ckpt", tiny_folder / "projector.safetensors"]
-    command += ["--vae_ckpt", tiny_folder / "vae" / "model.safetensors", "--api_key_file", tmp_path / "keys"]
-    command += ["--mesh_workers", "1", "--device", "cpu"]
-    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, stderr=log, start_new_session=True) as server:
-        try:
-
-            def said() -> re.Match[str] | None:
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                return re.search(r"serving on (\S+)", (tmp_path / "log").read_text())
-
-            until(said, 300)
-            with httpx.Client(
-                base_url=said()[1], headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
-            ) as client:
-                client.timeout = 120
-                yield server, client
-        finally:
-            server.kill()
-
-
-def test_it_serves_with_a_key_and_at_the_end_finishes_what_runs_and_refuses_what_is_new(program, mug):
-    server, client = program
+def serves_and_ends(server, client, mug):
     ask = chat(mesh_part(mug), text("What is it?"), max_tokens=3)
     assert httpx.post(client.base_url.join("/v1/encode"), json={}, trust_env=False).status_code == 401
     first = client.post("/v1/chat/completions", json=ask)
