@@ -161,7 +161,9 @@ def measured_load(options: argparse.Namespace) -> dict[str, Any]:
                 numbers = asyncio.run(load(url, parts, clients, requests, options.tokens))
                 runs.append({"batching": batching, **numbers, "megabytes": round(megabytes(process))})
                 print(json.dumps(runs[-1]), flush=True)
-    return {"threads": options.threads, "tokens": options.tokens, "runs": runs}
+                done = {"threads": options.threads, "tokens": options.tokens, "runs": runs}
+                write_run(options, done | about_the_machine(options), _name(options))  # lest a stop lose it
+    return done
 
 
 # -- soak --------------------------------------------------------------------------------------------------------
@@ -349,6 +351,15 @@ def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def about_the_machine(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what else the machine did."""
+    return {"beside": options.beside, "load_before": options.load_before}
+
+
+def _name(options: argparse.Namespace) -> str | None:
+    return "soak" if options.soak else None
+
+
 def main() -> None:
     """Measure load, or soak."""
     parser = measuring_parser(__doc__, __file__)
@@ -362,11 +373,11 @@ def main() -> None:
     parser.add_argument("--beside", default="nothing else", help="what ran on the machine beside it, for the record")
     options = parser.parse_args()
     options.clients = options.clients or ([8] if options.soak else [1, 8, 32, 128])
-    before = os.getloadavg()[0]
+    options.load_before = round(os.getloadavg()[0], 2)
     numbers = measured_soak(options) if options.soak else measured_load(options)
-    numbers |= {"beside": options.beside, "load_before": round(before, 2)}
+    numbers |= about_the_machine(options)
     print(json.dumps(numbers, indent=1))
-    print(write_run(options, numbers, "soak" if options.soak else "cpu"))
+    print(write_run(options, numbers, _name(options)))
 
 
 if __name__ == "__main__":
