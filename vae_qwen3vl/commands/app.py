@@ -24,7 +24,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    from vae_qwen3vl.serving.settings import ShapeLimits
+    from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
 
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument(
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--index", metavar="INDEX", type=Path, help="show like objects of an index (`vae-qwen3vl index`)"
     )
     add_options(parser.add_argument_group("what one mesh may take"), ShapeLimits)
+    add_options(parser.add_argument_group("what one scan may take"), ScanLimits)
     add_vae_options(parser)
     add_language_options(parser)
     add_run_options(parser, json_output=False)
@@ -59,7 +60,7 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.page.workbench import Limits, Workbench
     from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.search.shape_index import ShapeIndex
-    from vae_qwen3vl.serving.settings import ShapeLimits
+    from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
     from vae_qwen3vl.serving.shapes import ShapeReader
 
     limits = ShapeLimits(**given(options, ShapeLimits))
@@ -70,7 +71,7 @@ def work(options: argparse.Namespace) -> int:
         quiet_transformers(options.verbose)
         target = resolve_device(options.device)
         vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
-        reader = ShapeReader(vae, limits)
+        reader = ShapeReader(vae, limits, ScanLimits(**given(options, ScanLimits)))
         stack.callback(reader.close)
         model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
         engine = Engine(model, Processor3D.from_pretrained(model.model_name_or_path))

@@ -18,11 +18,11 @@ from sdf_vqvae.utils.errors import one_line
 from vae_qwen3vl.page.store import FileStore
 from vae_qwen3vl.page.views import block_glb, error_colors, in_world, mesh_glb, top_of_scale
 from vae_qwen3vl.page.workbench import Rebuilt, Scan, Shape, Source, Workbench
+from vae_qwen3vl.serving.scans import SCAN_SUFFIXES
 
 if TYPE_CHECKING:
     from vae_qwen3vl.search.shape_index import Hit
 
-SCAN_SUFFIXES = (".nii", ".nii.gz")
 _HOLES = 0.01
 """Share of open edges from which on they are mentioned."""
 

@@ -26,10 +26,9 @@ from sdf_vqvae.geometry.up import UP_IN_SCANS, Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.language import DEFAULT_PROMPT
 from vae_qwen3vl.page.views import code_colors
+from vae_qwen3vl.serving.scans import organs_of, surface_of_organ
 
 if TYPE_CHECKING:
-    from sdf_vqvae.preprocessing.ct.cases import Case
-    from sdf_vqvae.preprocessing.ct.masks import Label
     from vae_qwen3vl.generation.engine import Engine
     from vae_qwen3vl.search.shape_index import Hit, ShapeIndex
     from vae_qwen3vl.serving.shapes import ShapeReader
@@ -66,13 +65,15 @@ class Source:
     """That they took."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Scan:
     """A volume with labels."""
 
-    case: Case
-    organs: Mapping[str, Label]
-    """Name -> label, by the number of voxels, the largest first."""
+    label: Path
+    names: Path | None
+    """File of the names of its labels."""
+    organs: Mapping[str, int]
+    """Name -> number of voxels, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +108,7 @@ class Workbench:
         vae: the tokenizer.
         engine: answers questions; it is started and closed by the caller.
         limits: what is refused.
-        reader: reads meshes in processes of their own, so that a hostile file does no harm; None reads them here.
+        reader: reads files in processes of their own, so that a hostile one does no harm; None reads them here.
         index: where like shapes are looked for; None looks nowhere.
     """
 
@@ -152,18 +153,9 @@ class Workbench:
             ValueError: the files can't be used, or no voxel has a label.
             ImportError: nibabel is not installed.
         """
-        from sdf_vqvae.preprocessing.ct.cases import load_case
-        from sdf_vqvae.preprocessing.ct.layouts import pair_case
-
-        case = load_case(pair_case(None, Path(label), None if names is None else Path(names)), with_image=False)
-        assert case.masks is not None
-        masks = case.masks
-        labels = sorted(masks.labels(case.names), key=masks.count, reverse=True)
-        if not labels:
-            raise ValueError(
-                f"{Path(label).name} has no voxel with a label: a file of labels is needed, not the image"
-            )
-        return Scan(case=case, organs={case.names.of(organ): organ for organ in labels})
+        read = organs_of if self.reader is None else self.reader.organs
+        files = Path(label), None if names is None else Path(names)
+        return Scan(label=files[0], names=files[1], organs=read(*files))
 
     def take_organ(self, scan: Scan, name: str) -> Source:
         """Return the surface of an organ, in millimetres.
@@ -171,14 +163,20 @@ class Workbench:
         Raises:
             ValueError: there is no such organ, or its label has no surface.
         """
-        from sdf_vqvae.preprocessing.ct.organs import surface_of as surface_of_label
-
-        if name not in scan.organs:
-            raise ValueError(f"the scan has no {name!r}")
-        mesh = surface_of_label(scan.case, scan.organs[name]).mesh
-        self._check_size(mesh)
+        start, codes = time.perf_counter(), None
+        if self.reader is None:
+            mesh = surface_of_organ(scan.label, scan.names, name)
+            self._check_size(mesh)
+        else:
+            mesh, codes = self.reader.organ(scan.label, scan.names, name)
         return Source(
-            name=name, mesh=mesh, normalized=normalize_mesh(mesh, UP_IN_SCANS.axis), up=UP_IN_SCANS, unit="mm"
+            name=name,
+            mesh=mesh,
+            normalized=normalize_mesh(mesh, UP_IN_SCANS.axis),
+            up=UP_IN_SCANS,
+            unit="mm",
+            codes=codes,
+            seconds=time.perf_counter() - start,
         )
 
     @torch.no_grad()

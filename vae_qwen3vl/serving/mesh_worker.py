@@ -1,4 +1,4 @@
-"""Processes that read the meshes of strangers: a file becomes a field, or codes, within limits of memory and time.
+"""Processes that read the files of strangers: a mesh, or an organ of a scan, becomes a field within limits.
 
 A process that has everything compiled and loaded forks a child for each file, which reads it, leaves its answer
 beside it and ends. So a file that runs amok takes its own process with it and nothing else, and no memory adds up.
@@ -27,15 +27,18 @@ import trimesh
 from sdf_vqvae.codes.pipeline import field_for, load_shape, up_for
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.formats.registry import WRITABLE
 from sdf_vqvae.geometry.mesh import write_mesh
+from sdf_vqvae.geometry.up import UP_IN_SCANS
 from sdf_vqvae.utils.errors import brief, is_out_of_memory
 from vae_qwen3vl.serving.settings import ShapeLimits
 
 TOO_LARGE, UNREADABLE = "too_large", "unreadable"
 """Why a file is refused: a limit of this server, or the file itself."""
-ABOUT, ARRAYS = "about.json", ("first.bin", "second.bin")
-"""Files of an answer: what JSON has, and two arrays (a field's float32 distances or codes; int32 `[N, 3]`)."""
+ABOUT, ARRAYS = "about.json", ("first.bin", "second.bin", "third.bin", "fourth.bin")
+"""Files of an answer: what JSON has, and arrays. These are a field's float32 distances or codes, and int32 `[N, 3]`;
+of an organ also its mesh, float64 `[V, 3]` and int32 `[F, 3]`."""
 READY, ANSWERED, OVERDUE, DIED = b"ready", b"answered", b"overdue", b"died"
 """What is said through the pipe: that all is loaded, and how the process of a file ended."""
 _PROCESS = Path("/proc/self")
@@ -51,10 +54,42 @@ class FieldMaker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked about a file, in plain words and numbers."""
+
+    path: str
+    """Of the file; the answer is left beside it."""
+    limits: dict[str, Any]
+    """`ShapeLimits`, of what comes out."""
+    seconds: float
+    """Time that it may take."""
+    memory: int
+    """MiB that it may take."""
+    up: str | None = None
+    """See `up_for`."""
+    scan_voxels: int | None = None
+    """Where it is a scan, how many voxels it may have."""
+    names: str | None = None
+    """File of the names of a scan's labels."""
+    organ: str | None = None
+    """What is wanted of a scan; None asks which organs there are."""
+
+    @property
+    def what(self) -> str:
+        """What is read, for words."""
+        return "mesh" if self.scan_voxels is None else "scan"
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it takes too much."""
+        return "send one with fewer triangles" if self.scan_voxels is None else "crop it, or take larger voxels"
+
+
 def work(maker: FieldMaker, pipe: Connection) -> None:
     """Have files read, one at a time, until the other end of the pipe falls silent.
 
-    A message is JSON: the file, its `--up` and the limits. It is answered by how the file's process ended. An error
+    A message is a `Task` as JSON. It is answered by how the file's process ended. An error
     that no damaged file should raise ends that process, with its traceback in the log.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the server's, which closes the pipe when it has finished
@@ -64,15 +99,14 @@ def work(maker: FieldMaker, pipe: Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send_bytes(READY)
         while True:
-            asked = json.loads(pipe.recv_bytes())
-            path, limits = Path(asked["path"]), ShapeLimits(**asked["limits"])
+            task = Task(**json.loads(pipe.recv_bytes()))
             child = os.fork()
             if child == 0:
                 break
-            pipe.send_bytes(_end_of(child, limits.mesh_seconds))
+            pipe.send_bytes(_end_of(child, task.seconds))
         pipe.close()
-        _bound(limits)
-        _write_answer(_answer(maker, limits, path, asked["up"]), path.parent)
+        _bound(task)
+        _write_answer(_answer(maker, task), Path(task.path).parent)
 
 
 def _end_of(child: int, seconds: float) -> bytes:
@@ -96,18 +130,21 @@ def _write_answer(answer: tuple[Any, ...], folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps(about))
 
 
-def _answer(maker: FieldMaker, limits: ShapeLimits, path: Path, up: str | None) -> tuple[Any, ...]:
-    """Return what a file holds, as what JSON has and two tensors; or why it is refused."""
+def _answer(maker: FieldMaker, task: Task) -> tuple[Any, ...]:
+    """Return what a file holds, as what JSON has and tensors; or why it is refused."""
+    path, limits = Path(task.path), ShapeLimits(**task.limits)
     try:
-        return _codes_of(path, limits) if path.suffix == CODES_SUFFIX else _field_of(maker, limits, path, up)
-    except (ValueError, RuntimeError, MemoryError) as error:
+        if task.scan_voxels is not None:
+            return _scan(maker, limits, task, task.scan_voxels)
+        return _codes_of(path, limits) if path.suffix == CODES_SUFFIX else _field_of(maker, limits, path, task.up)
+    except (ValueError, RuntimeError, MemoryError, ImportError) as error:
         if is_out_of_memory(error) or (error.__cause__ is not None and is_out_of_memory(error.__cause__)):
-            reason = f"reading the mesh takes more than {limits.mesh_memory:,} MiB: send one with fewer triangles"
+            reason = f"reading the {task.what} takes more than {task.memory:,} MiB: {task.remedy}"
             return ({"refused": TOO_LARGE, "reason": reason},)
-        if not isinstance(error, ValueError):
+        if isinstance(error, RuntimeError):
             raise
         kind = TOO_LARGE if isinstance(error, _TooLargeError) else UNREADABLE
-        reason = brief(ValueError(str(error).replace(str(path), "the file")))
+        reason = brief(ValueError(str(error).replace(f"{path.parent}{os.sep}", "").replace(path.name, "the file")))
         return ({"refused": kind, "reason": reason},)
 
 
@@ -118,6 +155,10 @@ def _field_of(
     if isinstance(shape, trimesh.Trimesh):
         _check("triangles", len(shape.faces), limits.max_faces, "simplify it, or send its codes")
     voxels = field_for(maker, shape, threshold_factor=maker.threshold_factor, up=up_for(path, shape, up))
+    return _plain(voxels, limits)
+
+
+def _plain(voxels: SparseSDF, limits: ShapeLimits) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     _check("voxels near its surface", len(voxels.sdf), limits.max_voxels, "send a simpler mesh, or its codes")
     about = {
         "center": voxels.center,
@@ -128,6 +169,20 @@ def _field_of(
         "up_from": voxels.up_from,
     }
     return about, voxels.sdf.float().contiguous(), voxels.index.to(torch.int32).contiguous()
+
+
+def _scan(maker: FieldMaker, limits: ShapeLimits, task: Task, most_voxels: int) -> tuple[Any, ...]:
+    from vae_qwen3vl.serving.scans import organs_of, surface_of_organ, voxels_of
+
+    path, names = Path(task.path), None if task.names is None else Path(task.names)
+    _check("voxels", voxels_of(path), most_voxels, task.remedy, "scan")
+    if task.organ is None:
+        return ({"organs": organs_of(path, names)},)
+    mesh = surface_of_organ(path, names, task.organ)
+    _check("triangles", len(mesh.faces), limits.max_faces, "take a smaller part of it")
+    field = field_for(maker, mesh, threshold_factor=maker.threshold_factor, up=UP_IN_SCANS)
+    vertices, faces = torch.from_numpy(mesh.vertices.astype("float64")), torch.from_numpy(mesh.faces.astype("int32"))
+    return *_plain(field, limits), vertices, faces
 
 
 def _codes_of(path: Path, limits: ShapeLimits) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
@@ -149,9 +204,11 @@ class _TooLargeError(ValueError):
     """A limit of this server."""
 
 
-def _check(what: str, count: int, most: int, remedy: str) -> None:
+def _check(what: str, count: int, most: int, remedy: str, whole: str = "object") -> None:
     if count > most:
-        raise _TooLargeError(f"the object has {count:,} {what}, more than the {most:,} that are taken here: {remedy}")
+        raise _TooLargeError(
+            f"the {whole} has {count:,} {what}, more than the {most:,} that are taken here: {remedy}"
+        )
 
 
 def _read_one_of_each_kind(maker: FieldMaker) -> None:
@@ -162,18 +219,19 @@ def _read_one_of_each_kind(maker: FieldMaker) -> None:
         for suffix in WRITABLE:
             path = Path(folder) / f"sphere{suffix}"
             write_mesh(path, sphere)
-            _answer(maker, ShapeLimits(), path, None)
+            _answer(maker, Task(path=str(path), limits={}, seconds=math.inf, memory=0))
 
 
-def _bound(limits: ShapeLimits) -> None:
+def _bound(task: Task) -> None:
     """Let this process take no more than its share of memory, write no large file, leave no core, and die first."""
-    most_written = 12 * max(limits.max_voxels, limits.max_codes)
+    limits = ShapeLimits(**task.limits)
+    most_written = 12 * max(limits.max_voxels, limits.max_codes, 2 * limits.max_faces)
     # Whoever measures the time may be killed; then the processor's time ends it.
     bounds = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: most_written}
-    bounds[resource.RLIMIT_CPU] = math.ceil(time.process_time() + limits.mesh_seconds) + 1
+    bounds[resource.RLIMIT_CPU] = math.ceil(time.process_time() + task.seconds) + 1
     if (_PROCESS / "statm").is_file():
         here = int((_PROCESS / "statm").read_text().split()[0]) * resource.getpagesize()
-        bounds[resource.RLIMIT_AS] = here + limits.mesh_memory * 2**20
+        bounds[resource.RLIMIT_AS] = here + task.memory * 2**20
     for what, most in bounds.items():
         resource.setrlimit(what, (most, most))
     with contextlib.suppress(OSError):

@@ -30,6 +30,22 @@ class ShapeLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanLimits:
+    """What one scan may take."""
+
+    max_scan_voxels: Positive = 300_000_000
+    """Voxels of a scan."""
+    scan_seconds: Rate = 120.0
+    """Time in which a scan is read, and an organ's surface made; then its process is killed."""
+    scan_memory: Annotated[int, Bounds(least=256)] = 6144
+    """MiB that a process may take for a scan, on Linux."""
+
+    def __post_init__(self) -> None:
+        """Check all values; the messages name the options."""
+        check(self, by_flag=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """Where a server listens, whom it serves, and what a request may take; one mesh's limits are `ShapeLimits`."""
 

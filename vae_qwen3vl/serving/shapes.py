@@ -14,9 +14,11 @@ import json
 import logging
 import multiprocessing
 import queue
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import trimesh
 from torch import Tensor
 
 from sdf_vqvae.codes.pipeline import check_codes, encode_field
@@ -40,9 +43,10 @@ from vae_qwen3vl.serving.mesh_worker import (
     READY,
     TOO_LARGE,
     FieldMaker,
+    Task,
     work,
 )
-from vae_qwen3vl.serving.settings import ShapeLimits
+from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ class ShapeReader:
     Args:
         vae: the tokenizer; its encoder runs in the calling thread, one at a time.
         limits: what one mesh may take.
+        scan_limits: what one scan may take.
         workers: meshes that are read at a time.
         threshold_factor: see `voxelize_for`.
         cached: objects whose codes are kept, by the hash of the file; a file that comes again isn't read again.
@@ -73,12 +78,13 @@ class ShapeReader:
         self,
         vae: SparseSDFVQVAE,
         limits: ShapeLimits | None = None,
+        scan_limits: ScanLimits | None = None,
         *,
         workers: int = 1,
         threshold_factor: float | None = None,
         cached: int = 256,
     ) -> None:
-        self.vae, self.limits = vae, limits or ShapeLimits()
+        self.vae, self.limits, self.scan_limits = vae, limits or ShapeLimits(), scan_limits or ScanLimits()
         self.lost = 0
         """Files so far whose process was killed, or died."""
         self._encoding = threading.Lock()
@@ -130,24 +136,86 @@ class ShapeReader:
         for worker in self._workers:
             worker.kill()
 
+    def organs(self, label: Path, names: Path | None = None) -> dict[str, int]:
+        """Return the organs of a volume of labels and the number of their voxels, the largest first.
+
+        Args:
+            label: NIfTI file.
+            names: JSON with the names of its labels.
+
+        Raises:
+            ShapeTooLargeError: it passes a limit.
+            ValueError: the files can't be used, or no voxel has a label.
+            OSError: a file is gone, or no process can be started.
+        """
+        about, _ = self._scan(label, names, None)
+        return about["organs"]
+
+    def organ(self, label: Path, names: Path | None, organ: str) -> tuple[trimesh.Trimesh, ShapeCodes]:
+        """Return the surface of an organ, in millimetres, and its codes.
+
+        Raises:
+            ShapeTooLargeError: it passes a limit.
+            ValueError: the files can't be used, there is no such organ, or its label has no surface.
+            OSError: a file is gone, or no process can be started.
+        """
+        about, (sdf, index, vertices, faces) = self._scan(label, names, organ)
+        corners = np.frombuffer(bytearray(vertices), np.float64).reshape(-1, 3)
+        mesh = trimesh.Trimesh(corners, _rows(faces).numpy(), process=False)
+        return mesh, self._from_field(about, sdf, index)
+
+    def _scan(self, label: Path, names: Path | None, organ: str | None) -> tuple[dict[str, Any], list[bytes]]:
+        limits = self.scan_limits
+        with _own_folder() as folder:
+            suffix = ".nii.gz" if label.suffix.lower() == ".gz" else ".nii"
+            path = Path(shutil.copyfile(label, folder / f"scan{suffix}"))
+            if names is not None:  # only this one has a meaning as a name
+                name = "dataset.json" if names.name == "dataset.json" else "names.json"
+                names = Path(shutil.copyfile(names, folder / name))
+            return self._asked(
+                Task(
+                    path=str(path),
+                    limits=asdict(self.limits),
+                    seconds=limits.scan_seconds,
+                    memory=limits.scan_memory,
+                    scan_voxels=limits.max_scan_voxels,
+                    names=None if names is None else str(names),
+                    organ=organ,
+                )
+            )
+
     def _read(self, data: bytes, suffix: str, up: str | None) -> ShapeCodes:
+        limits = self.limits
+        with _own_folder() as folder:
+            path = folder / f"mesh{suffix}"
+            path.write_bytes(data)
+            about, arrays = self._asked(
+                Task(
+                    path=str(path),
+                    limits=asdict(limits),
+                    seconds=limits.mesh_seconds,
+                    memory=limits.mesh_memory,
+                    up=up,
+                )
+            )
+        return self._from_codes(about, *arrays) if suffix == CODES_SUFFIX else self._from_field(about, *arrays)
+
+    def _asked(self, task: Task) -> tuple[dict[str, Any], list[bytes]]:
+        """Have a file read: return what JSON has of it, and its arrays. Raises what `read` does."""
+        folder = Path(task.path).parent
         worker = self._idle.get()
         try:
-            with tempfile.TemporaryDirectory(prefix="vae-qwen3vl-") as folder:  # alone in it: no file to name
-                path = Path(folder) / f"mesh{suffix}"
-                path.write_bytes(data)
-                end = worker.ask(path, up, self.limits)
-                if end != ANSWERED:
-                    self.lost += 1
-                    raise _lost(end, self.limits)
-                about = json.loads((path.parent / ABOUT).read_bytes())
-                arrays = [] if "refused" in about else [(path.parent / name).read_bytes() for name in ARRAYS]
+            end = worker.ask(task)
         finally:
             self._idle.put(worker)
+        if end != ANSWERED:
+            self.lost += 1
+            raise _lost(end, task)
+        about = json.loads((folder / ABOUT).read_bytes())
         if "refused" in about:
             kind = ShapeTooLargeError if about["refused"] == TOO_LARGE else ValueError
             raise kind(about["reason"])
-        return self._from_codes(about, *arrays) if suffix == CODES_SUFFIX else self._from_field(about, *arrays)
+        return about, [path.read_bytes() for path in map(folder.joinpath, ARRAYS) if path.exists()]
 
     def _from_field(self, about: dict[str, Any], sdf: bytes, index: bytes) -> ShapeCodes:
         field = SparseSDF(
@@ -181,11 +249,16 @@ class ShapeReader:
         return shape
 
 
-def _lost(end: bytes, limits: ShapeLimits) -> ValueError:
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Make a folder for one file: alone in it, it finds no other to name."""
+    with tempfile.TemporaryDirectory(prefix="vae-qwen3vl-") as folder:
+        yield Path(folder)
+
+
+def _lost(end: bytes, task: Task) -> ValueError:
     if end == OVERDUE:
-        return ShapeTooLargeError(
-            f"reading the mesh takes more than {limits.mesh_seconds:g} s: send one with fewer triangles"
-        )
+        return ShapeTooLargeError(f"reading the {task.what} takes more than {task.seconds:g} s: {task.remedy}")
     return ValueError("the file ends the process that reads it: it is damaged, or needs too much memory")
 
 
@@ -255,13 +328,12 @@ class _Worker:
         if not self._ready:
             raise OSError("a process that reads meshes can't be started; the log says why")
 
-    def ask(self, path: Path, up: str | None, limits: ShapeLimits) -> bytes:
+    def ask(self, task: Task) -> bytes:
         """Have a file read, and return how its process ended. Raises an OSError as `wait_until_ready` does."""
         self.wait_until_ready()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            asked = {"path": str(path), "up": up, "limits": asdict(limits)}
-            self._pipe.send_bytes(json.dumps(asked).encode())
-        end = self._said(limits.mesh_seconds + _SECONDS_TO_SAY)
+            self._pipe.send_bytes(json.dumps(asdict(task)).encode())
+        end = self._said(task.seconds + _SECONDS_TO_SAY)
         if not end and self._process is not None:  # it was killed itself
             logger.warning("a process that reads meshes was lost; another one takes its place")
             self.start()

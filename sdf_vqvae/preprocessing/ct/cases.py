@@ -112,6 +112,17 @@ def load_case(files: CaseFiles, *, with_image: bool = True) -> Case:
     return replace(case, notes=notes)
 
 
+def grid_of(path: Path) -> tuple[int, int, int]:
+    """Return the voxels of a NIfTI file along each axis; its header alone is read.
+
+    Raises:
+        ValueError: it is damaged, or claims more than it can hold.
+        ImportError: nibabel is not installed.
+    """
+    x, y, z = _read_nifti(path, as_label=True, voxels=False).shape
+    return x, y, z
+
+
 def names_of(files: CaseFiles) -> LabelNames:
     """Return the names of a case's labels, none where no file has them.
 

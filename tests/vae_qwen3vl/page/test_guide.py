@@ -185,6 +185,9 @@ def test_files_are_read_in_a_process_of_their_own_to_the_same_codes(bench, meshe
         (tmp_path / "broken.ply").write_bytes(b"ply\nno more")
         with pytest.raises(ValueError, match="PLY"):
             guarded.open(read, [tmp_path / "broken.ply"])
+        guarded.open(read, scan(tmp_path))
+        guarded.choose(read, "gallbladder")
+        assert read.source.unit == "mm" and read.source.codes is not None, "encoded where it was read"
     finally:
         reader.close()
 
