@@ -37,7 +37,7 @@ FOREIGN = {
     *("--version", "--help", "--index-url", "--no-deps", "--no-input", "--disable-pip-version-check"),
     *("--only-binary", "--timeout", "--retries", "--dest", "--force-reinstall", "--num_processes"),
     *("--mixed_precision", "--config_file", "--fsdp_version", "--use_fsdp", "--multi_gpu", "--nproc_per_node"),
-    *("--gpus", "--sparse", "--local-dir", "--short", "--model-path", "--enable-prompt-embeds"),
+    *("--gpus", "--sparse", "--local-dir", "--short", "--model", "--model-path", "--enable-prompt-embeds"),
     *("--no-sandbox", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
 }
 """Flags of other programs that our texts name: pip, accelerate, docker, cp, hf, git, vLLM, SGLang, Chromium."""

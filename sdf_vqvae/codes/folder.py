@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
 from sdf_vqvae.geometry.up import UP_UNSAID, Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
-from sdf_vqvae.utils.files import regular_file, write_json
-from sdf_vqvae.utils.strict_files import parse_json
+from sdf_vqvae.utils.files import write_json
+from sdf_vqvae.utils.strict_files import read_manifest
 
 CODEBOOK = "codebook.safetensors"
 _FORMAT = "sdf-vqvae-code-folder/1"
@@ -84,24 +85,18 @@ class Manifest:
         Raises:
             ValueError: the folder has none, or it is damaged.
         """
-        path = folder / CODES_MANIFEST
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} is no folder of codes: it has no {CODES_MANIFEST}; make one with `encode FOLDER`"
-            )
-        try:
-            about = parse_json(regular_file(path, "manifest").read_bytes())
-            if about["format"] != _FORMAT:
-                raise ValueError(f"its format is {about['format']!r}, this version reads {_FORMAT!r}")
-            numbers = {key: about[key] for key in ("data_resolution", "latent_resolution", "codebook_size")}
-            if not all(type(value) is int and value > 0 for value in numbers.values()):
-                raise ValueError(f"its numbers must be whole and positive: {numbers}")
-            mirrored = about.get("mirrored", False)  # which folders of earlier versions don't say
-            if type(mirrored) is not bool:
-                raise ValueError(f"mirrored must be true or false, not {mirrored!r}")
-            return cls(vae_hash=str(about["vae_hash"]), mirrored=mirrored, **numbers)
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is not a readable manifest: {error}") from error
+        path, made_by = folder / CODES_MANIFEST, "encode FOLDER"
+        return read_manifest(path, _FORMAT, cls._of_values, what="folder of codes", made_by=made_by)
+
+    @classmethod
+    def _of_values(cls, about: dict[str, Any]) -> Manifest:
+        numbers = {key: about[key] for key in ("data_resolution", "latent_resolution", "codebook_size")}
+        if not all(type(value) is int and value > 0 for value in numbers.values()):
+            raise ValueError(f"its numbers must be whole and positive: {numbers}")
+        mirrored = about.get("mirrored", False)  # which folders of earlier versions don't say
+        if type(mirrored) is not bool:
+            raise ValueError(f"mirrored must be true or false, not {mirrored!r}")
+        return cls(vae_hash=str(about["vae_hash"]), mirrored=mirrored, **numbers)
 
     def check(self, other: Manifest, folder: Path) -> None:
         """Raise a ValueError unless the other manifest is of the same tokenizer and the same sort of objects."""

@@ -40,13 +40,9 @@ class FieldStream:
     ) -> None:
         if len(fields) < world_size:
             raise ValueError(f"{fields.folder} has {len(fields)} objects, fewer than the {world_size} processes")
-        self.fields = fields
-        self.device = device
-        self.seed = seed
-        self.symmetries = symmetries
-        self.rank = rank
-        self.world_size = world_size
-        self.workers = workers
+        self.fields, self.symmetries = fields, symmetries
+        self.device, self.seed, self.workers = device, seed, workers
+        self.rank, self.world_size = rank, world_size
         self.position = 0
         self.generator = torch.Generator().manual_seed(seed * 1009 + rank)
         self._incoming: Iterator[tuple[Tensor, Tensor]] | None = None
@@ -101,11 +97,8 @@ class _Shuffled:
     """Numbers 0..count-1 in a new order each epoch, those of one rank, from a position on, without end."""
 
     def __init__(self, count: int, seed: int, position: int, rank: int, world_size: int) -> None:
-        self.count = count
-        self.seed = seed
-        self.position = position
-        self.rank = rank
-        self.world_size = world_size
+        self.count, self.seed, self.position = count, seed, position
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[int]:
         share = self.count // self.world_size

@@ -54,16 +54,10 @@ class MeshStream:
         world_size: int = 1,
         workers: int = 0,
     ) -> None:
-        self.draws = draws
-        self.resolution = resolution
-        self.band = band
-        self.device = device
-        self.echo = echo
-        self.size = buffer
-        self.max_points = max_points
-        self.rank = rank
-        self.world_size = world_size
-        self.workers = workers
+        self.draws, self.resolution, self.band, self.max_points = draws, resolution, band, max_points
+        self.device, self.workers = device, workers
+        self.echo, self.size = echo, buffer
+        self.rank, self.world_size = rank, world_size
         self.generator = torch.Generator().manual_seed(draws.seed * 1009 + rank)
         self.kept: list[tuple[int, Field]] = []
         self.next_number = rank

@@ -150,17 +150,22 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> int:
 
 
 @contextlib.contextmanager
-def only_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other programs that ask the same from writing into a folder; the lock ends with the process.
+def only_writer(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other programs that ask the same from writing into a folder or a file; the lock ends with the process.
+
+    Args:
+        target: a folder that is there, or a file (to come) in one.
 
     Raises:
-        OSError: another program holds the folder, or it can't be written to.
+        OSError: another program holds it, or it can't be written to.
     """
+    path = Path(target)
+    kind, lock = ("folder", path / ".lock") if path.is_dir() else ("file", path.with_name(f".{path.name}.lock"))
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(Path(folder) / ".lock", wait=False))
+            stack.enter_context(file_lock(lock, wait=False))
         except AlreadyLockedError as error:
-            raise OSError(f"another program is writing to {folder}: let it end, or choose another folder") from error
+            raise OSError(f"another program is writing to {path}: let it end, or choose another {kind}") from error
         yield
 
 

@@ -1,4 +1,4 @@
-"""Text that says something of data, read strictly: JSON; settings as YAML (safe loader) or JSON; and NAME=N.
+"""Text that says something of data, read strictly: JSON, manifests; settings as YAML (safe loader) or JSON; NAME=N.
 
 Knows nothing of what the keys mean.
 """
@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sdf_vqvae.utils.files import regular_file
+
+Read = TypeVar("Read")
 
 
 def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
@@ -22,6 +27,30 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
         return json.loads(text, object_pairs_hook=_without_repeats if unique_keys else None)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deep") from error
+
+
+def read_manifest(path: Path, form: str, read: Callable[[dict[str, Any]], Read], *, what: str, made_by: str) -> Read:
+    """Return what a folder's manifest says: a JSON object that names its format.
+
+    Args:
+        path: its file.
+        form: the format that is read.
+        read: makes the rest into what is returned; a ValueError, LookupError or TypeError says that it is wrong.
+        what: what a folder with such a file is.
+        made_by: the command that makes one.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is no {what}: it has no {path.name}; make one with `{made_by}`")
+    try:
+        about = parse_json(regular_file(path, "manifest").read_bytes())
+        if (there := about.pop("format")) != form:
+            raise ValueError(f"its format is {there!r}, this version reads {form!r}")
+        return read(about)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable manifest: {error}") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

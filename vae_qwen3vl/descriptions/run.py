@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes
-from sdf_vqvae.utils.files import AlreadyLockedError, file_lock, regular_file, write_json_lines
+from sdf_vqvae.utils.files import only_writer, regular_file, write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.describer import load_describer
@@ -72,7 +72,8 @@ def describe_all(
     with contextlib.ExitStack() as stack:
         earlier: list[Record] = []
         if settings.output is not None:
-            stack.enter_context(_only_writer(settings.output))
+            settings.output.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(settings.output))
             earlier = _earlier(settings.output, settings.decisive)
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
         model = load_describer(shapes.vae, *parts, device=device, vae_hash=shapes.manifest.vae_hash)
@@ -193,18 +194,6 @@ class _Interview:
         records.append({**about, "prompt": asked.prompt, "text": text, **self._about})
         if len(records) == asked.of:
             yield told.pop(asked.name)
-
-
-@contextlib.contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Keep other runs from the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(path.with_name(f".{path.name}.lock"), wait=False))
-        except AlreadyLockedError as error:
-            raise OSError(f"another program is writing {path}: let it end, or choose another --output") from error
-        yield
 
 
 def _earlier(path: Path, settings: dict[str, Any]) -> list[Record]:

@@ -20,12 +20,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.utils.files import regular_file, write_json
-from sdf_vqvae.utils.strict_files import parse_json
+from sdf_vqvae.utils.strict_files import read_manifest
 
 MANIFEST = "index.json"
 OBJECTS, VECTORS, CODES = "objects.sqlite", "vectors.f16", "codes"
@@ -77,21 +78,15 @@ class IndexManifest:
         Raises:
             ValueError: the folder has none, or it is damaged.
         """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} is no index: it has no {MANIFEST}; make one with `vae-qwen3vl index FOLDER -o`"
-            )
-        try:
-            about = parse_json(regular_file(path, "manifest").read_bytes())
-            if about.pop("format") != _FORMAT:
-                raise ValueError(f"this version reads the format {_FORMAT!r}")
-            width = about.pop("width")
-            if type(width) is not int or width < 1:
-                raise ValueError(f"its width is {width!r}")
-            return cls(width=width, **{str(key): str(value) for key, value in about.items()})
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a readable manifest: {error}") from error
+        path, made_by = folder / MANIFEST, "vae-qwen3vl index FOLDER -o"
+        return read_manifest(path, _FORMAT, cls._of_values, what="index", made_by=made_by)
+
+    @classmethod
+    def _of_values(cls, about: dict[str, Any]) -> IndexManifest:
+        width = about.pop("width")
+        if type(width) is not int or width < 1:
+            raise ValueError(f"its width is {width!r}")
+        return cls(width=width, **{str(key): str(value) for key, value in about.items()})
 
 
 @contextlib.contextmanager

@@ -94,6 +94,15 @@ def test_one_program_at_a_time_writes_to_a_folder_and_no_lock_stays(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_program_at_a_time_writes_a_file_and_others_may_write_beside_it(tmp_path):
+    with only_writer(tmp_path / "a.jsonl"):
+        with pytest.raises(OSError, match="choose another file"), only_writer(tmp_path / "a.jsonl"):
+            pass
+        with only_writer(tmp_path / "b.jsonl"), only_writer(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_a_killed_program_left_is_taken_over(tmp_path):
     (tmp_path / ".lock").touch()
     with only_writer(tmp_path):
