@@ -1,6 +1,7 @@
 """Pictures of the page for the documents: an example opened at three widths, in light and dark.
 
-    vae-qwen3vl app --port 7860 &
+    vae-qwen3vl index examples -o examples_index
+    vae-qwen3vl app --port 7860 --index examples_index &
     python scripts/page_screenshots.py http://127.0.0.1:7860 -o docs
 
 Needs playwright and a Chromium of the system's. Writes `page-{width}-{scheme}.png`, of few colours, so that they stay
@@ -17,6 +18,8 @@ from pathlib import Path
 
 SHOTS = ((390, "light"), (390, "dark"), (820, "light"), (820, "dark"), (1440, "light"), (1440, "dark"))
 """Width of the window (a phone, a tablet, a desk) and theme."""
+_COMMON = 128
+"""Of a picture's 256 colours, those that many of its pixels have."""
 _PATIENCE = 600_000
 _DRAWN = "() => [...document.querySelectorAll('model-viewer')].filter(v => v.loaded).length === 2"
 
@@ -59,13 +62,17 @@ def main() -> None:
 
 
 def small(picture: bytes) -> bytes:
-    """Return a PNG of 256 colours, rare ones among them: a scale of errors keeps its own."""
+    """Return a PNG of 256 colours: those of the large quiet planes, and rare ones, so that a scale keeps its own."""
     from PIL import Image
 
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    common = image.quantize(_COMMON, Image.Quantize.MEDIANCUT).getpalette()
+    rare = image.quantize(256 - _COMMON, Image.Quantize.MAXCOVERAGE).getpalette()
+    assert common is not None and rare is not None
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(common[: 3 * _COMMON] + rare[: 3 * (256 - _COMMON)])
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
-        file, "PNG", optimize=True
-    )
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -19,6 +19,7 @@ from vae_qwen3vl.page.workbench import Workbench
 
 TITLE = "Shapes in words"
 NO_SCORES = "<p class='hint'>How near the rebuilt mesh is to the input.</p>"
+NO_HITS = "<p class='hint'>The objects of the index that are most like your shape.</p>"
 _QUESTIONS = ("Which category does it belong to?", "What is it used for?", "Which parts does it have?")
 _UPS = [("By the file, or its shape", ""), ("By its shape alone", AUTO), *((f"{a} is up", a) for a in UP_AXES)]
 _THUMBNAIL, _THUMBNAIL_BYTES = 128, 6000
@@ -89,6 +90,9 @@ class Components:
                         words = cls._words()
                     with gr.Column(elem_id="numbers", min_width=280):
                         numbers = cls._numbers(bench)
+                found = bench.index is not None
+                gr.HTML("<h2>Like it in the index</h2>", visible=found)
+                seen["near"] = gr.HTML(NO_HITS, visible=found, elem_id="near")
         return cls(**chosen, **seen, **words, **numbers)
 
     @staticmethod
@@ -167,10 +171,7 @@ class Components:
             elem_id="resolution",
         )
         facts, links = gr.HTML("", elem_id="facts"), gr.HTML("", elem_id="links")
-        found = bench.index is not None
-        gr.HTML("<h2>Like it in the index</h2>", visible=found)
-        near = gr.HTML("", visible=found, elem_id="near")
-        return {"scores": scores, "resolution": resolution, "facts": facts, "links": links, "near": near}
+        return {"scores": scores, "resolution": resolution, "facts": facts, "links": links}
 
 
 def _thumbnail(path: Path) -> str:

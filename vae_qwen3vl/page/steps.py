@@ -10,7 +10,7 @@ from typing import Any
 
 from sdf_vqvae.utils.errors import is_out_of_memory
 from sdf_vqvae.utils.extras import said_of
-from vae_qwen3vl.page.components import NO_SCORES, Components
+from vae_qwen3vl.page.components import NO_HITS, NO_SCORES, Components
 from vae_qwen3vl.page.guide import (
     Guide,
     Visit,
@@ -206,7 +206,7 @@ class Steps:
             parts.scores: NO_SCORES,
             parts.facts: "",
             parts.links: "",
-            parts.near: "",
+            parts.near: NO_HITS,
         }
         return {parts.status: status_html(said, "busy"), **empty, **self._idle()}
 

@@ -14,12 +14,17 @@ import torch
 import trimesh
 
 import tiny_models
+import tiny_search
+from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from tiny_tokenizer import saved_with_a_surface
 from vae_qwen3vl.generation.engine import Engine
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.page.workbench import Limits, Workbench
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.search import ShapeIndex
+from vae_qwen3vl.search.indexing import index_dataset
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +37,37 @@ def meshes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(tokenizer, meshes, tmp_path_factory) -> Iterator[Workbench]:
-    weights = saved_with_a_surface(meshes / "ball.glb", tmp_path_factory.mktemp("vae"))
-    vae = load_vae_from_config(weights.parent / "config.json", weights, "cpu")
+def weights(meshes, tmp_path_factory) -> Path:
+    """Of a tokenizer whose meshes have a surface, beside its `config.json`."""
+    return saved_with_a_surface(meshes / "ball.glb", tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="session")
+def index(weights, meshes, tmp_path_factory) -> ShapeIndex:
+    """An index of the meshes, made of their files."""
+    folder = tmp_path_factory.mktemp("search")
+    head = tiny_search.saved(folder, load_vae(weights).fingerprint())
+    settings = EncodeSettings(
+        source=meshes, output=folder / "index", vae_ckpt=weights, vae_config=weights.parent / "config.json"
+    )
+    assert index_dataset(settings, *head).objects == 2
+    return ShapeIndex.open(folder / "index")
+
+
+def load_vae(weights: Path) -> SparseSDFVQVAE:
+    return load_vae_from_config(weights.parent / "config.json", weights, "cpu")
+
+
+@pytest.fixture(scope="session")
+def bench(tokenizer, weights, index) -> Iterator[Workbench]:
+    vae = load_vae(weights)
     torch.manual_seed(5)
     model = Qwen3VLWith3DBranch(
         vae_model=vae, use_vl_model=tiny_models.build_vl("qwen2_vl"), projector_num_layers=2, merge=2
     )
     engine = Engine(model.eval(), Processor3D(tokenizer))
     engine.start()
-    yield Workbench(vae, engine, Limits(faces=60_000, tokens=12))
+    yield Workbench(vae, engine, Limits(faces=60_000, tokens=12), index=index)
     engine.close(finish=False)
 
 

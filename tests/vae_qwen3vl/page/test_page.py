@@ -68,6 +68,14 @@ def test_an_example_is_encoded_described_rebuilt_and_drawn(visitor):
     assert "of the longest side" in page.locator("[data-legend=rebuilt]").inner_text()
 
 
+def test_like_objects_of_the_index_stand_below_the_nearest_first(visitor):
+    hits = visitor.page.locator("#near .hits li")
+    hits.nth(1).wait_for()
+    assert hits.locator("span").all_inner_texts() == ["ball", "tall block"]
+    assert float(hits.first.locator("b").inner_text()) == pytest.approx(1, abs=0.01)
+    assert float(hits.last.locator("b").inner_text()) < 0.99
+
+
 def test_the_views_are_not_blank(visitor):
     visitor.wait_drawn()
     from io import BytesIO
@@ -192,8 +200,12 @@ def test_two_people_do_not_see_each_other(browser, address):
     first.page.get_by_role("button", name="ball").click()
     second.open_example("tall block")
     first.status("ball: .* rebuilt from them")
-    assert "tall block" not in first.page.locator("#main").inner_text()
-    assert "ball" not in second.page.locator("#main").inner_text()
+    first.page.locator("#near .hits li").nth(1).wait_for()
+    assert first.page.locator("#near .hits span").first.inner_text() == "ball"
+    second.page.locator("#near .hits li").nth(1).wait_for()
+    assert second.page.locator("#near .hits span").first.inner_text() == "tall block"
+    assert "tall block" not in first.page.locator("#stage").inner_text()
+    assert "ball" not in second.page.locator("#stage").inner_text()
     first.context.close()
     second.context.close()
 
@@ -237,6 +249,7 @@ def test_text_can_be_read_in_both_themes(browser, address, scheme):
         ".choice span",
         "h2",
         "#send",
+        "#resolution .max_value",
     ):
         visitor.page.wait_for_selector(selector, state="attached")
         text, behind = map(luminance, visitor.page.evaluate(COLORS, selector))
@@ -261,7 +274,7 @@ def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keys(visit
     assert page.locator("html").get_attribute("lang") == "en"
     assert page.locator("#status [role=status]").count() == 1
     assert page.locator("[role=log]").count() == 1
-    assert [page.locator("h1").count(), page.locator("h2").count()] == [1, 2]
+    assert [page.locator("h1").count(), page.locator("h2").count()] == [1, 3]
     page.evaluate("() => { const h = document.querySelector('h1'); h.tabIndex = -1; h.focus(); }")
     order: list[str] = []
     where = """() => {
