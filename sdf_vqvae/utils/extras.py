@@ -16,7 +16,7 @@ EXTRAS = {
     "web": ("gradio",),
     "docs": ("mkdocs", "mkdocstrings"),
     "search": ("usearch",),
-    "gpu": ("spconv",),
+    "gpu": ("triton", "spconv"),
 }
 """Import names of what each extra brings."""
 _WITH_THEM = {"huggingface_hub": "language", "jinja2": "language", "matplotlib": "training"}

@@ -123,11 +123,11 @@ def test_distinct_coordinates_have_distinct_position_codes() -> None:
 
 
 def test_the_backend_is_chosen_by_environment_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("auto", "torch", "spconv"):
+    for name in ("auto", "torch", "spconv", "triton"):
         monkeypatch.setenv("SPARSE_BACKEND", name)
         assert active_backend("cpu") == "torch"
     monkeypatch.setenv("SPARSE_BACKEND", "flash")
-    with pytest.raises(ValueError, match="auto, torch or spconv"):
+    with pytest.raises(ValueError, match="auto, torch, spconv or triton"):
         active_backend("cpu")
 
 

@@ -30,7 +30,7 @@ GPU = Machine(
     driver_cuda=(13, 0),
     gpus=(("NVIDIA H200", 141 * GIB, 9, 0),),
     torch_archs=("sm_80", "sm_90", "compute_100"),
-    backends={"cpu": "torch", "cuda": "spconv"},
+    backends={"cpu": "torch", "cuda": "triton"},
     spconv=("spconv-triton",),
     triton=True,
     language_model="/cache/lm",
@@ -126,13 +126,18 @@ CASES = {
         "problem gpu: cuda:0 (GTX 1080, sm_61): this PyTorch has no kernels for it (sm_80, sm_90, compute_100)",
     ),
     "no spconv on a GPU": (
-        replace(GPU, spconv=(), backends={"cpu": "torch", "cuda": "torch"}),
-        "hint convolutions: no spconv package: convolutions run on plain PyTorch, about 20 times slower on the GPU: "
+        replace(GPU, sparse_backend="spconv", spconv=(), backends={"cpu": "torch", "cuda": "torch"}),
+        "hint convolutions: no spconv package: convolutions run on plain PyTorch, about 50 times slower on the GPU: "
+        "pip install 'vae-qwen3vl[gpu]'",
+    ),
+    "neither Triton nor spconv on a GPU": (
+        replace(GPU, spconv=(), triton=False, backends={"cpu": "torch", "cuda": "torch"}),
+        "hint convolutions: no Triton: convolutions run on plain PyTorch, about 50 times slower on the GPU: "
         "pip install 'vae-qwen3vl[gpu]'",
     ),
     "the slow backend asked for": (
         replace(GPU, sparse_backend="torch", backends={"cpu": "torch", "cuda": "torch"}),
-        "hint convolutions: SPARSE_BACKEND=torch: convolutions run on plain PyTorch, about 20 times slower",
+        "hint convolutions: SPARSE_BACKEND=torch: convolutions run on plain PyTorch, about 50 times slower",
     ),
     "no Triton on a GPU": (
         replace(GPU, triton=False),
@@ -149,7 +154,7 @@ CASES = {
     ),
     "an unknown backend": (
         replace(CPU, sparse_backend="torchsparse", backends={}),
-        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch or spconv",
+        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch, spconv or triton",
     ),
     "a full disk under the cache": (
         replace(UNFETCHED, cache_free=10**9),

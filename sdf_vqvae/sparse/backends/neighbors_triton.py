@@ -1,0 +1,157 @@
+"""The neighbour map of `triton_backend` on CUDA: voxels in a table by hashing, looked up for 27 neighbours each."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PADDED = 128
+"""Rows are rounded up to this many."""
+_ROW_BITS = 30
+_INSERTED = 64  # rows a program
+_FOUND = 8
+
+
+def fits(rows: int, side: int, batch_size: int) -> bool:
+    """Return whether a voxel's number and its row fit into one entry of the table of voxels."""
+    return rows < 1 << _ROW_BITS and batch_size * side**3 <= 1 << (63 - _ROW_BITS)
+
+
+def neighbor_table(coords: Tensor, side: int) -> Tensor:
+    """Return the row at each of 27 offsets from a row's voxel, or -1. int32 `[27, N rounded up]`
+
+    Args:
+        coords: int32 `[N, 4]`, contiguous.
+        side: grid side.
+    """
+    count = len(coords)
+    rows = triton.cdiv(count, _PADDED) * _PADDED
+    capacity = triton.next_power_of_2(3 * count)
+    voxels = torch.full((capacity,), -1, dtype=torch.int64, device=coords.device)
+    table = torch.empty((27, rows), dtype=torch.int32, device=coords.device)
+    _insert_kernel[(triton.cdiv(count, _INSERTED),)](
+        coords, voxels, count, side, capacity - 1, _INSERTED, num_warps=2
+    )
+    _find_kernel[(rows // _FOUND,)](coords, voxels, table, count, side, capacity - 1, rows, _FOUND, num_warps=1)
+    return table
+
+
+def rearranged(neighbors: Tensor) -> Tensor:
+    """Return the same as `neighbor_table` from `CoordinateSet.neighbors`."""
+    return torch.nn.functional.pad(neighbors, (0, 0, 0, -len(neighbors) % _PADDED), value=-1).T.contiguous()
+
+
+def grouped(table: Tensor, bricks: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring rows of a brick that have the same neighbours together, so that blocks of rows have fewer taps.
+
+    Args:
+        table: of `neighbor_table`.
+        bricks: number of each row's brick, int64 `[N]`, below 2^36.
+        block: rows of a block.
+
+    Returns:
+        the order: the row at each new place, int32 `[N]`; the table of the new places; and how many taps each block
+        has, then which, ascending, then -1: int32 `[blocks, 32]`.
+    """
+    count = len(bricks)
+    taps = torch.empty(table.shape[1], dtype=torch.int32, device=table.device)
+    _bits_kernel[(table.shape[1] // _PADDED,)](table, taps, table.shape[1], _PADDED)
+    # Patterns of neighbours along a Gray code: those that follow each other differ little.
+    pattern = taps[:count].clone()
+    for shift in (1, 2, 4, 8, 16):
+        pattern ^= pattern >> shift
+    moved = torch.arange(table.shape[1], device=table.device)
+    moved[:count] = torch.sort((bricks << 27) | pattern).indices
+    blocks = triton.cdiv(count, block)
+    found = torch.full((blocks, 32), -1, dtype=torch.int32, device=table.device)
+    _taps_kernel[(blocks,)](taps[moved], found, table.shape[1], block, num_warps=1)
+    return moved[:count].to(torch.int32), table.index_select(1, moved), found
+
+
+@triton.jit
+def _slot(number, mask):  # type: ignore[no-untyped-def]
+    """Return where the search for a voxel's number begins: the same group of four entries for four that follow."""
+    mixed = (number >> 2).to(tl.uint32)
+    mixed = (mixed ^ (mixed >> 16)) * 0x85EBCA6B
+    mixed = (mixed ^ (mixed >> 13)) * 0xC2B2AE35
+    mixed = mixed ^ (mixed >> 16)
+    return ((mixed << 2) | (number & 3).to(tl.uint32)).to(tl.int32, bitcast=True) & mask
+
+
+@triton.jit
+def _insert_kernel(coords, voxels, n, side, mask, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write each voxel's number and row at the first free entry on the path that its number is sent along."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    waiting = row < n
+    at = coords + row.to(tl.int64) * 4
+    b = tl.load(at, mask=waiting, other=0).to(tl.int64)
+    x = tl.load(at + 1, mask=waiting, other=0)
+    y = tl.load(at + 2, mask=waiting, other=0)
+    z = tl.load(at + 3, mask=waiting, other=0)
+    number = ((b * side + x) * side + y) * side + z
+    entry = (number << 30) | row
+    slot = _slot(number, mask)
+    free = tl.full((BLOCK,), -1, tl.int64)
+    while tl.max(waiting.to(tl.int32), axis=0) > 0:
+        # Those that are done put nothing where nothing is.
+        seen = tl.atomic_cas(voxels + slot, free, tl.where(waiting, entry, free), sem="relaxed")
+        waiting = waiting & (seen != -1)
+        slot = tl.where(waiting, (slot + 5) & mask, slot)
+
+
+@triton.jit
+def _find_kernel(  # type: ignore[no-untyped-def]
+    coords, voxels, table, n, side, mask, rows, ROWS: tl.constexpr
+):
+    """Look up the neighbours of a few rows."""
+    own = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = own < n
+    at = coords + own.to(tl.int64) * 4
+    b = tl.load(at, mask=valid, other=0).to(tl.int64)
+    x = tl.load(at + 1, mask=valid, other=0)
+    y = tl.load(at + 2, mask=valid, other=0)
+    z = tl.load(at + 3, mask=valid, other=0)
+    tap = tl.arange(0, 32)
+    dx = tap // 9 - 1
+    dy = tap // 3 % 3 - 1
+    dz = tap % 3 - 1
+    number = (((b * side + x) * side + y) * side + z)[:, None] + ((dx.to(tl.int64) * side + dy) * side + dz)[None, :]
+    x = x[:, None] + dx[None, :]
+    y = y[:, None] + dy[None, :]
+    z = z[:, None] + dz[None, :]
+    looking = valid[:, None] & (tap < 27)[None, :]
+    looking = looking & (x >= 0) & (x < side) & (y >= 0) & (y < side) & (z >= 0) & (z < side)
+    slot = _slot(number, mask)
+    row = tl.full((ROWS, 32), -1, tl.int32)
+    while tl.max(tl.max(looking.to(tl.int32), axis=1), axis=0) > 0:
+        entry = tl.load(voxels + slot, mask=looking, other=-1)
+        found = looking & ((entry >> 30) == number)
+        row = tl.where(found, (entry & 0x3FFFFFFF).to(tl.int32), row)
+        looking = looking & (entry != -1) & (found == 0)
+        slot = (slot + 5) & mask
+    tl.store(table + tap.to(tl.int64)[None, :] * rows + own[:, None], row, mask=(tap < 27)[None, :])
+
+
+@triton.jit
+def _bits_kernel(table, taps, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Set bit k where a row has neighbour k."""
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    bits = tl.zeros((BLOCK,), tl.int32)
+    for k in tl.static_range(27):
+        row = tl.load(table + k * rows.to(tl.int64) + own)
+        bits = bits | ((row >= 0).to(tl.int32) << k)
+    tl.store(taps + own, bits)
+
+
+@triton.jit
+def _taps_kernel(taps, found, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """List the taps of one block of rows."""
+    block = tl.program_id(0)
+    own = block * BLOCK + tl.arange(0, BLOCK)
+    tap = tl.arange(0, 32)
+    bits = tl.load(taps + own, mask=own < rows, other=0)
+    present = tl.max((bits[:, None] >> tap[None, :]) & 1, axis=0)
+    tl.store(found + block * 32 + tl.cumsum(present, axis=0), tap, mask=present > 0)
+    tl.store(found + block * 32, tl.sum(present, axis=0))
