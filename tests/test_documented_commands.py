@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import in_turn
 import tiny_models
 from said import without_waits
 
@@ -92,22 +93,26 @@ recon = model.vae_model.Decode(encoding_indices)
 """
 
 
-def run_command(command: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    command: str, root: Path, *, given: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command line with this interpreter as `python`, the repository importable as after `pip install -e .`."""
     program, *arguments = shlex.split(command.replace("\\\n", " "))  # a shell joins continued lines
     assert program in ("python", "bash")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` of a script is this one too
     variables = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PATH": path} | environment
     started = [sys.executable, *arguments] if program == "python" else [program, *arguments]
-    return subprocess.run(started, cwd=root, env=variables, capture_output=True, text=True, timeout=600)
+    return subprocess.run(started, cwd=root, env=variables, input=given, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
 def run(record_command: Callable[[str, int], None]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command and leave its exit code in the report at the end of the test run."""
 
-    def recorded(command: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = run_command(command, root, **environment)
+    def recorded(
+        command: str, root: Path, *, given: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = run_command(command, root, given=given, **environment)
         record_command(command, done.returncode)
         return done
 
@@ -293,7 +298,7 @@ def small_default(hub: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def ran(
     checkout: Path, hub: Path, small_default: str, run: Callable[..., subprocess.CompletedProcess[str]]
-) -> Callable[[str], subprocess.CompletedProcess[str]]:
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command that has to end well, where three balls, a tokenizer and a small language model lie."""
     pytest.importorskip("accelerate")
     pytest.importorskip("nltk")
@@ -310,8 +315,9 @@ def ran(
         torch.save(state, checkout / "path" / "to" / name)
     torch.save(sphere_batch(vae.config.field), checkout / "path" / "to" / "one_batch.pt")
 
-    def run_well(command: str) -> subprocess.CompletedProcess[str]:
-        done = run(command, checkout, HF_HOME=str(hub), XDG_CACHE_HOME=small_default, CUDA_VISIBLE_DEVICES="")
+    def run_well(command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+        variables = {"HF_HOME": str(hub), "XDG_CACHE_HOME": small_default, "CUDA_VISIBLE_DEVICES": ""}
+        done = run(command, checkout, given=given, **variables)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
@@ -345,7 +351,7 @@ def test_training_and_the_evaluation_of_its_last_run(checkout, ran):
 
 @pytest.mark.slow
 @needs_language
-def test_training_a_projector_and_every_line_of_its_evaluation(checkout, ran):
+def test_training_a_projector_and_every_line_of_its_evaluation(checkout, ran, record_command):
     """One after the other, on three balls and a small language model."""
     ran(TRAIN_PROJECTOR)
     trained = checkout / "outputs_3d_vl/ep3_lr1e-4_bs4_nall_nolora"
@@ -354,9 +360,11 @@ def test_training_a_projector_and_every_line_of_its_evaluation(checkout, ran):
     ran(f"{EVALUATE} {EVALUATE_FLAGS}")
     assert len(words_of(checkout / "eval_out")) == 1
     flags = " ".join(EVALUATE_FLAGS.replace("\\", " ").split())
-    for line in EVALUATE_LINES:
-        ran(line.replace("...", flags))
-        assert len(words_of(checkout / "eval_out")) == (3 if "--data_dir" in line else 1)
+    lines = [shlex.split(line.replace("...", flags))[1:] for line in EVALUATE_LINES]
+    ran(f"python {in_turn.__file__} eval_out", given="\n".join(map(json.dumps, lines)))
+    for number, line in enumerate(EVALUATE_LINES):
+        record_command(line, 0)
+        assert len(words_of(checkout / f"eval_out_{number}")) == (3 if "--data_dir" in line else 1)
     (record,) = [json.loads(line) for line in (checkout / "eval_out" / "eval_results.jsonl").open(encoding="utf-8")]
     assert (record["mesh"] is not None) == (checkout / "eval_out" / "recon_mesh_0.obj").is_file()
 

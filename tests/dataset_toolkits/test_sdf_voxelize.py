@@ -368,10 +368,18 @@ def wait_for_files(process: subprocess.Popen, output: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of twelve meshes, and the dataset that one process makes of it in one go."""
+    folder = make_meshes(tmp_path_factory.mktemp("twelve") / "meshes", 12, subdivisions=3)
+    assert run(folder, folder.with_name("whole"), resolutions="96") == 0
+    return folder, folder.with_name("whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_loses_nothing_and_does_nothing_twice(repository, tmp_path, workers):
-    folder = make_meshes(tmp_path / "meshes", 12, subdivisions=3)
+def test_a_killed_run_loses_nothing_and_does_nothing_twice(repository, tmp_path, twelve, workers):
+    folder, whole = twelve
     output = tmp_path / "killed"
     process = start(repository, folder, output, "--max_workers", str(workers))
     wait_for_files(process, output, 3)
@@ -386,15 +394,14 @@ def test_a_killed_run_loses_nothing_and_does_nothing_twice(repository, tmp_path,
     assert (summary["kept"], summary["computed"]) == (len(kept), 12 - len(kept))
     assert not [path for path in output.iterdir() if ".tmp" in path.name]
     # What several workers made in parts is what one makes in one go.
-    assert run(folder, tmp_path / "whole", resolutions="96") == 0
-    assert fields_of(output) == fields_of(tmp_path / "whole")
-    assert (output / "metadata.csv").read_bytes() == (tmp_path / "whole/metadata.csv").read_bytes()
+    assert fields_of(output) == fields_of(whole)
+    assert (output / "metadata.csv").read_bytes() == (whole / "metadata.csv").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_that_loses_a_worker_finishes(repository, tmp_path):
+def test_a_ray_cluster_that_loses_a_worker_finishes(repository, tmp_path, twelve):
     pytest.importorskip("ray")
-    folder = make_meshes(tmp_path / "meshes", 12, subdivisions=3)
+    folder, whole = twelve
     output = tmp_path / "ray"
     process = start(repository, folder, output, "--engine", "ray", "--max_workers", "2", "--json")
     wait_for_files(process, output, 2)
@@ -405,8 +412,7 @@ def test_a_ray_cluster_that_loses_a_worker_finishes(repository, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "its actor was lost" in err, err
     assert json.loads(out)["computed"] == 12 and json.loads(out)["failed_rows"] == 0
-    assert run(folder, tmp_path / "whole", resolutions="96") == 0
-    assert fields_of(output) == fields_of(tmp_path / "whole")
+    assert fields_of(output) == fields_of(whole)
 
 
 def descendants(pid: int) -> list[int]:

@@ -1,6 +1,6 @@
 """One process of an alignment run on a tiny model; `test_align_training.py` compares one with two.
 
-python align_worker.py OUTPUT_FOLDER BATCH_SIZE ddp|fsdp PLAIN_TEXT_SHARE      (under torch.distributed.run)
+python align_worker.py OUTPUT_FOLDER BATCH_SIZE ddp|fsdp PLAIN_TEXT_SHARE...      (under torch.distributed.run)
 """
 
 from __future__ import annotations
@@ -171,13 +171,20 @@ def share_of_frozen(model: torch.nn.Module) -> float:
     return held / sum(p.numel() for p in frozen)
 
 
-def main(folder: Path, batch_size: int, kind: str, share: float) -> None:
-    """Run whole, and then in two parts."""
+def main(folder: Path, batch_size: int, kind: str, shares: list[str]) -> None:
+    """Do each of the runs, in a folder of its name."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
     if kind == "fsdp":
         shard_on_the_cpu(accelerator)
+    for share in shares:
+        run_both_ways(folder / share, accelerator, batch_size, float(share))
+    accelerator.end_training()  # threads of gloo that outlive the process's end abort it
+
+
+def run_both_ways(folder: Path, accelerator: Any, batch_size: int, share: float) -> None:
+    """Run whole, and then in two parts."""
     trainer = make_compared_trainer(folder / "whole", accelerator, batch_size, share=share)
     held = share_of_frozen(trainer.branch)
     gradients = run_and_keep_first_gradients(trainer)
@@ -187,8 +194,7 @@ def main(folder: Path, batch_size: int, kind: str, share: float) -> None:
     parts = folder / "parts"
     run_until(make_compared_trainer(parts, accelerator, batch_size, share=share, save_every=3), 4)
     make_compared_trainer(parts, accelerator, batch_size, share=share, save_every=3).run()
-    accelerator.end_training()  # threads of gloo that outlive the process's end abort it
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -81,6 +81,11 @@ def check_data(config: AlignmentConfig) -> None:
             f"--format folder --input_dir MESHES --output_dir {config.data_dir} --resolutions 256 (then, faster to "
             f"train on: vae-qwen3vl encode {config.data_dir} -o codes and --data_dir codes)"
         )
+    if kind_of(config.data_dir, Kind.CODES, Kind.FIELDS) is None:  # before a language model is fetched for them
+        raise ValueError(
+            f"data_dir: {config.data_dir} holds neither fields nor codes: make some with `vae-qwen3vl voxelize` "
+            "(meshes) or `vae-qwen3vl ct` (scans), or give other data"
+        )
 
 
 def cached_codes(config: AlignmentConfig) -> CodeFolder | None:

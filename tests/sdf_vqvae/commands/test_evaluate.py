@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,16 +107,21 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, small_config, op
 
 
 @pytest.mark.slow
-def test_the_examples_with_the_shipped_tokenizer(repository, tmp_path):
-    command = [sys.executable, "-m", "vae_qwen3vl", "evaluate", "examples", "-o", str(tmp_path), "--samples", "5000"]
+def test_examples_with_the_shipped_tokenizer(repository, tmp_path):
+    """Those of few codes: a legged, a thin-walled and a round one."""
+    meshes, out = tmp_path / "meshes", tmp_path / "out"
+    meshes.mkdir()
+    for name in ("chair.glb", "plane.glb", "rocket.glb"):
+        shutil.copy(repository / "examples" / name, meshes)
+    command = [sys.executable, "-m", "vae_qwen3vl", "evaluate", str(meshes), "-o", str(out), "--samples", "5000"]
     done = subprocess.run(
         [*command, "--pictures", "1", "--json"], cwd=repository, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["objects"] == 5 and not found["failures"]
+    assert found["objects"] == 3 and not found["failures"]
     means = [found["subsets"]["all"][row]["fscore@0.01"]["mean"] for row in ROWS]
     assert means[0] > 0.95 and means[0] + 0.02 > means[1] and means[1] + 0.02 > means[2] > 0.5
-    page = (tmp_path / "report.html").read_text()
+    page = (out / "report.html").read_text()
     assert page.count("data:image/") == 12
     assert len(page) < 1_500_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -192,40 +193,50 @@ def test_the_best_weights_are_the_result(accelerator, tmp_path: Path) -> None:
     assert all(torch.equal(trainer.trained.state_dict()[name], value) for name, value in best.items())
 
 
-@pytest.fixture
-def one_process(accelerator, tmp_path: Path) -> Callable[[float], tuple[Path, dict[str, torch.Tensor]]]:
-    """Make the compared run on one process: its folder, and the gradients of its first step."""
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Callable[[str], tuple[Path, dict[str, torch.Tensor]]]:
+    """Make the compared run on one process, once: its folder, and the gradients of its first step."""
+    accelerate = pytest.importorskip("accelerate")
 
-    def run(share: float) -> tuple[Path, dict[str, torch.Tensor]]:
-        trainer = align.make_compared_trainer(tmp_path / "one", accelerator, 4, share=share)
-        return tmp_path / "one", align.run_and_keep_first_gradients(trainer)
+    @functools.cache
+    def run(share: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("one")
+        trainer = align.make_compared_trainer(folder, accelerate.Accelerator(cpu=True), 4, share=float(share))
+        return folder, align.run_and_keep_first_gradients(trainer)
 
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "share"), [("ddp", 0.0), ("ddp", 0.4), ("fsdp", 0.4)])
+@pytest.mark.parametrize(("kind", "shares"), [("ddp", ("0.0", "0.4")), ("fsdp", ("0.4",))])
 def test_two_processes_do_what_one_does(
-    kind: str, share: float, one_process, tmp_path: Path, repository: Path
+    kind: str, shares: tuple[str, ...], one_process, tmp_path: Path, repository: Path
 ) -> None:
-    """In every gradient of a step, in the run, and where it was stopped; also with an object that can't be read."""
+    """In every gradient of a step, in the run, and where it was stopped; also with an object that can't be read.
+
+    With each share of text alone; two processes are started once for all of them.
+    """
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = align.__file__
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     done = subprocess.run(
-        [*command, str(tmp_path), "2", kind, str(share)], env=environment, capture_output=True, text=True, timeout=240
+        [*command, str(tmp_path), "2", kind, *shares], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "object 3 is damaged" in done.stderr
-    one, gradients = one_process(share)
-    two, parts = tmp_path / "whole", tmp_path / "parts"
-    again = read_safetensors(tmp_path / "gradients.safetensors", "gradients")[0]
+    for share in shares:
+        check_two_processes(tmp_path / share, kind, *one_process(share))
+
+
+def check_two_processes(folder: Path, kind: str, one: Path, gradients: dict[str, torch.Tensor]) -> None:
+    two, parts = folder / "whole", folder / "parts"
+    again = read_safetensors(folder / "gradients.safetensors", "gradients")[0]
     assert again.keys() == gradients.keys()
     for name, value in gradients.items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
-    held = json.loads((tmp_path / "share.json").read_text())
+    held = json.loads((folder / "share.json").read_text())
     assert held == pytest.approx(0.5 if kind == "fsdp" else 1.0, abs=0.01)
     for name, value in last_weights(one).items():
         torch.testing.assert_close(last_weights(two)[name], value, atol=2e-5, rtol=1e-4)
