@@ -1,11 +1,11 @@
-"""What can a damaged file do? Coverage-guided fuzzing (atheris) of every reader, from small valid files.
+"""What can a damaged file do, or a request? Coverage-guided fuzzing (atheris) of every reader, from small valid ones.
 
     PYTHONPATH=tests/support python benchmarks/quality/fuzz.py --minutes 60 --work fuzz_work
 
-Each format is fuzzed in a process of its own. A reader may return or raise a ValueError or an OSError; another
-exception, a crash of the process, more than 20 s or more than 4 GB is a finding. The folder `--work` keeps corpus,
-findings and counts: a second run goes on from there, and in the end every finding is tried again. Needs
-`pip install atheris`.
+Each format is fuzzed in a process of its own; bodies of the server's requests are one of them. A reader may return or
+raise a ValueError or an OSError (the server may raise nothing); another exception, a crash of the process, more than
+20 s or more than 4 GB is a finding. The folder `--work` keeps corpus, findings and counts: a second run goes on from
+there, and in the end every finding is tried again. Needs `pip install atheris`.
 """
 
 from __future__ import annotations

@@ -81,6 +81,11 @@ def _safetensors(data: bytes, chance: random.Random) -> bytes:
     return struct.pack("<Q", len(text)) + text + rest
 
 
+def _request(data: bytes, chance: random.Random) -> bytes:
+    path, _, body = data.partition(b"\n")
+    return path + b"\n" + (_text(body, chance) if path == b"/v1/files" else _json(body, chance))
+
+
 def _text(data: bytes, chance: random.Random) -> bytes:
     lines = data.split(b"\n")
     place = chance.randrange(len(lines))
@@ -140,5 +145,5 @@ def _one_byte(data: bytes, chance: random.Random) -> bytes:
 
 _EDITS = {
     ".json": _json, ".gltf": _json, ".glb": _glb, ".safetensors": _safetensors, ".obj": _text, ".off": _text,
-    ".ply": _text, ".stl": _text, ".npz-members": _members, ".pt-members": _members,
+    ".ply": _text, ".stl": _text, ".npz-members": _members, ".pt-members": _members, ".request": _request,
 }  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 import trimesh
 
 import gltf_files
+import server_bodies
 from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.config.architecture import VAEConfig
@@ -28,6 +29,7 @@ from sdf_vqvae.geometry.mesh import load_mesh, normalize_mesh
 from sdf_vqvae.model.state_dict import read_state_dict, to_canonical
 from tiny_tokenizer import SMALL_ARGS
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
+from vae_qwen3vl.serving.scans import organs_of, surface_of_organ
 
 MEMBER_FILES = (".npz-members", ".pt-members")
 """Suffixes of targets whose input is the members of a zip archive (see `pack_members`), so that mutations get past
@@ -257,6 +259,29 @@ def unpack_members(packed: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def nifti(kind: type) -> bytes:
+    """Return a small volume of labels; nothing where nibabel is not installed."""
+    try:
+        import nibabel
+    except ImportError:
+        return b""
+    labels = np.zeros((5, 4, 3), kind)
+    labels[1:3, 1:3, 1:] = 2
+    image = nibabel.Nifti1Image(labels, np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.header.set_slope_inter(1, 0)
+    data: bytes = image.to_bytes()
+    return data
+
+
+def read_scan(path: Path) -> None:
+    """Read the names of a volume's labels, and the surface of the largest one."""
+    try:
+        organs = organs_of(path, None)
+        surface_of_organ(path, None, next(iter(organs)))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
 def read_mesh(path: Path) -> None:
     """Read and normalize a mesh."""
     normalize_mesh(load_mesh(path))
@@ -303,8 +328,10 @@ def targets() -> dict[str, tuple[str, list[bytes], Callable[[Path], object]]]:
         "state": (".pt", [state, old], read_state),
         "state_members": (".pt-members", [pack_members(state)], read_state),
         "config": (".json", [a_config()], VAEConfig.from_json),
+        "scan": (".nii", [nifti(np.uint8), nifti(np.float32)], read_scan),
+        "server": (".request", server_bodies.bodies(), server_bodies.send),
     }
-    return {name: target for name, target in found.items() if target[1]}
+    return {name: target for name, target in found.items() if all(target[1]) and target[1]}
 
 
 def write_input(folder: Path, suffix: str, data: bytes) -> Path:

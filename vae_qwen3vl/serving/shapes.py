@@ -1,4 +1,4 @@
-"""Bytes of a mesh become codes: parsed and voxelized in a process of its own, encoded here.
+"""A mesh, or an organ of a scan, becomes codes: parsed and voxelized in a process of its own, encoded here.
 
 Where what happens: files are parsed and voxelized in processes with limits of memory and time, since that is where
 a hostile file can do harm; what comes back is a field whose numbers are checked, and the tokenizer's encoder reads it
@@ -63,7 +63,7 @@ class ShapeTooLargeError(ValueError):
 
 
 class ShapeReader:
-    """Reads meshes and codes files of strangers. Safe to call from several threads.
+    """Reads meshes, codes files and scans of strangers. Safe to call from several threads.
 
     Args:
         vae: the tokenizer; its encoder runs in the calling thread, one at a time.
