@@ -184,7 +184,7 @@ class _Interview:
                 fewer = max(1, error.answers // 2)
                 if fewer < self._engine.max_batch:
                     self._engine.max_batch = fewer
-                    logger.warning("%d answers at a time from now on", fewer)
+                    logger.warning("at most %d at a time from now on", fewer)
                 answer = self._submit(asked)
         (text,) = self._engine.processor.decode([answer.token_ids])
         shape = asked.shape

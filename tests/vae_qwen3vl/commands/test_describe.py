@@ -155,7 +155,7 @@ def test_memory_that_runs_out_halves_the_batch(meshes, flags, run, monkeypatch, 
     code, said, err = run("describe", meshes, *flags)
     assert (code, said) == (0, whole)
     assert max(sizes) > 1 and sizes[-1] == 1
-    assert "1 answers at a time from now on" in caplog.text
+    assert "at most 1 at a time from now on" in caplog.text
     assert "Traceback" not in caplog.text + err
     monkeypatch.setattr(Engine, "_forward", lambda *_: small(None, 2, [0, 0]))
     with pytest.raises(torch.OutOfMemoryError):
