@@ -7,6 +7,8 @@ tried while a program waits. Where the rules come from: `benchmarks/speed/sparse
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
 if TYPE_CHECKING:
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
+_OLDEST = 3, 3
+"""Release of Triton, that of PyTorch 2.7; the one before does not compile all kernels."""
 _GROUPED_CHANNELS = 128
 _GROUPED_ROWS = 1 << 17
 """From so many channels on, leaving out taps is worth more than near rows; from so many rows on, their sorting."""
@@ -32,12 +36,28 @@ _PROGRAMS, _MOST_PARTS = 27 * 128, 128
 
 def unfit(device_type: str) -> str:
     """Return why it doesn't run on a kind of device; empty if it does."""
-    return "" if device_type == "cuda" else "runs on CUDA only"
+    if device_type != "cuda" or torch.version.hip:
+        return "runs on NVIDIA GPUs only"
+    return "runs on GPUs from Ampere on only" if _before_ampere() else ""
 
 
 def lacking() -> str:
     """Return, in a sentence, what has to be installed before it runs; empty if nothing."""
-    return "" if find_spec("triton") else "Triton is not installed, using slower convolutions: pip install triton"
+    found = _triton_version()
+    if found and tuple(int(number) for number in found.split(".")[:2]) >= _OLDEST:
+        return ""
+    what = f"Triton {found} is too old" if found else "Triton is not installed"
+    return f"{what}, using slower convolutions: pip install 'triton>={_OLDEST[0]}.{_OLDEST[1]}'"
+
+
+@cache
+def _before_ampere() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
+
+
+@cache
+def _triton_version() -> str:
+    return import_module("triton").__version__ if find_spec("triton") else ""
 
 
 def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet) -> Tensor:

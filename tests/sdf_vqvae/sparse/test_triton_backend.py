@@ -84,6 +84,20 @@ def test_the_map_is_that_of_the_coordinates(make: Callable[[], CoordinateSet]) -
         assert torch.equal(listed[1 : 1 + len(present)].long(), present)
 
 
+@pytest.mark.parametrize(
+    ("version", "said"), [("", "Triton is not installed"), ("3.2.0", "Triton 3.2.0 is too old"), ("3.10.0", "")]
+)
+def test_a_triton_that_cannot_compile_the_kernels_is_not_used(
+    version: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_backend, "_triton_version", lambda: version)
+    assert triton_backend.lacking().startswith(said)
+    assert bool(triton_backend.lacking()) == bool(said)
+    monkeypatch.setattr(triton_backend, "_before_ampere", lambda: True)
+    assert triton_backend.unfit("cuda")
+    assert triton_backend.unfit("cpu")
+
+
 def test_a_map_of_numbers_too_large_for_the_table_is_built_otherwise() -> None:
     pytest.importorskip("triton")
     from sdf_vqvae.sparse.backends.neighbors_triton import fits
