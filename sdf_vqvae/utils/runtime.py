@@ -7,6 +7,7 @@ needed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import random
@@ -116,6 +117,20 @@ def stop_requests() -> Iterator[StopRequest]:
 def usable_cores() -> int:
     """Return how many cores this process may use, as far as the system says it; at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_M_ARENA_MAX = -8
+
+
+def allocate_from_one_arena() -> None:
+    """Have all threads of this process take memory from one arena of glibc's allocator; elsewhere nothing happens.
+
+    Else every thread keeps, in arenas of its own, what its largest objects took: a process whose threads work in turn
+    grows for hours. For the start of a process that serves.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def rank() -> int:

@@ -52,7 +52,7 @@ def work(options: argparse.Namespace) -> int:
     """Serve until it is interrupted."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.progress import waiting
-    from sdf_vqvae.utils.runtime import resolve_device
+    from sdf_vqvae.utils.runtime import allocate_from_one_arena, resolve_device
     from vae_qwen3vl.describer import load_describer
     from vae_qwen3vl.generation.engine import Engine
     from vae_qwen3vl.page.app import make_app
@@ -63,6 +63,7 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
     from vae_qwen3vl.serving.shapes import ShapeReader
 
+    allocate_from_one_arena()
     limits = ShapeLimits(**given(options, ShapeLimits))
     with contextlib.ExitStack() as stack:
         socket = stack.enter_context(listen(options.host, options.port))  # a taken port should not cost a minute
