@@ -252,17 +252,16 @@ class TokenizerTrainer:
         self.resume()
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
-        shown = Progress(self.config.max_steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self._modes()
         self._part = int(self.progress() * _PARTS)
-        while (progress := self.progress()) < 1 and not self.stopping.signal:
-            measured = self.step(progress)
-            self.step_number += 1
-            self.seconds = before + time.perf_counter() - start
-            shown.update()
-            self._at_intervals(measured, progress, shown)
-        shown.close()
+        with Progress(self.config.max_steps, "train", "step", initial=self.step_number, shown=main) as shown:
+            while (progress := self.progress()) < 1 and not self.stopping.signal:
+                measured = self.step(progress)
+                self.step_number += 1
+                self.seconds = before + time.perf_counter() - start
+                shown.update()
+                self._at_intervals(measured, progress, shown)
         if self.stopping.signal:
             logger.warning("stopped after step %d; the same command goes on", self.step_number)
         elif self.step_number % self.config.i_sample:

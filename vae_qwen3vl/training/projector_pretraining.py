@@ -207,31 +207,30 @@ def pretrain_projector(
     steps, step = epochs * len(loader), 0
     records: list[dict[str, float]] = []
     best, best_loss = None, math.inf
-    progress = Progress(steps, "projector alone", "step")
-    for epoch in range(epochs):
-        if hasattr(train, "set_epoch"):
-            train.set_epoch(epoch)
-        total, count = 0.0, 0
-        for codes, coords, words in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
-            tokens = _tokens(branch, codes, coords, codebook)
-            loss = contrast(tokens, projector.output_rms, captions(words))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            total, count, step = total + float(loss.detach()) * len(words), count + len(words), step + 1
-            progress.update()
-        record = {"epoch": epoch + 1, "loss": total / count}
-        if val is not None:
-            record |= _validate(branch, contrast, captions, val, codebook)
-            if record["val_loss"] < best_loss:
-                best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
-        records.append(record)
-        write_json_lines(folder / PRETRAINING_LOG, records)
-        progress.say(**{name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
-    progress.close()
+    with Progress(steps, "projector alone", "step") as progress:
+        for epoch in range(epochs):
+            if hasattr(train, "set_epoch"):
+                train.set_epoch(epoch)
+            total, count = 0.0, 0
+            for codes, coords, words in loader:
+                for group in optimizer.param_groups:
+                    group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
+                tokens = _tokens(branch, codes, coords, codebook)
+                loss = contrast(tokens, projector.output_rms, captions(words))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                total, count, step = total + float(loss.detach()) * len(words), count + len(words), step + 1
+                progress.update()
+            record = {"epoch": epoch + 1, "loss": total / count}
+            if val is not None:
+                record |= _validate(branch, contrast, captions, val, codebook)
+                if record["val_loss"] < best_loss:
+                    best, best_loss = copy.deepcopy(projector.state_dict()), record["val_loss"]
+            records.append(record)
+            write_json_lines(folder / PRETRAINING_LOG, records)
+            progress.say(**{name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
     if best is not None:
         projector.load_state_dict(best)
     logger.info("the projector alone: %s", {name: round(value, 4) for name, value in records[-1].items()})

@@ -150,25 +150,24 @@ class AlignmentTrainer:
     def _train(self) -> None:
         main = self.accelerator.is_main_process
         self.log = RunLog(self.folder, self.step_number) if main else None
-        shown = Progress(self.steps, "train", "step", initial=self.step_number, shown=main)
         start, before = time.perf_counter(), self.seconds
         self.objective.train()
         progress = self.progress()
         self._part = int(progress * _PARTS)
-        while self.epoch < self.config.epochs and progress < 1 and not self.stopping.signal:
-            for parts in self.batches.of_epoch(self.epoch, self.batches_done, self.stopping):
-                self.batches_done += len(parts)
-                losses = self.step(parts, progress)
-                self.seconds = before + time.perf_counter() - start
-                shown.update()
-                self._at_intervals(losses, progress, shown)
-                progress = self.progress()
-                if progress >= 1 or self.stopping.signal:
-                    break
-            else:
-                if not self.stopping.signal:
-                    self.epoch, self.batches_done = self.epoch + 1, 0
-        shown.close()
+        with Progress(self.steps, "train", "step", initial=self.step_number, shown=main) as shown:
+            while self.epoch < self.config.epochs and progress < 1 and not self.stopping.signal:
+                for parts in self.batches.of_epoch(self.epoch, self.batches_done, self.stopping):
+                    self.batches_done += len(parts)
+                    losses = self.step(parts, progress)
+                    self.seconds = before + time.perf_counter() - start
+                    shown.update()
+                    self._at_intervals(losses, progress, shown)
+                    progress = self.progress()
+                    if progress >= 1 or self.stopping.signal:
+                        break
+                else:
+                    if not self.stopping.signal:
+                        self.epoch, self.batches_done = self.epoch + 1, 0
         if self.data.val is not None and self.best.step != self.step_number and not self.stopping.signal:
             self.validate()
 

@@ -18,6 +18,7 @@ def soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> p
     """Lines come after hundredths of a second instead of tens of seconds."""
     monkeypatch.setattr(progress, "_FIRST_LINES", (0.02, 0.06))
     monkeypatch.setattr(progress, "_LATER", (0.05, 0.05))
+    monkeypatch.setattr(progress, "_waits", progress._Waits())  # none of another test's
     caplog.set_level(logging.INFO, "sdf_vqvae.utils.progress")
     return caplog
 
