@@ -64,25 +64,13 @@ sys.stdin.read()
 """
 
 
-def shapes(options: argparse.Namespace, vae: Any) -> dict[str, ShapeCodes]:
+def shapes(options: argparse.Namespace) -> dict[str, ShapeCodes]:
     """Return objects by id, spread evenly over the sizes of those with at most `--max_codes` codes."""
     folder = CodeFolder(options.codes)
     names = sorted((len(folder[name][0]), name) for name in folder if len(folder[name][0]) <= options.max_codes)
     step = (len(names) - 1) / max(1, options.objects - 1)
     chosen = [names[round(number * step)][1] for number in range(min(options.objects, len(names)))]
-    config = vae.config
-    return {
-        name: ShapeCodes(
-            codes=folder[name][0],
-            coords=folder[name][1].int(),
-            latent_resolution=config.latent_resolution,
-            data_resolution=config.data_resolution,
-            center=(0.0, 0.0, 0.0),
-            scale=1.0,
-            vae_hash=folder.manifest.vae_hash,
-        )
-        for name in dict.fromkeys(chosen)
-    }
+    return {name: folder.manifest.shape(*folder[name]) for name in dict.fromkeys(chosen)}
 
 
 def load(options: argparse.Namespace, vae: Any, projector: Any, lora: Any = None) -> Any:
@@ -221,7 +209,7 @@ def ask_tokens(options: argparse.Namespace) -> dict[str, Any]:
     write_gguf(plain, folder, folder / "model-f32.gguf")
     del plain
     exported, asked, expected = PlainExport(folder), [], []
-    objects = shapes(options, vae)
+    objects = shapes(options)
     with Progress(len(objects), "asking ours") as progress:
         for number, shape in enumerate(objects.values()):
             question = QUESTIONS[number % len(QUESTIONS)]
@@ -308,7 +296,7 @@ def ask_prompt_embeds(options: argparse.Namespace) -> dict[str, Any]:
     export_model(model, processor.tokenizer, folder, objects="prompt_embeds")
     exported = PlainExport(folder, vae)
     learned, said = model.positions, {}
-    objects = shapes(options, vae)
+    objects = shapes(options)
     for positions in dict.fromkeys((learned, "sequential")):
         model.positions = positions
         said[positions] = [
@@ -332,7 +320,7 @@ def compare_positions(options: argparse.Namespace) -> dict[str, Any]:
     vae = load_vae_from_config(device="cpu")
     model = load(options, vae, options.projector_ckpt, options.lora_dir)
     processor = Processor3D.from_pretrained(model.model_name_or_path)
-    objects = shapes(options, vae)
+    objects = shapes(options)
     said: dict[str, list[str]] = {}
     for positions in (model.positions, "sequential"):
         model.positions = positions
