@@ -112,7 +112,6 @@ def _open_folder(
     return model.branch.to(device).eval()
 
 
-@torch.no_grad()
 def describe(
     model: Qwen3VLWith3DBranch, codes: ShapeCodes, prompt: str | None = None, *, max_new_tokens: int = 64
 ) -> Description:
@@ -123,18 +122,20 @@ def describe(
         codes: the object.
         prompt: None takes the one the projector was trained with.
         max_new_tokens: length of the answer.
-    """
-    from sdf_vqvae.codes.pipeline import check_codes
-    from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
-    from vae_qwen3vl.sequence_3d import joined_coords
-    from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
-    check_codes(model.vae_model, codes)
-    feats = codebook_vectors(codes.codes, model.vae_model)  # [M, D]
-    coords = joined_coords([codes.coords])  # [M, 4]
+    Raises:
+        ValueError: the codes are another tokenizer's, or prompt and answer don't fit into the language model.
+    """
+    from vae_qwen3vl.generation.engine import Engine, Sampling
+    from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
+
     asked = prompt or model.prompt or DEFAULT_PROMPT
     processor = Processor3D.from_pretrained(model.model_name_or_path)
-    inputs = model.build_inputs(**processor(asked), feats_3d=feats, coords_3d=coords, padding_side="left")
-    answer = model.vl_model.generate(**inputs.model_kwargs(), do_sample=False, max_new_tokens=max_new_tokens)
-    (text,) = processor.decode(answer)
-    return Description(text=text, prompt=asked, tokens_3d=len(inputs.tokens_3d.coords))
+    content = [{"type": "3d"}, {"type": "text", "text": asked}]
+    with Engine(model, processor, max_batch=1, prefix_tokens=0) as engine:
+        answer = engine.submit(
+            [{"role": "user", "content": content}], [codes], Sampling(max_new_tokens=max_new_tokens)
+        )
+        answer.text()
+    (text,) = processor.decode([answer.token_ids])
+    return Description(text=text, prompt=asked, tokens_3d=answer.tokens_3d)

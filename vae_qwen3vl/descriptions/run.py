@@ -81,7 +81,7 @@ def describe_all(
         file = None
         if settings.output is not None:
             file = stack.enter_context(settings.output.open("a", encoding="utf-8"))
-        limits = {"max_batch": settings.batch_size, "max_waiting": 2 * settings.batch_size + 1}
+        limits: dict[str, Any] = {"max_batch": settings.batch_size, "max_waiting": 2 * settings.batch_size + 1}
         engine = stack.enter_context(Engine(model, processor, codebook=shapes.codebook, **limits))
         interview = _Interview(engine, shapes, settings)
         done = {(record["shape"], record["prompt"]) for record in earlier}

@@ -25,6 +25,7 @@ from sdf_vqvae.codes.pipeline import check_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
+from vae_qwen3vl.generation.decoding import Decoder
 from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
@@ -42,7 +43,7 @@ _MOST_RANKS = 2**20
 _MOST_OBJECTS = 2**16
 _IMAGES = ("pixel_values", "image_grid_thw")
 _WIDTHS = 32
-"""New chats are padded to multiples of so many places: libraries keep a kernel, with its memory, for each width."""
+"""Of new chats multiples of so many places are computed: libraries keep a kernel, with its memory, for each width."""
 
 
 class QueueFullError(RuntimeError):
@@ -111,6 +112,7 @@ class Engine:
         max_length: places of a chat with its answer; None takes what the language model was made for.
         prefill_tokens: places of new chats that are computed between two steps of the others, at least one chat.
         prefix_tokens: places of chats that ended whose keys and values are kept.
+        graphs: on a GPU, launch the kernels of a step at once; False computes every step as it is written.
 
     Raises:
         ValueError: the language model has layers that look at a part of the sequence only.
@@ -127,6 +129,7 @@ class Engine:
         max_length: int | None = None,
         prefill_tokens: int = 2048,
         prefix_tokens: int = 8192,
+        graphs: bool = True,
     ) -> None:
         base = without_wrapper(model.vl_model)
         text_config = base.config.get_text_config()
@@ -141,7 +144,9 @@ class Engine:
         tokenizer_end = processor.tokenizer.eos_token_id
         self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None}
         self._layers = len(list(text_layers(model.vl_model)))
-        self._cache = SlotCache(self._layers)
+        (self._cache_name,) = name_cache(base.model, {"past_key_values": None})
+        self._on_graphs = graphs and _fits_graphs(base)
+        self._empty()
         self._prefixes = PrefixStore(prefix_tokens)
         self._objects: dict[bytes, int] = {}
         self._numbers = itertools.count()
@@ -299,7 +304,7 @@ class Engine:
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             with self._changed:
                 ended, self._active = self._active, []
-            self._cache = SlotCache(self._layers)  # it may have grown to what does not fit
+            self._empty()  # its cache may have grown to what does not fit
             if len(ended) > 1 and is_out_of_memory(error):
                 reason: Exception = TooManyAtOnceError(len(ended))
                 logger.warning("%s: they end with it", reason)
@@ -348,7 +353,7 @@ class Engine:
 
     def _prefill(self, group: list[_Chat], starts: list[int], first: int, widest: int) -> None:
         device = group[0].embeds.device
-        widest = -(-widest // _WIDTHS) * _WIDTHS
+        widest = _rounded(widest)
         embeds = group[0].embeds.new_zeros((len(group), widest, group[0].embeds.shape[1]))  # [n, Q, H]
         for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
             embeds[row, : len(chat.embeds) - start] = chat.embeds[start:]
@@ -357,43 +362,66 @@ class Engine:
             positions[:, row, : len(chat.embeds) - start] = chat.positions[:, start:]
         pictures = [chat.images for chat in group if chat.images]
         images = {name: torch.cat([images[name] for images in pictures]) for name in _IMAGES} if pictures else {}
-        hidden = self._forward(first, torch.tensor(starts, device=device), positions, embeds, images)
-        lengths = torch.tensor([len(chat.embeds) for chat in group], device=device)
-        ends = lengths - torch.tensor(starts, device=device) - 1
+        longest = _rounded(max(starts) + widest)
+        lengths = [len(chat.embeds) for chat in group]
+        ends = [length - start - 1 for length, start in zip(lengths, starts, strict=True)]
+        on_device = torch.tensor([starts, ends]).to(device, non_blocking=True)
+        hidden = self._forward(first, on_device[0], positions, embeds, images, longest)
         for chat, start in zip(group, starts, strict=True):
             chat.length, chat.position = len(chat.embeds), int(chat.positions.max()) + 1
             chat.answer.cached_tokens = start
             self._counts["prompt_tokens"] += chat.length - start
             self._counts["cached_tokens"] += start
             chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
-        self._draw(first, hidden[torch.arange(len(group), device=device), ends])
+        logits = self._base.lm_head(hidden[torch.arange(len(group), device=device), on_device[1]])  # [n, V]
+        self._draw(first, logits, logits.argmax(-1).tolist())
 
     def _step(self) -> None:
         """Give every active chat one more token."""
-        device = self.model.device
-        ids = torch.tensor([[chat.answer.token_ids[-1]] for chat in self._active], device=device)
-        starts = torch.tensor([chat.length for chat in self._active], device=device)
-        positions = torch.tensor([[chat.position] for chat in self._active], device=device).expand(3, -1, -1)
-        hidden = self._forward(0, starts, positions, self._base.get_input_embeddings()(ids), {})
-        for chat in self._active:
+        chats = self._active
+        logits, likeliest = self._decoder.step(
+            [chat.answer.token_ids[-1] for chat in chats],
+            [chat.length for chat in chats],
+            [chat.position for chat in chats],
+        )
+        for chat in chats:
             chat.length += 1
             chat.position += 1
         self._counts["steps"] += 1
-        self._draw(0, hidden[:, 0])
+        self._draw(0, logits, likeliest)
+
+    def _logits_after(self, inputs: Tensor, longest: int) -> Tensor:  # [n, V]
+        """Return the logits behind one token of each of the first slots; see `Compute`."""
+        tokens, starts, positions = inputs[:, :, None]  # [n, 1] each
+        embeds = self._base.get_input_embeddings()(tokens)
+        hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest)
+        return self._base.lm_head(hidden[:, 0])
 
     def _forward(
-        self, first: int, starts: Tensor, positions: Tensor, embeds: Tensor, images: dict[str, Tensor]
+        self,
+        first: int,
+        starts: Tensor,
+        positions: Tensor,
+        embeds: Tensor,
+        images: dict[str, Tensor],
+        longest: int,
     ) -> Tensor:  # [n, Q, H]
-        mask = self._cache.aim_at(first, starts, embeds.shape[1])
-        arguments = name_cache(self._base.model, {"past_key_values": self._cache})
+        seen = self._cache.aim_at(first, starts, embeds.shape[1], longest)
+        # What attention makes of a mask of truth values, in each layer anew.
+        mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        cache = {self._cache_name: self._cache}
         return self._base.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **arguments, **images
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache, **images
         ).last_hidden_state
 
-    def _draw(self, first: int, hidden: Tensor) -> None:
-        """Draw the next token of the chats from slot `first` on, from hidden states `[n, H]`; end those that end."""
-        logits = self._base.lm_head(hidden)  # [n, V]
-        likeliest = logits.argmax(-1).tolist()
+    def _empty(self) -> None:
+        """Begin with an empty cache."""
+        self._cache = SlotCache(self._layers)
+        device = self.model.device
+        self._decoder = Decoder(self._logits_after, self._cache, device, graphs=self._on_graphs)
+
+    def _draw(self, first: int, logits: Tensor, likeliest: list[int]) -> None:
+        """Draw the next token of the chats from slot `first` on, from logits `[n, V]`; end those that end."""
         for slot in range(len(likeliest) - 1, -1, -1):  # backwards: a chat that leaves is replaced by the last one
             chat = self._active[first + slot]
             drawn = chat.generator is not None
@@ -428,3 +456,15 @@ class Engine:
         if not chat.writer.stopped:
             chat.answer.add(chat.writer.rest())
         chat.answer.finish(reason, error)
+
+
+def _rounded(places: int) -> int:
+    """Return the multiple of `_WIDTHS` that is not below `places`."""
+    return -(-places // _WIDTHS) * _WIDTHS
+
+
+def _fits_graphs(base: torch.nn.Module) -> bool:
+    """Return whether steps of a language model can be CUDA graphs: it is whole on one GPU, as PyTorch computes it."""
+    devices = {parameter.device for parameter in base.parameters()}
+    quantized = getattr(base, "is_quantized", False)
+    return len(devices) == 1 and next(iter(devices)).type == "cuda" and not quantized

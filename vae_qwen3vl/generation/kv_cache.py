@@ -19,20 +19,29 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 Identity = npt.NDArray[np.int64]
 """What stands at each place of a sequence, `[S]`: equal beginnings have equal keys and values."""
-_STEP = 256
+STEP = 256
 """Buffers grow by multiples of so many places."""
+
+
+def power_of_two(count: int) -> int:
+    """Return the smallest power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()
 
 
 @dataclass
 class _Aim:
-    """The slots and places that the next forward pass writes and reads."""
+    """The slots and places that the next forward pass writes and reads, and how many there is room for."""
 
     first: int = 0
     last: int = 0
+    rows: Tensor | None = None
+    """int64 `[rows, 1]`: the slots."""
     places: Tensor | None = None
     """int64 `[rows, Q]`: where each row's new keys go."""
     longest: int = 0
     """How many places of a slot are read."""
+    all_slots: int = 0
+    all_places: int = 0
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -50,18 +59,20 @@ class _SlotLayer(CacheLayerMixin):
         self.keys = key_states.new_empty((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_empty((0, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
+        self.make_room()
+
+    def make_room(self) -> None:
+        """Have as many slots and places as there is to be room for."""
+        if self.is_initialized:
+            self.keys, self.values = _grown(self.keys, self.aim), _grown(self.values, self.aim)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values `[rows, heads, Q, width]` at their places; return all of those rows."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         aim = self.aim
-        assert aim.places is not None
-        self.keys = _room(self.keys, aim.last, aim.longest)
-        self.values = _room(self.values, aim.last, aim.longest)
-        rows = torch.arange(aim.first, aim.last, device=self.keys.device)[:, None]
-        self.keys[rows, :, aim.places] = key_states.transpose(1, 2)
-        self.values[rows, :, aim.places] = value_states.transpose(1, 2)
+        self.keys[aim.rows, :, aim.places] = key_states.transpose(1, 2)
+        self.values[aim.rows, :, aim.places] = value_states.transpose(1, 2)
         part = slice(aim.first, aim.last), slice(None), slice(aim.longest)
         return self.keys[part], self.values[part]
 
@@ -78,16 +89,12 @@ class _SlotLayer(CacheLayerMixin):
         return -1
 
 
-def _room(buffer: Tensor, slots: int, places: int) -> Tensor:
-    """Return a buffer that has so many slots and places, with what was in it."""
-    have_slots, heads, have_places, width = buffer.shape
-    if slots <= have_slots and places <= have_places:
-        return buffer
-    wider = max(have_places, -(-places // _STEP) * _STEP)
-    more = max(slots, 2 * have_slots) if slots > have_slots else have_slots
+def _grown(buffer: Tensor, aim: _Aim) -> Tensor:
+    """Return a buffer with room, and what was in it."""
+    slots, heads, places, width = buffer.shape
     # Zeros: what a mask hides is multiplied by 0, and memory as it comes may hold NaN.
-    grown = buffer.new_zeros((more, heads, wider, width))
-    grown[:have_slots, :, :have_places] = buffer
+    grown = buffer.new_zeros((aim.all_slots, heads, aim.all_places, width))
+    grown[:slots, :, :places] = buffer
     return grown
 
 
@@ -100,24 +107,39 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int) -> None:
         self.aim = _Aim()
+        self.moved = 0
+        """How often the buffers were laid anew, elsewhere in memory."""
         super().__init__(layers=[_SlotLayer(self.aim) for _ in range(layers)])
 
-    def aim_at(self, first: int, starts: Tensor, count: int) -> Tensor:
+    def reserve(self, slots: int, places: int) -> None:
+        """See to it that there is room for so many slots of so many places."""
+        aim = self.aim
+        if slots <= aim.all_slots and places <= aim.all_places:
+            return
+        aim.all_slots = max(aim.all_slots, power_of_two(slots))
+        aim.all_places = max(aim.all_places, -(-places // STEP) * STEP)
+        self.moved += 1
+        for layer in self.layers:
+            layer.make_room()
+
+    def aim_at(self, first: int, starts: Tensor, count: int, longest: int) -> Tensor:
         """Say where the next forward pass writes, and return its attention mask.
 
         Args:
             first: first of the consecutive slots.
             starts: int64 `[rows]`, places that each of them has filled already.
             count: new places Q of each row; what a shorter row gets behind its end is overwritten later.
+            longest: places of a slot that are read: the largest of `starts` + `count`, or more.
 
         Returns:
             bool `[rows, 1, Q, longest]`, True where a new place may look.
         """
-        aim = self.aim
-        aim.first, aim.last = first, first + len(starts)
-        aim.places = starts[:, None] + torch.arange(count, device=starts.device)
-        aim.longest = int(starts.max()) + count
-        return torch.arange(aim.longest, device=starts.device) <= aim.places[:, None, :, None]
+        aim, device = self.aim, starts.device
+        self.reserve(first + len(starts), longest)
+        aim.first, aim.last, aim.longest = first, first + len(starts), longest
+        aim.rows = torch.arange(aim.first, aim.last, device=device)[:, None]
+        aim.places = starts[:, None] + torch.arange(count, device=device)
+        return torch.arange(longest, device=device) <= aim.places[:, None, :, None]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` places of a slot into another."""
@@ -131,10 +153,10 @@ class SlotCache(Cache):
 
     def put(self, slot: int, parts: list[Tensor], length: int) -> None:
         """Write the first `length` places of what `take` gave into a slot."""
+        self.reserve(slot + 1, length)
         for layer, part in zip(self.layers, parts, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(part[:1], part[1:])
-            layer.keys, layer.values = _room(layer.keys, slot + 1, length), _room(layer.values, slot + 1, length)
             layer.keys[slot, :, :length], layer.values[slot, :, :length] = part[:, :, :length]
 
 

@@ -11,96 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny_models
+from engine_chats import alone, chat, chats
 from sdf_vqvae.codes.shape_codes import ShapeCodes
-from sdf_vqvae.config.architecture import VAEConfig
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.generation.answer import PieceWriter, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError, TooManyAtOnceError
-from vae_qwen3vl.model import Qwen3VLWith3DBranch
-from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
-
-
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
-def model(request):
-    torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(tiny_models.SMALL_VAE))
-    vl_model = tiny_models.build_vl(request.param, patch_size={"qwen2_vl": 14, "qwen3_vl": 16}[request.param])
-    torch.manual_seed(5)
-    branch = Qwen3VLWith3DBranch(vae_model=vae, use_vl_model=vl_model, projector_num_layers=2, merge=2)
-    return branch.eval()
-
-
-@pytest.fixture(scope="module")
-def processor(tokenizer, model):
-    from transformers import Qwen2VLImageProcessor
-
-    patch = model.vl_model.config.vision_config.patch_size
-    size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
-    return Processor3D(tokenizer, Qwen2VLImageProcessor(patch_size=patch, size=size))
-
-
-@pytest.fixture(scope="module")
-def shapes(model):
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for count in (3, 60, 17, 140):
-        cells = torch.randperm(8**3, generator=generator)[:count].sort().values
-        made.append(
-            ShapeCodes(
-                codes=torch.randint(0, 32, (count,), dtype=torch.int32, generator=generator),
-                coords=torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).int(),
-                latent_resolution=8,
-                data_resolution=32,
-                center=(0.0, 0.0, 0.0),
-                scale=1.0,
-                vae_hash=model.vae_model.fingerprint(),
-            )
-        )
-    return made
-
-
-def chat(*content):
-    parts = []
-    for part in content:
-        if part is None:
-            parts.append({"type": "3d"})
-        elif isinstance(part, str):
-            parts.append({"type": "text", "text": part})
-        else:
-            parts.append({"type": "image", "image": part})
-    return [{"role": "user", "content": parts}]
-
-
-def alone(model, processor, messages, objects, **settings):
-    """What the model itself generates, token for token."""
-    shapes = {}
-    if objects:
-        shapes["feats_3d"] = codebook_vectors(torch.cat([o.codes for o in objects]), model.vae_model)
-        shapes["coords_3d"] = joined_coords([o.coords for o in objects])
-    ids = model.generate(**processor([messages], objects=0), **shapes, do_sample=False, **settings)
-    return ids[0].tolist()
-
-
-def chats(shapes):
-    a, b, c, d = shapes
-    return [
-        (chat(None, "Describe this."), [b]),
-        (chat("only words"), []),
-        (chat(None, "and", None, "which is it?"), [d, a]),
-        (chat(None, "A chair?"), [c]),
-        (
-            [
-                *chat(None, "What is it?"),
-                {"role": "assistant", "content": "a robot."},
-                *chat("With four legs?"),
-            ],
-            [b],
-        ),
-        (chat("x"), []),
-    ]
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 32])
@@ -120,21 +36,6 @@ def test_every_chat_gets_the_answer_that_it_gets_alone(model, processor, shapes,
     load = engine.load()
     assert load.answers == len(asked) and load.active == load.waiting == 0
     assert load.completion_tokens == sum(lengths)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("max_batch", [2, 32])
-def test_on_a_gpu_too(model, processor, shapes, max_batch):
-    there, asked = copy.deepcopy(model).to("cuda"), chats(shapes) * 2
-    with Engine(there, processor, max_batch=max_batch, prefill_tokens=200) as engine:
-        answers = [engine.submit(messages, objects, Sampling(max_new_tokens=12)) for messages, objects in asked]
-        [answer.text() for answer in answers]
-        drawn = engine.submit(*asked[0], Sampling(max_new_tokens=12, temperature=1.0, seed=3))
-        drawn.text()
-    for (messages, objects), answer in zip(asked, answers, strict=True):
-        assert answer.token_ids == alone(there, processor, messages, objects, max_new_tokens=12)
-    assert drawn.completion_tokens == 12
 
 
 def test_a_next_turn_and_another_question_reuse_what_was_computed(model, processor, shapes):
@@ -172,9 +73,9 @@ def test_chats_of_any_length_are_computed_in_few_widths(model, processor, monkey
     with Engine(model, processor, prefix_tokens=0) as engine:
         forward, widths = engine._forward, set()
 
-        def noting(first, starts, positions, embeds, images):
+        def noting(first, starts, positions, embeds, *more):
             widths.add(embeds.shape[1])
-            return forward(first, starts, positions, embeds, images)
+            return forward(first, starts, positions, embeds, *more)
 
         monkeypatch.setattr(engine, "_forward", noting)
         for length in range(1, 60, 2):

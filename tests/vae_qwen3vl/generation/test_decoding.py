@@ -1,0 +1,188 @@
+"""Steps as graphs: each answer is what it is without them, whoever joins and leaves and however the cache grows.
+
+Without a GPU a graph is stood in for by the same work on the same memory: what a capture would fix is fixed here too.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+
+import pytest
+import torch
+
+from engine_chats import alone, chat, chats
+from vae_qwen3vl.generation import decoding
+from vae_qwen3vl.generation import engine as engine_module
+from vae_qwen3vl.generation.answer import Sampling
+from vae_qwen3vl.generation.engine import Engine
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(params=["stand-in", pytest.param("cuda", marks=ON_A_GPU)])
+def graphs(request, monkeypatch, model):
+    """The model where graphs are, and a list of what was captured: True once it was replayed."""
+    made = []
+    capture = decoding.captured
+
+    def stand_in(work, device, pool):
+        results = tuple(result.clone() for result in work())
+
+        def replay():
+            for result, new in zip(results, work(), strict=True):
+                result.copy_(new)
+
+        return replay, results, pool
+
+    def noting(*arguments):
+        replay, results, pool = (stand_in if request.param == "stand-in" else capture)(*arguments)
+        number = len(made)
+        made.append(0)
+
+        def counted():
+            made[number] += 1
+            replay()
+
+        return counted, results, pool
+
+    monkeypatch.setattr(decoding, "captured", noting)
+    if request.param == "stand-in":
+        monkeypatch.setattr(engine_module, "_fits_graphs", lambda base: True)
+        return model, made
+    return copy.deepcopy(model).to("cuda"), made
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 32])
+def test_every_chat_gets_the_answer_that_it_gets_alone(graphs, processor, shapes, max_batch):
+    model, made = graphs
+    asked = chats(shapes) * 2
+    lengths = [5 + 7 * (number % 3) for number in range(len(asked))]
+    with Engine(model, processor, max_batch=max_batch, prefill_tokens=200) as engine:
+        answers = [
+            engine.submit(messages, objects, Sampling(max_new_tokens=length))
+            for (messages, objects), length in zip(asked, lengths, strict=True)
+        ]
+        [answer.text() for answer in answers]
+    for (messages, objects), length, answer in zip(asked, lengths, answers, strict=True):
+        assert answer.token_ids == alone(model, processor, messages, objects, max_new_tokens=length)
+    steps = engine.load().steps
+    assert sum(made) == steps - len(made)  # the first step like it is computed as it is written
+    assert sum(made) > steps / 2
+
+
+def test_logits_are_those_of_a_step_as_it_is_written(graphs, processor, shapes, monkeypatch):
+    """Over the edge of a buffer that grows, with rows that are idle."""
+    model, made = graphs
+    engine = Engine(model, processor, prefix_tokens=0)
+    decoder, compare = engine._decoder, []
+    replayed = decoder._replay
+
+    def comparing(given, rows, longest):
+        written = engine._logits_after(given.to(model.device), int(given[1].max()) + 1)
+        logits, likeliest = replayed(given, rows, longest)
+        compare.append((written, logits[: len(written)].clone()))
+        return logits, likeliest
+
+    monkeypatch.setattr(decoder, "_replay", comparing)
+    asked = [(chat(None, "x " * 52), shapes[3:]), (chat("y"), []), (chat(None, "z"), shapes[1:2])]
+    answers = [engine.submit(*each, Sampling(max_new_tokens=64)) for each in asked]
+    with engine:
+        [answer.text() for answer in answers]
+    longest = max(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+    assert min(answer.prompt_tokens for answer in answers) < 256 < longest
+    for written, logits in compare:
+        torch.testing.assert_close(logits, written, rtol=1e-4, atol=1e-4)
+    assert len(compare) == 63 and len(made) >= 2 and sum(made) > 50
+
+
+def test_draws_and_stop_texts_are_what_they_are_without(graphs, processor, shapes):
+    model, made = graphs
+    drawn = Sampling(max_new_tokens=20, temperature=1.5, top_p=0.9, seed=7)
+    results = []
+    for on_graphs in (True, False):
+        with Engine(model, processor, prefix_tokens=0, graphs=on_graphs) as engine:
+            likely = engine.submit(chat(None, "x"), shapes[:1], Sampling(max_new_tokens=30))
+            stop = likely.text()[4:6]
+            stopped = Sampling(max_new_tokens=30, stop=(stop,))
+            answers = [engine.submit(chat(None, "x"), shapes[:1], sampling) for sampling in (drawn, stopped)]
+            results.append([(answer.text(), answer.token_ids, answer.finish_reason) for answer in answers])
+    assert results[0] == results[1]
+    assert results[0][1][2] == "stop" and results[0][0][1] != likely.token_ids[:20]
+    assert sum(made) > 0
+
+
+def test_a_failed_step_leaves_nothing_behind(graphs, processor, shapes, monkeypatch):
+    model, made = graphs
+    messages, wanted = chat(None, "x"), alone(model, processor, chat(None, "x"), shapes[:1], max_new_tokens=9)
+    with Engine(model, processor) as engine:
+        engine.submit(messages, shapes[:1], Sampling(max_new_tokens=9)).text()
+        before = len(made)
+        monkeypatch.setattr(engine._decoder, "step", lambda *given: [][0])
+        with pytest.raises(IndexError):
+            engine.submit(messages, shapes[:1], Sampling(max_new_tokens=9)).text()
+        again = engine.submit(messages, shapes[:1], Sampling(max_new_tokens=9))
+        again.text()
+    assert again.token_ids == wanted
+    assert len(made) == before + 1  # for the new cache
+
+
+def test_what_can_not_be_captured_is_computed_as_it_is_written(graphs, processor, shapes, monkeypatch, caplog):
+    model, _ = graphs
+
+    def refuse(work, device, pool):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(decoding, "captured", refuse)
+    with caplog.at_level(logging.WARNING), Engine(model, processor) as engine:
+        answers = [engine.submit(*asked, Sampling(max_new_tokens=9)) for asked in chats(shapes)]
+        [answer.text() for answer in answers]
+    for asked, answer in zip(chats(shapes), answers, strict=True):
+        assert answer.token_ids == alone(model, processor, *asked, max_new_tokens=9)
+    assert [record.message for record in caplog.records] == [
+        "a step can't be captured as a CUDA graph and is slower: operation not permitted when stream is capturing"
+    ]
+
+
+def test_few_graphs_serve_chats_of_any_length_and_number(graphs, processor, monkeypatch):
+    model, made = graphs
+    monkeypatch.setattr(decoding, "_MOST_GRAPHS", 3)
+    with Engine(model, processor, max_batch=8, prefix_tokens=0) as engine:
+        for length in range(1, 230, 45):
+            answers = [
+                engine.submit(chat("x " * length), (), Sampling(max_new_tokens=2 + number)) for number in range(8)
+            ]
+            [answer.text() for answer in answers]
+            assert len(engine._decoder._captured) <= 3
+    assert sum(made) > 0
+
+
+@pytest.mark.parametrize("longest", [1, 256, 257, 1024, 1025, 2048, 2049, 5000, 8192])
+def test_places_that_a_graph_reads_are_few_sorts_and_little_more_than_there_are(longest):
+    read = decoding._places_read(longest)
+    assert longest <= read <= max(longest * 1.25, longest + 255) and read % 256 == 0
+    assert len({decoding._places_read(length) for length in range(1, 8193)}) <= 17
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_are_captured_soon_and_share_their_memory(graphs, processor, shapes):
+    model, made = graphs
+    if model.device.type != "cuda":
+        pytest.skip("a stand-in has no memory of its own")
+    with Engine(model, processor, max_batch=8, prefix_tokens=0) as engine:
+        engine._cache.reserve(8, 512)
+        engine.submit(chat("x"), (), Sampling(max_new_tokens=4)).text()
+        torch.cuda.synchronize()
+        before, start = torch.cuda.memory_reserved(), time.perf_counter()
+        answers = [engine.submit(*asked, Sampling(max_new_tokens=20)) for asked in chats(shapes)]
+        [answer.text() for answer in answers]
+        seconds = time.perf_counter() - start
+        grown = torch.cuda.memory_reserved() - before
+    assert len(made) >= 3
+    assert seconds < len(made)
+    assert grown < 2**28
