@@ -225,17 +225,16 @@ def measure(options: argparse.Namespace) -> None:
 # --- tune ---------------------------------------------------------------------------------------------------------
 
 
-def candidates(widths: list[int]) -> Iterator[Work]:
+def candidates(widths: list[int], dtypes: list[str]) -> Iterator[Work]:
     """Yield ways to divide the work that fit a multiprocessor."""
-    for c in widths:
-        for dtype, precision in (("bf16", "tf32x3"), ("fp32", "tf32x3"), ("fp32", "tf32")):
-            if dtype == "bf16" or c in (32, 64):
-                base = {"c": c, "dtype": dtype, "precision": precision}
-                yield from (base | {"kind": "rows"} | way for way in _rows(c, 4 if dtype == "fp32" else 2))
-                yield from (base | {"kind": "weights"} | way for way in _weights(c, 4 if dtype == "fp32" else 2))
+    for c, dtype in itertools.product(widths, dtypes):
+        terms = 2 if dtype == "fp32" else 1
+        base = {"c": c, "dtype": dtype}
+        yield from (base | {"kind": "rows"} | way for way in _rows(c, terms))
+        yield from (base | {"kind": "weights"} | way for way in _weights(c, terms))
 
 
-def _rows(c: int, size: int) -> Iterator[Work]:
+def _rows(c: int, terms: int) -> Iterator[Work]:
     for rows, out, inner, warps, stages in itertools.product(
         (64, 128, 256), (16, 32, 64, 128, 256), (16, 32, 64, 128), (2, 4, 8), (1, 2, 3, 4)
     ):
@@ -243,7 +242,7 @@ def _rows(c: int, size: int) -> Iterator[Work]:
             continue
         if not 1024 <= rows * out // warps * (2 if c <= 32 else 1) <= 4096:
             continue
-        if (rows + out) * inner * size * stages > _SHARED or (size == 4 and stages > 1):
+        if (rows + out) * inner * 2 * terms * stages > _SHARED:
             continue
         blocks = {"rows": rows, "out": out, "inner": inner, "warps": warps, "stages": stages}
         yield {"blocks": blocks}
@@ -251,32 +250,35 @@ def _rows(c: int, size: int) -> Iterator[Work]:
             yield {"blocks": blocks, "grouped": True}
 
 
-def _weights(c: int, size: int) -> Iterator[Work]:
-    out = min(c, 128 if size == 2 else 64)
-    for rows, tall, warps, stages in itertools.product((32, 64, 128), (64, 128, 256), (4, 8), (1, 3)):
+def _weights(c: int, terms: int) -> Iterator[Work]:
+    out = min(c, 128)
+    for rows, tall, warps, stages in itertools.product((32, 64, 128), (32, 64, 128, 256), (4, 8), (1, 2, 3)):
         inner = min(c, tall, 128)
         taps = tall // inner
-        if tall * out // warps > 4096 or taps > 8 or (tall + out) * rows * size * stages > _SHARED:
+        if tall * out // warps > 4096 // terms or taps > 8 or (tall + out) * rows * 2 * terms * stages > _SHARED:
             continue
         tiles = -(-27 // taps) * (c // inner) * (c // out)
         blocks = {"rows": rows, "out": out, "inner": inner, "taps": taps, "warps": warps, "stages": stages}
         yield from ({"blocks": blocks, "parts": p} for p in (8, 32, 128) if 500 <= tiles * p <= 5000)
 
 
-def attempt(work: Work, feats: Tensor, grad: Tensor, weight: Tensor, coordinates: CoordinateSet) -> Tensor:
-    """Run one way once: the forward pass, or the gradient of the weight."""
+def attempt(work: Work, tensors: tuple[Tensor, ...], coordinates: CoordinateSet) -> Callable[[], Tensor]:
+    """Return what runs one way: the forward pass without a bias, or the gradient of the weight."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks, convolve_rows, weight_gradient
+    from sdf_vqvae.sparse.backends.halves_triton import operand
 
-    blocks, precision = Blocks(**work["blocks"]), work["precision"]
+    feats, weight, _, grad = (t.detach() for t in tensors)
+    rows, kernel, grads = (operand(t, 2) for t in (feats, weight, grad))
+    blocks = Blocks(**work["blocks"])
     table, grouping = triton_backend.neighbor_table(coordinates), None
     if work["kind"] == "weights":
-        return weight_gradient(
-            feats, grad, table, torch.float32, parts=work["parts"], precision=precision, blocks=blocks
-        )
+        return partial(weight_gradient, rows, grads, table, torch.float32, parts=work["parts"], blocks=blocks)
     if work.get("grouped"):
         order, table, taps = triton_backend.grouped(coordinates)
         grouping = order, taps
-    return convolve_rows(feats, weight, None, table, grouping, mirrored=False, precision=precision, blocks=blocks)
+    return partial(
+        convolve_rows, rows, kernel, None, table, grouping, mirrored=False, dtype=feats.dtype, blocks=blocks
+    )
 
 
 def prepare(work: Work) -> tuple[Work, float, str]:
@@ -286,8 +288,7 @@ def prepare(work: Work) -> tuple[Work, float, str]:
     coordinates = full(torch.device("cuda"), 16)
     start = time.perf_counter()
     try:
-        feats, weight, _, grad = case(coordinates, work["c"], DTYPES[work["dtype"]])
-        attempt(work, feats.detach(), grad, weight.detach().flatten(1, 3), coordinates)
+        attempt(work, case(coordinates, work["c"], DTYPES[work["dtype"]]), coordinates)()
         torch.cuda.synchronize()
     except (TritonError, RuntimeError) as error:
         return work, time.perf_counter() - start, f"{type(error).__name__}: {error}"[:200]
@@ -315,17 +316,16 @@ def tune(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     coordinates = shell(torch.device("cuda"))
-    ways = compiled(list(candidates(options.widths)), 0.5 * options.seconds)
+    ways = compiled(list(candidates(options.widths, options.dtypes)), 0.5 * options.seconds)
     found: list[Work] = []
     with (options.out / "sparse_convolution_tune.jsonl").open("a", encoding="utf-8") as log:
         for (c, dtype), group in itertools.groupby(ways, key=lambda w: (w["c"], w["dtype"])):
             tensors = case(coordinates, c, DTYPES[dtype])
             right = exact(coordinates, tensors)
-            feats, weight, grad = tensors[0].detach(), tensors[1].detach().flatten(1, 3), tensors[3]
             no_bias = right[0] - tensors[2].detach().float()
             for way in group:
                 if "error" not in way and time.perf_counter() - started < options.seconds:
-                    run = partial(attempt, way, feats, grad, weight, coordinates)
+                    run = attempt(way, tensors, coordinates)
                     expected = no_bias if way["kind"] == "rows" else right[2].flatten(1, 3)
                     way |= {"off": difference(run(), expected), "ms": round(milliseconds(run), 4)}
                     found.append(way)
@@ -334,7 +334,7 @@ def tune(options: argparse.Namespace) -> None:
             del tensors, right, no_bias
     best: dict[str, list[Work]] = {}
     for way in sorted(found, key=lambda w: w["ms"]):
-        entries = best.setdefault(f"{way['kind']} {way['c']} {way['dtype']} {way['precision']}", [])
+        entries = best.setdefault(f"{way['kind']} {way['c']} {way['dtype']}", [])
         if len(entries) < 3:
             entries.append({k: way[k] for k in ("ms", "off", "blocks", "parts", "grouped", "compile_s") if k in way})
     write_run(options, {"tried": len(ways), "timed": len(found), "best": best}, "tune")
@@ -362,6 +362,7 @@ def main() -> None:
     tuning = commands.add_parser("tune", help="try how the kernels can divide their work")
     tuning.add_argument("--seconds", type=float, default=240, help="half for compiling, begin nothing after (240)")
     tuning.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 16, 256])
+    tuning.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     tuning.set_defaults(do=tune)
     options = parser.parse_args()
     options.do(options)

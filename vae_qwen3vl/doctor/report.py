@@ -222,14 +222,14 @@ def _convolutions(machine: Machine) -> Iterator[Finding]:
     if not machine.backends:
         yield _problem(
             "convolutions",
-            f"SPARSE_BACKEND={machine.sparse_backend!r} is unknown: choose auto, torch, triton or spconv",
+            f"SPARSE_BACKEND={machine.sparse_backend!r} is unknown: choose auto, torch, spconv or triton",
         )
     elif machine.cuda and machine.backends.get("cuda") == "torch":
         why, remedy = ("no Triton", install("gpu"))
         if wanted == "torch":
             why, remedy = ("SPARSE_BACKEND=torch", "unset SPARSE_BACKEND")
         elif wanted == "spconv":
-            why, remedy = ("no spconv package", install("gpu"))
+            why, remedy = ("no spconv package", "pip install spconv-triton")
         slow = f"convolutions run on plain PyTorch, about {_SLOWER} on the GPU"
         yield _hint("convolutions", f"{why}: {slow}: {remedy}")
     elif not machine.cuda and (machine.spconv or wanted == "spconv"):

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sdf_vqvae.sparse.backends.halves_triton import Operand
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
@@ -32,84 +34,79 @@ class Blocks:
 
 
 def convolve_rows(
-    feats: Tensor,
-    weight: Tensor,
+    feats: Operand,
+    weight: Operand,
     bias: Tensor | None,
     table: Tensor,
     grouping: tuple[Tensor, Tensor] | None = None,
     *,
     mirrored: bool,
-    precision: str,
+    dtype: torch.dtype,
     blocks: Blocks,
 ) -> Tensor:
-    """Return `out[p] = bias + sum_k W_k @ feats[neighbour k of p]`. `[N, Cout]`, the dtype of `feats`
+    """Return `out[p] = bias + sum_k W_k @ feats[neighbour k of p]`. `[N, Cout]`
 
     Args:
-        feats: `[N, Cin]`, contiguous.
-        weight: `[Cout, 27, Cin]`; mirrored: `[Cin, 27, Cout]`, read as its transpose with the taps in reverse.
+        feats: N rows of Cin.
+        weight: rows of `[Cout, 27, Cin]`; mirrored: of `[Cin, 27, Cout]`, read as its transpose with the taps in
+            reverse. As many terms as the features.
         bias: `[Cout]`.
         table: rows of the neighbours by tap and row, int32 `[27, >= N]`; by tap and place, where rows are grouped.
         grouping: of `neighbors_triton.grouped`, for blocks of so many rows: the order, and the taps of each block.
         mirrored: whether it is the gradient of the features that is computed.
-        precision: of products of float32, as `tl.dot` takes it.
+        dtype: of the result.
         blocks: how the work is divided.
     """
-    rows, cin = feats.shape
-    cout = weight.shape[2] if mirrored else weight.shape[0]
-    out = feats.new_empty((rows, cout))
-    along_in, along_out = (weight.stride(0), weight.stride(2)) if mirrored else (weight.stride(2), weight.stride(0))
+    rows, terms, cin = feats.terms.shape
+    across = weight.terms.stride(0)
+    cout = weight.channels if mirrored else len(weight.terms) // 27
+    along_in, along_out = (27 * across, 1) if mirrored else (1, 27 * across)
+    out = torch.empty((rows, cout), dtype=dtype, device=feats.terms.device)
     order, taps = grouping or (table, table)
     _convolve_kernel[(triton.cdiv(rows, blocks.rows) * triton.cdiv(cout, blocks.out),)](
-        feats, weight, out if bias is None else bias, table, order, taps, out,
-        rows, table.stride(0), along_in, weight.stride(1), along_out,
-        cin, cout, blocks.rows, blocks.inner, blocks.out,
-        mirrored, bias is not None, grouping is not None, max(feats.numel(), out.numel()) >= 1 << 31, precision,
+        feats.terms, weight.terms, feats.unit, weight.unit, out if bias is None else bias, table, order, taps, out,
+        rows, table.stride(0), along_in, across, along_out, weight.channels,
+        cin, cout, terms, blocks.rows, blocks.inner, blocks.out,
+        mirrored, bias is not None, grouping is not None, max(feats.terms.numel(), out.numel()) >= 1 << 31,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     return out
 
 
 def weight_gradient(
-    feats: Tensor,
-    grad_out: Tensor,
-    table: Tensor,
-    dtype: torch.dtype,
-    *,
-    parts: int,
-    precision: str,
-    blocks: Blocks,
+    feats: Operand, grad_out: Operand, table: Tensor, dtype: torch.dtype, *, parts: int, blocks: Blocks
 ) -> Tensor:
     """Return the gradient of the weight, `[Cout, 27, Cin]`: the same numbers every time.
 
     Args:
-        feats: `[N, Cin]`, contiguous.
-        grad_out: `[N, Cout]`, contiguous.
+        feats: N rows of Cin.
+        grad_out: N rows of Cout, as many terms.
         table: rows of the neighbours by tap and row, int32 `[27, >= N]`.
         dtype: of the result.
         parts: parts of the rows, each summed by itself.
-        precision: of products of float32, as `tl.dot` takes it.
         blocks: how the work is divided.
     """
-    rows, cin = feats.shape
-    cout = grad_out.shape[1]
+    rows, terms, cin = feats.terms.shape
+    cout = grad_out.channels
     own = triton.cdiv(triton.cdiv(rows, parts), blocks.rows) * blocks.rows
-    sums = torch.empty((triton.cdiv(rows, own), 27 * cin, cout), dtype=torch.float32, device=feats.device)
+    sums = torch.empty((triton.cdiv(rows, own), 27 * cin, cout), dtype=torch.float32, device=table.device)
     tiles = triton.cdiv(27, blocks.taps) * triton.cdiv(cin, blocks.inner) * triton.cdiv(cout, blocks.out)
     _weight_kernel[(tiles, len(sums))](
-        feats, grad_out, table, sums, rows, table.stride(0), own,
-        cin, cout, blocks.rows, blocks.inner, blocks.out, blocks.taps,
-        max(feats.numel(), grad_out.numel()) >= 1 << 31, precision, num_warps=blocks.warps, num_stages=blocks.stages,
+        feats.terms, grad_out.terms, feats.unit, grad_out.unit, table, sums, rows, table.stride(0), own,
+        cin, cout, terms, blocks.rows, blocks.inner, blocks.out, blocks.taps,
+        max(feats.terms.numel(), grad_out.terms.numel()) >= 1 << 31, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
-    total = torch.empty((cout, 27, cin), dtype=dtype, device=feats.device)
+    total = torch.empty((cout, 27, cin), dtype=dtype, device=table.device)
     _sum_kernel[(triton.cdiv(27 * cin, 32), triton.cdiv(cout, 32))](sums, total, len(sums), 27 * cin, cout, 32)
     return total
 
 
 @triton.jit
 def _convolve_kernel(  # type: ignore[no-untyped-def]
-    feats, weight, bias, table, order, taps, out, n, places, w_in, w_tap, w_out,
-    CIN: tl.constexpr, COUT: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr,
-    MIRRORED: tl.constexpr, BIAS: tl.constexpr, GROUPED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    feats, weight, feats_unit, weight_unit, bias, table, order, taps, out, n, places, w_in, w_tap, w_out, w_term,
+    CIN: tl.constexpr, COUT: tl.constexpr, TERMS: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr,
+    MIRRORED: tl.constexpr, BIAS: tl.constexpr, GROUPED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of rows and of columns."""
     across: tl.constexpr = (COUT + OUT - 1) // OUT
@@ -135,12 +132,23 @@ def _convolve_kernel(  # type: ignore[no-untyped-def]
         present = (row >= 0)[:, None]
         if CIN % INNER != 0:
             present = present & (channel < CIN)[None, :]
-        gathered = tl.load(feats + (start * CIN)[:, None] + channel[None, :], mask=present, other=0.0)
+        at = feats + (start * (TERMS * CIN))[:, None] + channel[None, :]
+        gathered = tl.load(at, mask=present, other=0.0)
         if MIRRORED:
             tap = 26 - tap
         w_at = weight + tap * w_tap + (channel * w_in)[:, None] + (column * w_out)[None, :]
-        w = tl.load(w_at, mask=(channel < CIN)[:, None] & (column < COUT)[None, :], other=0.0)
-        total = tl.dot(gathered, w, total, input_precision=PRECISION)
+        w_there = (channel < CIN)[:, None] & (column < COUT)[None, :]
+        w = tl.load(w_at, mask=w_there, other=0.0)
+        if TERMS == 2:
+            # Tensor cores cut off what doesn't fit when they add; few of their sums, added up here, are as good as
+            # sums of float32.
+            part = tl.dot(tl.load(at + CIN, mask=present, other=0.0), w)
+            part = tl.dot(gathered, tl.load(w_at + w_term, mask=w_there, other=0.0), part)
+            total += tl.dot(gathered, w, part)
+        else:
+            total = tl.dot(gathered, w, total)
+    if feats_unit is not None:
+        total = total * tl.load(feats_unit) * tl.load(weight_unit)
     if BIAS:
         total += tl.load(bias + column, mask=column < COUT, other=0.0).to(tl.float32)[None, :]
     to = place
@@ -156,9 +164,9 @@ def _convolve_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _weight_kernel(  # type: ignore[no-untyped-def]
-    feats, grad_out, table, sums, n, places, own,
-    CIN: tl.constexpr, COUT: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr,
-    TAPS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    feats, grad_out, feats_unit, grad_unit, table, sums, n, places, own,
+    CIN: tl.constexpr, COUT: tl.constexpr, TERMS: tl.constexpr,
+    ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One part of the rows, for some taps and a block of input and of output channels."""
     outs: tl.constexpr = (COUT + OUT - 1) // OUT
@@ -179,7 +187,8 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
         mask = there[:, None]
         if COUT % OUT != 0:
             mask = mask & (column < COUT)[None, :]
-        grad = tl.load(grad_out + (to * COUT)[:, None] + column[None, :], mask=mask, other=0.0)
+        grad_at = grad_out + (to * (TERMS * COUT))[:, None] + column[None, :]
+        grad = tl.load(grad_at, mask=mask, other=0.0)
         if TAPS == 1:
             row = tl.load(table + first_tap * places.to(tl.int64) + place, mask=there, other=-1)
             if WIDE:
@@ -187,7 +196,10 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, :]
-            gathered = tl.load(feats + (row * CIN)[:, None] + channel[None, :], mask=present, other=0.0)
+            at = feats + (row * (TERMS * CIN))[:, None] + channel[None, :]
+            gathered = tl.load(at, mask=present, other=0.0)
+            if TERMS == 2:
+                low = tl.load(at + CIN, mask=present, other=0.0)
         else:
             # The channels of all taps beside each other.
             row = tl.load(
@@ -199,9 +211,18 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, :, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, None, :]
-            gathered = tl.load(feats + (row * CIN)[:, :, None] + channel[None, None, :], mask=present, other=0.0)
-            gathered = tl.reshape(gathered, (ROWS, TAPS * INNER))
-        total = tl.dot(tl.trans(gathered), grad, total, input_precision=PRECISION)
+            at = feats + (row * (TERMS * CIN))[:, :, None] + channel[None, None, :]
+            gathered = tl.reshape(tl.load(at, mask=present, other=0.0), (ROWS, TAPS * INNER))
+            if TERMS == 2:
+                low = tl.reshape(tl.load(at + CIN, mask=present, other=0.0), (ROWS, TAPS * INNER))
+        if TERMS == 2:
+            part = tl.dot(tl.trans(low), grad)
+            part = tl.dot(tl.trans(gathered), tl.load(grad_at + COUT, mask=mask, other=0.0), part)
+            total += tl.dot(tl.trans(gathered), grad, part)
+        else:
+            total = tl.dot(tl.trans(gathered), grad, total)
+    if feats_unit is not None:
+        total = total * tl.load(feats_unit) * tl.load(grad_unit)
     k = tl.arange(0, TAPS * INNER)
     tap = first_tap + k // INNER
     channel = tile // outs % ins * INNER + k % INNER

@@ -26,6 +26,5 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"torch": torch_backend, "triton": triton_backend, "spconv": spconv_backend}
-"""Where none is asked for, the last that runs is taken: `triton` after `spconv`, although its kernels are faster,
-until they have run on a GPU in the form that they have now."""
+BACKENDS: dict[str, Backend] = {"torch": torch_backend, "spconv": spconv_backend, "triton": triton_backend}
+"""From the slowest to the fastest: where none is asked for, the last that runs is taken."""

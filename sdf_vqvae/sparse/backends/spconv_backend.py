@@ -42,7 +42,7 @@ def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: Co
     """Return `out[p] = bias + sum_k weight[:, k] @ feats[p + k - 1]` over the active neighbours. [N, Cout]"""
     package = installed_package()
     if package is None:
-        raise ImportError("the spconv backend needs spconv-triton: pip install 'vae-qwen3vl[gpu]'")
+        raise ImportError("the spconv backend needs spconv-triton: pip install spconv-triton")
     functional = importlib.import_module(f"{package}.pytorch.functional")
     pairs = coordinates.derived(("spconv pairs", package), lambda: _pairs(package, coordinates))
     # Under autocast the library casts to float16 whatever the autocast type is, so it must not see it.

@@ -21,6 +21,7 @@ from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
 
 if TYPE_CHECKING:
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
+    from sdf_vqvae.sparse.backends.halves_triton import Operand
 
 _OLDEST = 3, 3
 """Release of Triton, that of PyTorch 2.7; the one before does not compile all kernels."""
@@ -99,63 +100,65 @@ def _grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet) -> Tensor:
-        feats, weight = feats.contiguous(), weight.contiguous()
-        ctx.save_for_backward(feats, weight)
-        ctx.coordinates = coordinates
-        return _rows(feats, weight, bias, coordinates, mirrored=False)
+        from sdf_vqvae.sparse.backends.halves_triton import operand
+
+        terms = _terms()
+        with _on(feats.device):
+            rows, kernel = operand(feats, terms), operand(weight, terms)
+            out = _rows(rows, kernel, bias, coordinates, feats.dtype, mirrored=False)
+        ctx.save_for_backward(rows.terms, rows.unit, kernel.terms, kernel.unit)
+        ctx.coordinates, ctx.shape = coordinates, weight.shape
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        feats, weight = ctx.saved_tensors
-        grad_out = grad_out.contiguous()
+        from sdf_vqvae.sparse.backends.halves_triton import Operand, operand
+
+        rows, kernel = (Operand(*ctx.saved_tensors[i : i + 2]) for i in (0, 2))
         grad_feats = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            # The neighbour relation is symmetric: row q sees p at offset k exactly if p sees q at 26 - k.
-            grad_feats = _rows(grad_out, weight, None, ctx.coordinates, mirrored=True)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(feats, grad_out, weight, ctx.coordinates)
+        with _on(grad_out.device):
+            grad = operand(grad_out, rows.terms.shape[1])
+            if ctx.needs_input_grad[0]:
+                # The neighbour relation is symmetric: row q sees p at offset k exactly if p sees q at 26 - k.
+                grad_feats = _rows(grad, kernel, None, ctx.coordinates, grad_out.dtype, mirrored=True)
+            if ctx.needs_input_grad[1]:
+                grad_weight = _weight_gradient(rows, grad, ctx.coordinates, grad_out.dtype).view(ctx.shape)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_out.sum(0)
         return grad_feats, grad_weight, grad_bias, None
 
 
 def _rows(
-    feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet, *, mirrored: bool
+    feats: Operand,
+    weight: Operand,
+    bias: Tensor | None,
+    coordinates: CoordinateSet,
+    dtype: torch.dtype,
+    *,
+    mirrored: bool,
 ) -> Tensor:
     from sdf_vqvae.sparse.backends.convolution_triton import convolve_rows
 
-    weight = weight.view(weight.shape[0], 27, -1)
-    cin, cout = feats.shape[1], weight.shape[2] if mirrored else weight.shape[0]
-    blocks = blocks_of_rows(cin, cout, feats.dtype)
+    rows, terms, cin = feats.terms.shape
+    cout = weight.channels if mirrored else len(weight.terms) // 27
     table, grouping = neighbor_table(coordinates), None
-    if min(cin, cout) >= _GROUPED_CHANNELS and len(feats) >= _GROUPED_ROWS:
+    if min(cin, cout) >= _GROUPED_CHANNELS and rows >= _GROUPED_ROWS:
         order, table, taps = grouped(coordinates)
         grouping = order, taps
-    precision = _precision(feats.dtype)
-    with _on(feats.device):
-        return convolve_rows(
-            feats, weight, bias, table, grouping, mirrored=mirrored, precision=precision, blocks=blocks
-        )
+    blocks = blocks_of_rows(cin, cout, terms)
+    return convolve_rows(feats, weight, bias, table, grouping, mirrored=mirrored, dtype=dtype, blocks=blocks)
 
 
-def _weight_gradient(feats: Tensor, grad_out: Tensor, weight: Tensor, coordinates: CoordinateSet) -> Tensor:
+def _weight_gradient(feats: Operand, grad_out: Operand, coordinates: CoordinateSet, dtype: torch.dtype) -> Tensor:
     from sdf_vqvae.sparse.backends.convolution_triton import weight_gradient
 
-    cin, cout = feats.shape[1], grad_out.shape[1]
-    blocks = blocks_of_weights(cin, cout, feats.dtype)
+    rows, terms, cin = feats.terms.shape
+    cout = grad_out.channels
+    blocks = blocks_of_weights(cin, cout, terms)
     tiles = -(-27 // blocks.taps) * -(-cin // blocks.inner) * -(-cout // blocks.out)
-    parts = max(1, min(_PROGRAMS // tiles, _MOST_PARTS, len(feats) // (8 * blocks.rows)))
-    with _on(feats.device):
-        return weight_gradient(
-            feats,
-            grad_out,
-            neighbor_table(coordinates),
-            weight.dtype,
-            parts=parts,
-            precision=_precision(feats.dtype),
-            blocks=blocks,
-        ).view(weight.shape)
+    parts = max(1, min(_PROGRAMS // tiles, _MOST_PARTS, rows // (8 * blocks.rows)))
+    return weight_gradient(feats, grad_out, neighbor_table(coordinates), dtype, parts=parts, blocks=blocks)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -163,41 +166,32 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """Return how float32 is multiplied: in TF32 where PyTorch's own products are, else as three products in it."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "tf32x3"
+def _terms() -> int:
+    """Return how many halves stand for a number of float32: one where PyTorch's own products take TF32, else two."""
+    return 1 if torch.get_float32_matmul_precision() != "highest" else 2
 
 
-def blocks_of_rows(cin: int, cout: int, dtype: torch.dtype) -> Blocks:
+def blocks_of_rows(cin: int, cout: int, terms: int) -> Blocks:
     """Return how features of `cin` channels are convolved to `cout`: the fastest on an H200."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
-    if dtype == torch.float32:
-        return Blocks(rows=_BLOCK, out=_power(cout, 64), inner=_inner(cin, 32), warps=4, stages=1)
-    out, inner = _power(cout, 128), _inner(cin, 64)
+    out, inner = _power(cout, 128), _inner(cin, 64 // terms)
     if out == 128:
         return Blocks(rows=_BLOCK, out=out, inner=inner, warps=8, stages=2)
     return Blocks(rows=_BLOCK, out=out, inner=inner, warps=8 if out == 64 else 4, stages=3)
 
 
-def blocks_of_weights(cin: int, cout: int, dtype: torch.dtype) -> Blocks:
+def blocks_of_weights(cin: int, cout: int, terms: int) -> Blocks:
     """Return how the gradient of a weight `[cout, 27, cin]` is computed: the fastest on an H200."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
-    if dtype == torch.float32:
-        out, inner = _power(cout, 64), _inner(cin, 64)
-        few = out <= 32
-        taps = max(1, 128 // inner)
-        return Blocks(rows=64 if few else 32, out=out, inner=inner, taps=taps, warps=4 if few else 8, stages=1)
-    out, inner = _power(cout, 128), _inner(cin, 128)
+    out, inner = _power(cout, 128 // terms), _inner(cin, 128 // terms)
     if inner >= 64:
-        return Blocks(rows=64 if inner == 128 else 128, out=out, inner=inner, warps=4, stages=3)
+        return Blocks(rows=64 if inner == 128 else 128 // terms, out=out, inner=inner, warps=4, stages=3)
     if inner == 32:
-        taps = max(2, min(8, 256 // out))
+        taps = max(2, min(8, 256 // out)) // terms
         return Blocks(rows=128, out=out, inner=inner, taps=taps, warps=4, stages=1)
-    return Blocks(rows=128, out=out, inner=inner, taps=4, warps=4, stages=3)
+    return Blocks(rows=128, out=out, inner=inner, taps=4 // terms, warps=4, stages=3)
 
 
 def _power(channels: int, largest: int) -> int:

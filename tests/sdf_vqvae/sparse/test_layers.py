@@ -127,7 +127,7 @@ def test_the_backend_is_chosen_by_environment_and_device(monkeypatch: pytest.Mon
         monkeypatch.setenv("SPARSE_BACKEND", name)
         assert active_backend("cpu") == "torch"
     monkeypatch.setenv("SPARSE_BACKEND", "flash")
-    with pytest.raises(ValueError, match="auto, torch, triton or spconv"):
+    with pytest.raises(ValueError, match="auto, torch, spconv or triton"):
         active_backend("cpu")
 
 

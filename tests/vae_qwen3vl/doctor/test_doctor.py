@@ -128,7 +128,7 @@ CASES = {
     "no spconv on a GPU": (
         replace(GPU, sparse_backend="spconv", spconv=(), backends={"cpu": "torch", "cuda": "torch"}),
         "hint convolutions: no spconv package: convolutions run on plain PyTorch, about 50 times slower on the GPU: "
-        "pip install 'vae-qwen3vl[gpu]'",
+        "pip install spconv-triton",
     ),
     "neither Triton nor spconv on a GPU": (
         replace(GPU, spconv=(), triton=False, backends={"cpu": "torch", "cuda": "torch"}),
@@ -154,7 +154,7 @@ CASES = {
     ),
     "an unknown backend": (
         replace(CPU, sparse_backend="torchsparse", backends={}),
-        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch, triton or spconv",
+        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch, spconv or triton",
     ),
     "a full disk under the cache": (
         replace(UNFETCHED, cache_free=10**9),
