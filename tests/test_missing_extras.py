@@ -163,7 +163,7 @@ def test_without_pytorch_every_command_and_script_says_so_in_one_line(repository
 
 def test_extras_bring_what_they_are_said_to_bring(repository):
     declared = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    packages = {"yaml": "pyyaml", "spconv": "spconv-triton", "mkdocs": "mkdocs-material"}
+    packages = {"yaml": "pyyaml", "mkdocs": "mkdocs-material"}
     packages |= {"python_multipart": "python-multipart", "prometheus_client": "prometheus-client"}
     for extra, names in EXTRAS.items():
         brought = {Requirement(line).name for line in declared["optional-dependencies"][extra]}

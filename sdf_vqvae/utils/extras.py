@@ -16,7 +16,7 @@ EXTRAS = {
     "web": ("gradio",),
     "docs": ("mkdocs", "mkdocstrings"),
     "search": ("usearch",),
-    "gpu": ("triton", "spconv"),
+    "gpu": ("triton",),
 }
 """Import names of what each extra brings."""
 _WITH_THEM = {"huggingface_hub": "language", "jinja2": "language", "matplotlib": "training"}
