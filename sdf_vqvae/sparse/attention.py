@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdf_vqvae.sparse.coordinates import CoordinateSet, Windows
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.utils.threads import by_rows
 
 # Not cuDNN's: it plans anew for every number of windows, which took 0.7 s for each new batch on an H100.
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -123,9 +124,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
-        hidden = int(channels * ratio)
+        self.hidden = int(channels * ratio)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, channels)
+            nn.Linear(channels, self.hidden), nn.GELU(approximate="tanh"), nn.Linear(self.hidden, channels)
         )
 
     def forward(self, feats: Tensor) -> Tensor:
@@ -155,4 +156,7 @@ class SparseTransformerBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[N, C]` to `[N, C]`."""
         feats = x.feats + self.attn(self.norm1(x.feats), x.coordinates)
-        return x.replace(feats + self.mlp(self.norm2(feats)))
+        return x.replace(by_rows(self._update, feats, width=self.mlp.hidden))
+
+    def _update(self, feats: Tensor) -> Tensor:
+        return feats + self.mlp(self.norm2(feats))

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdf_vqvae.utils.threads import has_numba, in_threads
+
 # Below this side a neighbour table is found by binary search; above it, through the table of the coarser set.
 _SEARCH_SIDE = 16
 
@@ -209,6 +211,13 @@ class CoordinateSet:
         rows_in_cell[parent * 8 + slot] = torch.arange(len(self), dtype=torch.int32, device=self.device)
         cell_offset, child_slot = _neighbor_lookup(self.device)  # [8, 27] each
         table = torch.empty((len(self), 27), dtype=torch.int32, device=self.device)
+        if self.device.type == "cpu" and has_numba():
+            from sdf_vqvae.sparse.loops_numba import look_up
+
+            tables = (parent, slot, cell_neighbors, rows_in_cell[:-1].view(-1, 8), cell_offset, child_slot)
+            arrays = [t.numpy() for t in tables]
+            in_threads(lambda start, stop: look_up(*arrays, start, stop, table.numpy()), len(self))
+            return table
         for rows in torch.arange(len(self), device=self.device).split(1 << 18):
             own_slot = slot[rows]
             cell = torch.gather(cell_neighbors[parent[rows]], 1, cell_offset[own_slot])  # [n, 27]

@@ -66,11 +66,14 @@ class VoxelNorm(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Normalize `[N, C]`; the output has the input's dtype."""
-        feats = x.feats
+        return x.replace(self.of(x.feats))
+
+    def of(self, feats: Tensor) -> Tensor:
+        """Normalize rows `[N, C]`."""
         # Autocast would widen input and output to float32, three times the memory traffic.
         with torch.autocast(feats.device.type, enabled=False):
             weight, bias = self.weight.to(feats.dtype), self.bias.to(feats.dtype)
-            return x.replace(nn.functional.layer_norm(feats, feats.shape[1:], weight, bias, self.eps))
+            return nn.functional.layer_norm(feats, feats.shape[1:], weight, bias, self.eps)
 
 
 class SparseDownsample(nn.Module):

@@ -14,6 +14,7 @@ from sdf_vqvae.sparse.conv import SparseConv3d
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.layers import VoxelNorm
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.utils.threads import by_rows
 
 
 def space_to_channel(x: SparseTensor) -> SparseTensor:
@@ -21,7 +22,7 @@ def space_to_channel(x: SparseTensor) -> SparseTensor:
     cells, _ = x.coordinates.coarser()
     channels = x.feats.shape[1]
     wide = x.feats.new_zeros((len(cells) * 8, channels))
-    wide = wide.index_copy(0, x.coordinates.places_in_cells(), x.feats)
+    wide = wide.index_copy_(0, x.coordinates.places_in_cells(), x.feats)
     return SparseTensor(wide.view(len(cells), 8 * channels), cells)
 
 
@@ -51,17 +52,20 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, mlp_ratio: float) -> None:
         super().__init__()
-        hidden = int(channels * mlp_ratio)
+        self.hidden = int(channels * mlp_ratio)
         self.conv = SparseConv3d(channels, channels, 3)
         self.norm = VoxelNorm(channels)
-        last = nn.Linear(hidden, channels)
+        last = nn.Linear(self.hidden, channels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), last)
+        self.mlp = nn.Sequential(nn.Linear(channels, self.hidden), nn.SiLU(), last)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[N, C]` to `[N, C]`."""
-        return x.replace(x.feats + self.mlp(self.norm(self.conv(x)).feats))
+        return x.replace(by_rows(self._update, x.feats, self.conv(x).feats, width=self.hidden))
+
+    def _update(self, feats: Tensor, mixed: Tensor) -> Tensor:
+        return feats + self.mlp(self.norm.of(mixed))
 
 
 class ResidualDown(nn.Module):

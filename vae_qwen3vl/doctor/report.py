@@ -222,7 +222,7 @@ def _convolutions(machine: Machine) -> Iterator[Finding]:
     if not machine.backends:
         yield _problem(
             "convolutions",
-            f"SPARSE_BACKEND={machine.sparse_backend!r} is unknown: choose auto, torch, spconv or triton",
+            f"SPARSE_BACKEND={machine.sparse_backend!r} is unknown: choose auto, torch, numba, spconv or triton",
         )
     elif machine.cuda and machine.backends.get("cuda") == "torch":
         why, remedy = ("no Triton", install("gpu"))

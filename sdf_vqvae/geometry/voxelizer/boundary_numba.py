@@ -16,7 +16,8 @@ from numba import njit
 from torch import Tensor
 
 from sdf_vqvae.geometry.voxelizer.boundary import Boundary
-from sdf_vqvae.geometry.voxelizer.bricks_numba import BRICK, in_threads, side_of_edge
+from sdf_vqvae.geometry.voxelizer.bricks_numba import BRICK, side_of_edge
+from sdf_vqvae.utils.threads import in_threads
 
 _SIZES = (64, 32, 16, 8)
 _NODES = 4

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdf_vqvae.geometry.voxelizer.batch import MeshBatch
 from sdf_vqvae.geometry.voxelizer.boundary import beside_rays
-from sdf_vqvae.geometry.voxelizer.winding import has_numba
+from sdf_vqvae.utils.threads import has_numba
 
 logger = logging.getLogger(__name__)
 

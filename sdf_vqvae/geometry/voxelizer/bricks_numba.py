@@ -5,8 +5,6 @@ Works in voxel units with sample (i, j, k) at its integer coordinates. The CUDA 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from numba import njit
 from torch import Tensor
 
 from sdf_vqvae.geometry.voxelizer.triangle_distance import Triangles
+from sdf_vqvae.utils.threads import in_threads
 
 BRICK = 8
 _HALF_DIAGONAL = 3.5 * 3**0.5
@@ -23,16 +22,6 @@ _SUB_HALF_DIAGONAL = np.float32(1.5 * 3**0.5 + 1e-3)
 _SLACK = 1e-3
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-
-
-def in_threads(work: Callable[[int, int], Any], count: int) -> list[Any]:
-    """Call `work(start, stop)` on parts of `range(count)` in as many threads as PyTorch uses; results in order."""
-    threads = torch.get_num_threads()
-    if threads == 1 or count < 2 * threads:
-        return [work(0, count)]
-    cuts = np.linspace(0, count, 4 * threads + 1).astype(np.int64).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, cuts[:-1], cuts[1:]))
 
 
 def frames(corners: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from sdf_vqvae.geometry.voxelizer.boundary import Boundary, boundary_of
 from sdf_vqvae.geometry.voxelizer.boundary_reference import strips_share_reference
 from sdf_vqvae.geometry.voxelizer.bricks import Bricks
 from sdf_vqvae.geometry.voxelizer.sheets import Skin, looks_inward
-from sdf_vqvae.geometry.voxelizer.winding import checked_winding_number, has_numba
+from sdf_vqvae.geometry.voxelizer.winding import checked_winding_number
+from sdf_vqvae.utils.threads import has_numba
 
 # An inside voxel this close to a face within the solid must not read as zero, which counts as outside.
 _SMALLEST_INSIDE = 1e-4

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdf_vqvae.utils.threads import has_numba
+
 # Beyond this many pairs the CPU takes libigl's tree.
 _EXACT_PAIRS = 1 << 22
 # Approximate values this close to one half are computed again exactly. The largest error of the tree on 16 meshes
@@ -63,8 +65,3 @@ def winding_number(points: Tensor, corners: Tensor) -> Tensor:
     from sdf_vqvae.geometry.voxelizer.winding_reference import winding_number_reference
 
     return winding_number_reference(points, corners)
-
-
-def has_numba() -> bool:
-    """Return whether Numba is installed (it follows new versions of Python after some months)."""
-    return importlib.util.find_spec("numba") is not None

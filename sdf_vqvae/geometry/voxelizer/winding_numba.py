@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from sdf_vqvae.geometry.voxelizer.bricks_numba import in_threads
+from sdf_vqvae.utils.threads import in_threads
 
 
 def winding_number_numba(points: Tensor, corners: Tensor) -> Tensor:

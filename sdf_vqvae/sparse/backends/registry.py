@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sdf_vqvae.sparse.backends import spconv_backend, torch_backend, triton_backend
+from sdf_vqvae.sparse.backends import numba_backend, spconv_backend, torch_backend, triton_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 
 
@@ -26,5 +26,10 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"torch": torch_backend, "spconv": spconv_backend, "triton": triton_backend}
+BACKENDS: dict[str, Backend] = {
+    "torch": torch_backend,
+    "numba": numba_backend,
+    "spconv": spconv_backend,
+    "triton": triton_backend,
+}
 """From the slowest to the fastest: where none is asked for, the last that runs is taken."""

@@ -1,6 +1,6 @@
 """Submanifold convolution in plain PyTorch: gather the 27 neighbours of a block of rows, one matrix product.
 
-The reference that the other backends are compared with, and the way on every machine without CUDA.
+The reference that the other backends are compared with, and what runs everywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feats: Tensor, weight: Tensor, neighbors: Tensor) -> Tensor:
         ctx.save_for_backward(feats, weight, neighbors)
-        return _gather_multiply(feats, _as_matrix(weight), neighbors)
+        return _gather_multiply(feats, as_matrix(weight), neighbors)
 
     @staticmethod
     @once_differentiable
@@ -48,22 +48,34 @@ class _Convolve(torch.autograd.Function):
         feats, weight, neighbors = ctx.saved_tensors
         grad_feats = grad_weight = None
         if ctx.needs_input_grad[0]:
-            # The neighbour relation is symmetric: row q sees p at offset k exactly if p sees q at 26 - k.
-            mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)  # [Cin, 3, 3, 3, Cout]
-            grad_feats = _gather_multiply(grad_out, _as_matrix(mirrored), neighbors)
+            grad_feats = _gather_multiply(grad_out, mirrored_matrix(weight), neighbors)
         if ctx.needs_input_grad[1]:
-            cout, cin = weight.shape[0], weight.shape[-1]
-            total = feats.new_zeros((27 * cin, cout), dtype=torch.promote_types(feats.dtype, torch.float32))
-            padded = _with_zero_row(feats)
-            for rows in _blocks(neighbors, cin):
-                gathered = _gather(padded, neighbors[rows])
-                total += (gathered.T @ grad_out[rows]).to(total.dtype)
-            grad_weight = total.T.reshape(cout, 3, 3, 3, cin).to(weight.dtype)
+            grad_weight = weight_gradient(feats, grad_out, weight, neighbors)
         return grad_feats, grad_weight, None
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    return weight.reshape(weight.shape[0], -1).T  # [27 * Cin, Cout]
+def as_matrix(weight: Tensor) -> Tensor:
+    """Return what the 27 neighbours of a row, side by side, are multiplied with. `[27 * Cin, Cout]`"""
+    return weight.reshape(weight.shape[0], -1).T
+
+
+def mirrored_matrix(weight: Tensor) -> Tensor:
+    """Return what 27 gradients are multiplied with: the neighbour relation is symmetric. `[27 * Cout, Cin]`
+
+    Row q sees p at offset k exactly if p sees q at 26 - k.
+    """
+    return as_matrix(weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0))
+
+
+def weight_gradient(feats: Tensor, grad_out: Tensor, weight: Tensor, neighbors: Tensor) -> Tensor:
+    """Return the gradient of `weight`, summed in float32 at least."""
+    cout, cin = weight.shape[0], weight.shape[-1]
+    total = feats.new_zeros((27 * cin, cout), dtype=torch.promote_types(feats.dtype, torch.float32))
+    padded = _with_zero_row(feats)
+    for rows in _blocks(neighbors, cin):
+        gathered = _gather(padded, neighbors[rows])
+        total += (gathered.T @ grad_out[rows]).to(total.dtype)
+    return total.T.reshape(weight.shape).to(weight.dtype)
 
 
 def _with_zero_row(feats: Tensor) -> Tensor:

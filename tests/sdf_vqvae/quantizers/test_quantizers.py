@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
-from sdf_vqvae.quantizers.quantizer import Quantizer, rotated
+from sdf_vqvae.quantizers.quantizer import Quantizer, _first_least, rotated
 from sdf_vqvae.quantizers.registry import QUANTIZERS, make_quantizer
 
 
@@ -61,6 +61,14 @@ def test_nearest_codes_equal_a_full_distance_matrix() -> None:
     vectors = torch.randn(300, 4)
     expected = torch.cdist(vectors, vq.embeddings.weight).argmin(1)
     assert torch.equal(vq.nearest(vectors), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 400), values=st.integers(1, 50), seed=st.integers(0, 10_000))
+def test_of_equally_near_codes_the_first_is_taken(rows: int, columns: int, values: int, seed: int) -> None:
+    distances = torch.randint(values, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+    first = [row.index(min(row)) for row in distances.tolist()]
+    assert _first_least(distances).tolist() == first
 
 
 def test_moving_averages_find_clusters_and_restart_unused_codes() -> None:

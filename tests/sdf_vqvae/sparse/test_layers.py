@@ -123,11 +123,17 @@ def test_distinct_coordinates_have_distinct_position_codes() -> None:
 
 
 def test_the_backend_is_chosen_by_environment_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("auto", "torch", "spconv", "triton"):
+    for name in ("auto", "numba"):
+        monkeypatch.setenv("SPARSE_BACKEND", name)
+        assert active_backend("cpu") == "numba"
+    for name in ("torch", "spconv", "triton"):
         monkeypatch.setenv("SPARSE_BACKEND", name)
         assert active_backend("cpu") == "torch"
+    monkeypatch.setattr("sdf_vqvae.sparse.backends.numba_backend.has_numba", lambda: False)
+    monkeypatch.setenv("SPARSE_BACKEND", "auto")
+    assert active_backend("cpu") == "torch"
     monkeypatch.setenv("SPARSE_BACKEND", "flash")
-    with pytest.raises(ValueError, match="auto, torch, spconv or triton"):
+    with pytest.raises(ValueError, match="auto, torch, numba, spconv or triton"):
         active_backend("cpu")
 
 

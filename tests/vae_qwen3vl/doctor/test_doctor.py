@@ -154,7 +154,7 @@ CASES = {
     ),
     "an unknown backend": (
         replace(CPU, sparse_backend="torchsparse", backends={}),
-        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch, spconv or triton",
+        "problem convolutions: SPARSE_BACKEND='torchsparse' is unknown: choose auto, torch, numba, spconv or triton",
     ),
     "a full disk under the cache": (
         replace(UNFETCHED, cache_free=10**9),
