@@ -87,7 +87,7 @@ def load_describer(
     if lora is not None and lora != NO_LORA:
         model.load_lora(lora)
         model.vl_model = merge_lora(model.vl_model)
-    return model.to(target).eval()
+    return _ready(model, target)
 
 
 def _open_folder(
@@ -109,7 +109,15 @@ def _open_folder(
     )
     model.check_vae(vae_hash if vae is None else vae.fingerprint())
     model.branch.vae_model = vae
-    return model.branch.to(device).eval()
+    return _ready(model.branch, device)
+
+
+def _ready(model: Qwen3VLWith3DBranch, device: torch.device) -> Qwen3VLWith3DBranch:
+    from vae_qwen3vl.language.backbone import fuse_norms
+
+    if device.type == "cuda":
+        fuse_norms(model.vl_model)
+    return model.to(device).eval()
 
 
 def describe(

@@ -15,6 +15,7 @@ from vae_qwen3vl.language.backbone import embedding_table, image_text_positions
 from vae_qwen3vl.layout import PLACEHOLDER_3D, Positions, SequenceLayout, lay_out, with_placeholders
 from vae_qwen3vl.processor import IGNORED_LABEL
 from vae_qwen3vl.projector import Tokens3D
+from vae_qwen3vl.sequence_3d import beside
 
 _MERGED = (
     "input_ids",
@@ -75,7 +76,8 @@ def merge_inputs(
 ) -> BranchInputs:
     """Put each object's block at its placeholder (or in front of its row) and pad the rows once.
 
-    All tensors are on one device. `Qwen3VLWith3DBranch.build_inputs` describes the arguments.
+    Integers are on one device, vectors on that of the language model, where all of the result is but the tokens'
+    coordinates. `Qwen3VLWith3DBranch.build_inputs` describes the arguments.
     """
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(f"labels {list(labels.shape)} don't match input_ids {list(input_ids.shape)}")
@@ -100,13 +102,14 @@ def merge_inputs(
         padding_side=padding_side,
         text_positions=text_positions,
     )
+    embeds = _fill_embeds(vl_model, layout, ids, tokens, markers, objects)
     return BranchInputs(
-        inputs_embeds=_fill_embeds(vl_model, layout, ids, tokens, markers, objects),
-        attention_mask=layout.attention_mask,
-        position_ids=layout.position_ids,
-        labels=None if labels is None else _fill_labels(layout, labels),
+        inputs_embeds=embeds,
+        attention_mask=beside(layout.attention_mask, embeds),
+        position_ids=beside(layout.position_ids, embeds),
+        labels=None if labels is None else beside(_fill_labels(layout, labels), embeds),
         tokens_3d=tokens,
-        slots=_slots(layout, ids, valid, objects)[:, -input_ids.shape[1] :],
+        slots=beside(_slots(layout, ids, valid, objects)[:, -input_ids.shape[1] :], embeds),
         encoding_indices_3d=encoding_indices_3d,
     )
 
@@ -150,13 +153,14 @@ def _check_ids(ids: Tensor, valid: Tensor, vocabulary: int) -> None:
 def _fill_embeds(
     vl_model: Any, layout: SequenceLayout, ids: Tensor, tokens: Tokens3D, markers: Tensor, objects: int
 ) -> Tensor:  # [B, S', H]
-    text = vl_model.get_input_embeddings()(ids.clamp(min=0).flatten())  # [B * S, H]
+    embeddings = vl_model.get_input_embeddings()
+    text = embeddings(beside(ids.clamp(min=0).flatten(), embeddings.weight))  # [B * S, H]
     start, end = markers.to(text)
     padding = text.new_zeros((1, text.shape[1]))
     blocks = [start.expand(objects, -1), end.expand(objects, -1), tokens.embeds.to(text)]
     pool = torch.cat([text, *blocks, padding])  # in the layout's order
     # No view, as the input of the first layer alone would be: layers are compiled once for both sorts of inputs.
-    return nn.functional.embedding(layout.source, pool)
+    return nn.functional.embedding(beside(layout.source, pool), pool)
 
 
 def _slots(layout: SequenceLayout, ids: Tensor, valid: Tensor, objects: int) -> Tensor:  # [B, S]

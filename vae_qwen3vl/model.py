@@ -22,7 +22,7 @@ from vae_qwen3vl.layout import Positions
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
-from vae_qwen3vl.sequence_3d import object_counts, prepare_3d_sequence_batched
+from vae_qwen3vl.sequence_3d import beside, object_counts, prepare_3d_sequence_batched
 from vae_qwen3vl.vae_latent_extractor import (
     ShapeVAE,
     codebook,
@@ -138,9 +138,12 @@ class Qwen3VLWith3DBranch(nn.Module):
         return getattr(self.vl_model, "_no_split_modules", None)
 
     def tokens_3d(self, feats: Tensor, coords: Tensor) -> Tokens3D:
-        """Project codes `feats [M, D]`, `coords [M, 4]` to at most `max_3d_tokens` tokens an object."""
-        device = self.projector.output_gain.device
-        return self.projector.project(feats.to(device), coords.to(device), self.max_3d_tokens, self.truncate_mode)
+        """Project codes `feats [M, D]`, `coords [M, 4]` to at most `max_3d_tokens` tokens an object.
+
+        The tokens' coordinates are on the device of `coords`.
+        """
+        feats = feats.to(self.projector.output_gain.device)
+        return self.projector.project(feats, coords, self.max_3d_tokens, self.truncate_mode)
 
     def count_3d_tokens(self, feats: Tensor, coords: Tensor) -> Tensor:  # [B]
         """Return how many sequence positions each object takes, its two markers included."""
@@ -160,7 +163,8 @@ class Qwen3VLWith3DBranch(nn.Module):
         """
         tokens = self.tokens_3d(*unpadded(feats, coords, mask_3d))
         batch = int(tokens.coords[-1, 0]) + 1
-        embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, tokens.coords, batch, max_3d_tokens=0)
+        there = beside(tokens.coords, tokens.embeds)
+        embeds, mask, _ = prepare_3d_sequence_batched(tokens.embeds, there, batch, max_3d_tokens=0)
         return embeds.to(embedding_table(self.vl_model).dtype), mask
 
     def get_3d_embeds_and_encoding_indices(
@@ -204,6 +208,8 @@ class Qwen3VLWith3DBranch(nn.Module):
         `input_ids` with placeholders (see `Processor3D`) get object j at the j-th placeholder, row by row. Plain
         `input_ids` get object i in front of row i. Each object becomes a start marker, its tokens, an end marker.
 
+        Places and positions are counted where `input_ids` are: on a CPU, nothing of that waits for a GPU.
+
         Args:
             input_ids: `[B, S]`.
             attention_mask: `[B, S]`; all tokens count if None.
@@ -217,9 +223,8 @@ class Qwen3VLWith3DBranch(nn.Module):
             video_grid_thw: likewise for videos.
             mm_token_type_ids: `[B, S]` as for the language model; found from the ids if None.
         """
-        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d)
-        device = self.device
-        input_ids = input_ids.to(device)
+        device = input_ids.device
+        tokens, encoding_indices = self._tokens_of(inputs_3d, feats_3d, coords_3d, mask_3d, device)
         return merge_inputs(
             self.vl_model,
             input_ids,
@@ -236,8 +241,14 @@ class Qwen3VLWith3DBranch(nn.Module):
         )
 
     def _tokens_of(
-        self, inputs_3d: Any, feats_3d: Tensor | None, coords_3d: Tensor | None, mask_3d: Tensor | None
+        self,
+        inputs_3d: Any,
+        feats_3d: Tensor | None,
+        coords_3d: Tensor | None,
+        mask_3d: Tensor | None,
+        device: torch.device,
     ) -> tuple[Tokens3D, Any]:
+        """Return the tokens, their coordinates on `device`, and the VAE's codes object if it was asked."""
         encoding_indices = None
         if inputs_3d is not None:
             if feats_3d is not None or coords_3d is not None:
@@ -248,8 +259,9 @@ class Qwen3VLWith3DBranch(nn.Module):
         if feats_3d is None or coords_3d is None:
             tokens = self.projector.no_tokens()
         else:
-            tokens = self.tokens_3d(*unpadded(feats_3d, coords_3d, mask_3d))
-        return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(self.device)), encoding_indices
+            feats, coords = unpadded(feats_3d, coords_3d, mask_3d)
+            tokens = self.tokens_3d(feats, coords.to(device))
+        return Tokens3D(embeds=tokens.embeds.to(self.device), coords=tokens.coords.to(device)), encoding_indices
 
     def forward(
         self,

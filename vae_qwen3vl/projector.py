@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_qwen3vl.sequence_3d import (
+    beside,
     check_coords,
     coarse_occupancy,
     group_blocks,
@@ -156,7 +157,8 @@ class Projector3D(nn.Module):
 
         Args:
             feats: `[M, D]` codebook vectors.
-            coords: `[M, 4]` = (object, x, y, z) latent cells, in any order.
+            coords: `[M, 4]` = (object, x, y, z) latent cells, in any order. On a CPU beside features on a GPU, they
+                and the tokens' stay there, and nothing waits for the GPU.
             max_tokens: tokens an object may have, those of the whole shape among them; 0 or less means no limit.
             over_budget: "pool" averages neighbouring blocks of an object that has more, so that all of it is
                 seen; "head" keeps its first `max_tokens` (the lowest z).
@@ -191,7 +193,7 @@ class Projector3D(nn.Module):
         front[:, 0] = torch.arange(len(whole), device=blocks.device) // self.shape_tokens
         merged = torch.cat([front, blocks])
         order = merged[:, 0].argsort(stable=True)
-        return Tokens3D(embeds=torch.cat([whole, embeds])[order], coords=merged[order])
+        return Tokens3D(embeds=torch.cat([whole, embeds])[beside(order, embeds)], coords=merged[order])
 
     def no_tokens(self) -> Tokens3D:
         """Return the tokens of no object, which hang on the parameters: under DDP text alone takes part as well."""
@@ -204,7 +206,7 @@ class Projector3D(nn.Module):
 
     def shape_vectors(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H]
         """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`."""
-        vectors = self.shape(_unit_rms(occupancy.to(self.output_gain.dtype)))
+        vectors = self.shape(_unit_rms(beside(occupancy, self.output_gain).to(self.output_gain.dtype)))
         return self._scaled(vectors.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1))
 
     def markers(self) -> Tensor:  # [2, H]
@@ -223,7 +225,7 @@ class Projector3D(nn.Module):
         if self.use_3d_pos:
             if coords is None:
                 raise ValueError("this projector has use_3d_pos=True: pass coords [..., 4] with the features")
-            hidden = hidden + self.position_gain * self.position(coords)
+            hidden = hidden + self.position_gain * self.position(beside(coords, hidden))
         return self._scaled(hidden)
 
     def _scaled(self, hidden: Tensor) -> Tensor:  # [..., H]

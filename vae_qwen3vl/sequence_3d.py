@@ -1,7 +1,8 @@
 """The order of 3D tokens and how many of them there are: sorting, padding, block grouping, pooling.
 
 Works on coordinates and feature rows alone; knows nothing of the VAE before it or the language model behind it.
-The order is (batch, z, y, x). Everything is vectorised and stays on the tensors' device.
+The order is (batch, z, y, x). Everything is vectorised and stays on the tensors' device. Coordinates may lie on a CPU
+beside features on a GPU: nothing waits for the GPU then, which may have other work before it.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def group_blocks(feats: Tensor, coords: Tensor, merge: int) -> tuple[Tensor, Ten
     if bool((keys[1:] == keys[:-1]).any()):
         row = int((keys[1:] == keys[:-1]).nonzero()[0])
         raise ValueError(f"latent cell {whole[order[row]].tolist()} (batch, x, y, z) appears more than once")
-    feats, whole = feats[order], whole[order]
+    feats, whole = feats[beside(order, feats)], whole[order]
     if merge == 1:
         return feats, whole
     blocks = torch.cat([whole[:, :1], whole[:, 1:] // merge], dim=1)
@@ -202,9 +203,10 @@ def group_blocks(feats: Tensor, coords: Tensor, merge: int) -> tuple[Tensor, Ten
     x, y, z = (whole[:, 1:] % merge).unbind(1)
     cell = (x * merge + y) * merge + z  # [M]
     rows, cells = len(block_keys), merge**3
-    packed = feats.new_zeros((rows, cells, feats.shape[1])).index_put((row_of, cell), feats)
-    occupied = feats.new_zeros((rows, cells)).index_put((row_of, cell), feats.new_ones(len(feats)))
-    return torch.cat([packed.flatten(1), occupied], dim=1), coords_of_keys(block_keys, bits)
+    place = beside(row_of * cells + cell, feats)
+    packed = feats.new_zeros((rows * cells, feats.shape[1])).index_put((place,), feats)
+    occupied = feats.new_zeros(rows * cells).index_put((place,), feats.new_ones(len(feats)))
+    return torch.cat([packed.view(rows, -1), occupied.view(rows, -1)], dim=1), coords_of_keys(block_keys, bits)
 
 
 def pool_to_budget(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tensor]:
@@ -234,7 +236,7 @@ def pool_to_budget(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, 
             break
         level = level + over
     total = torch.zeros((len(keys), feats.shape[1]), dtype=torch.float32, device=feats.device)
-    mean = total.index_add(0, row_of, feats.float()) / size[:, None]
+    mean = total.index_add(0, beside(row_of, feats), feats.float()) / beside(size, feats)[:, None]
     centroid = torch.zeros((len(keys), 4), dtype=coords.dtype, device=coords.device).index_add(0, row_of, coords)
     return mean.to(feats.dtype), centroid // size[:, None]
 
@@ -271,8 +273,13 @@ def keep_head(feats: Tensor, coords: Tensor, budget: int) -> tuple[Tensor, Tenso
     counts = object_counts(coords)
     if budget <= 0:
         return feats, coords
-    fits = rank_in_object(coords[:, 0], counts) < budget
-    return feats[fits], coords[fits]
+    fits = (rank_in_object(coords[:, 0], counts) < budget).nonzero().squeeze(1)
+    return feats[beside(fits, feats)], coords[fits]
+
+
+def beside(index: Tensor, rows: Tensor) -> Tensor:
+    """Return `index` on the device of `rows`. Nothing waits for the copy but what is computed there."""
+    return index.to(rows.device, non_blocking=index.device.type == "cpu")
 
 
 def _check_rows(feats: Tensor, coords: Tensor, truncate_mode: str) -> None:

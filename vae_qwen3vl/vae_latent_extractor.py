@@ -79,13 +79,14 @@ def look_up(codes: Tensor, table: Tensor) -> Tensor:  # [M] or [M, 1] -> [M, D]
     index = codes.reshape(-1)
     if index.is_floating_point():
         index = index.round()
-    index = index.to(table.device, torch.long)  # [M]
-    if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(table)):
+    index = index.long()  # [M]
+    # Looked at where they are: nobody waits for a GPU on whose codebook codes of the CPU are looked up.
+    low, high = torch.stack(torch.aminmax(index)).tolist() if len(index) else (0, 0)
+    if low < 0 or high >= len(table):
         raise ValueError(
-            f"codes run from {int(index.min())} to {int(index.max())}, but the codebook has {len(table)} entries: "
-            "they come from another VAE"
+            f"codes run from {low} to {high}, but the codebook has {len(table)} entries: they come from another VAE"
         )
-    return F.embedding(index, table)  # [M, D]
+    return F.embedding(index.to(table.device, non_blocking=index.device.type == "cpu"), table)  # [M, D]
 
 
 def extract_3d_latent(

@@ -20,6 +20,7 @@ import json
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from sdf_vqvae.utils.runtime import resolve_device
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.generation.answer import Sampling
 from vae_qwen3vl.generation.engine import Engine
-from vae_qwen3vl.language.backbone import inference_dtype, text_layers, without_wrapper
+from vae_qwen3vl.language.backbone import fuse_norms, inference_dtype, text_layers, without_wrapper
 from vae_qwen3vl.language.default_model import ensure_default_lm
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
@@ -248,6 +249,17 @@ def kernels(work: Callable[[], object], steps: int) -> dict[str, Any]:
     return {"kernels": round(sum(count.values()) / steps), "microseconds": round(total), "longest": longest}
 
 
+def waits(work: Callable[[], object]) -> dict[str, int]:
+    """Return where some work makes the host wait for the device, and how often."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        work()
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(each.filename).name}:{each.lineno}" for each in said if "synchroniz" in str(each.message)]
+    return dict(collections.Counter(places))
+
+
 def floor_tokens_per_second(model: Qwen3VLWith3DBranch, places: int, chats: int) -> float:
     """Return how many tokens a second there would be if weights and cache were read once a step and nothing else."""
     base = without_wrapper(model.vl_model)
@@ -295,6 +307,11 @@ def measured(shape: str, device: torch.device, options: argparse.Namespace) -> I
     processor = endless(model)
     on_gpu = device.type == "cuda"
     lengths = {}
+    if shape == "2b":  # the default comes with it
+        with Engine(model, processor, prefix_tokens=0) as engine:
+            row = {"object": "mug", "way": "norms as transformers writes them"}
+            yield row | speeds(engine, about_a_shape(prompt), [things["mug"]], options)
+        fuse_norms(model.vl_model)
     for graphs in (False, True) if on_gpu else (False,):
         way = "graphs" if graphs else "as written"
         for name, codes in things.items():
@@ -311,7 +328,7 @@ def measured(shape: str, device: torch.device, options: argparse.Namespace) -> I
                     work()
                     whole, prefill = kernels(work, steps), kernels(one, 1)
                     yield {"object": name, "way": way, "what": "answer of 16 steps, a step", **whole}
-                    yield {"object": name, "way": way, "what": "first token", **prefill}
+                    yield {"object": name, "way": way, "what": "first token", **prefill, "waits": waits(one)}
         with Engine(model, processor, prefix_tokens=0, prefill_tokens=2**16, graphs=graphs) as engine:
             chat = words_of_length(processor, lengths["512"])
             asked = engine.submit(chat, [], Sampling(max_new_tokens=1))

@@ -368,13 +368,17 @@ class Engine:
         on_device = torch.tensor([starts, ends]).to(device, non_blocking=True)
         hidden = self._forward(first, on_device[0], positions, embeds, images, longest)
         for chat, start in zip(group, starts, strict=True):
-            chat.length, chat.position = len(chat.embeds), int(chat.positions.max()) + 1
+            chat.length = len(chat.embeds)
             chat.answer.cached_tokens = start
             self._counts["prompt_tokens"] += chat.length - start
             self._counts["cached_tokens"] += start
             chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
         logits = self._base.lm_head(hidden[torch.arange(len(group), device=device), on_device[1]])  # [n, V]
-        self._draw(first, logits, logits.argmax(-1).tolist())
+        # The one look at the device, for both.
+        likeliest, last = torch.stack([logits.argmax(-1), positions.amax((0, 2))]).tolist()
+        for chat, position in zip(group, last, strict=True):
+            chat.position = position + 1
+        self._draw(first, logits, likeliest)
 
     def _step(self) -> None:
         """Give every active chat one more token."""

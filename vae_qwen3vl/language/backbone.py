@@ -68,6 +68,20 @@ def text_layers(vl_model: Any) -> Iterable[nn.Module]:
     return without_wrapper(vl_model).model.language_model.layers
 
 
+def fuse_norms(vl_model: Any) -> None:
+    """Replace the text model's norms in place by PyTorch's own, one kernel on a GPU instead of eight.
+
+    Weights and their names stay what they are. In bfloat16 the weight is multiplied before the result is rounded, not
+    after.
+    """
+    text_model = without_wrapper(vl_model).model.language_model
+    norms = [(name, module) for name, module in text_model.named_modules() if hasattr(module, "variance_epsilon")]
+    for name, module in norms:
+        fused = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, device="meta")
+        fused.weight = module.weight
+        text_model.set_submodule(name, fused)
+
+
 def compile_layers(vl_model: Any, backend: str = "inductor") -> None:
     """Compile every text layer in place, for any batch and length; names and weights stay what they are."""
     for layer in text_layers(vl_model):
@@ -131,8 +145,8 @@ def image_text_positions(
     positions, _ = base.model.get_rope_index(
         input_ids,
         mm_token_type_ids=mm_token_type_ids.to(input_ids.device),
-        image_grid_thw=image_grid_thw,
-        video_grid_thw=video_grid_thw,
+        image_grid_thw=None if image_grid_thw is None else image_grid_thw.to(input_ids.device),
+        video_grid_thw=None if video_grid_thw is None else video_grid_thw.to(input_ids.device),
         attention_mask=attention_mask.long(),
     )
     return positions

@@ -137,7 +137,7 @@ def title_contrast(tokens: Tokens3D, title_ids: Tensor, table: Tensor) -> Tensor
         title_ids: int64 `[O, T]`, -1 is padding.
         table: the language model's embeddings `[V, H]`.
     """
-    objects = tokens.coords[:, 0].long()
+    objects = tokens.coords[:, 0].long().to(tokens.embeds.device)
     count = len(title_ids)
     sums = torch.zeros(count, tokens.embeds.shape[1], device=tokens.embeds.device)
     shapes = F.normalize(sums.index_add(0, objects, tokens.embeds.float()), dim=1)  # [O, H]

@@ -186,3 +186,16 @@ def test_graphs_are_captured_soon_and_share_their_memory(graphs, processor, shap
     assert len(made) >= 3
     assert seconds < len(made)
     assert grown < 2**28
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_chat_is_written_without_a_wait_for_the_gpu(model, processor, shapes):
+    """The GPU may be at others' answers: each look at it would wait for them."""
+    with Engine(copy.deepcopy(model).to("cuda"), processor) as engine:
+        engine.submit(chat(None, "x"), shapes[3:]).text()  # the tokenizer's fingerprint is computed once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            engine._chat(chat(None, "x"), shapes[3:], Sampling())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vae_qwen3vl.language import adapters
-from vae_qwen3vl.language.backbone import compile_layers, inference_dtype
+from vae_qwen3vl.language.backbone import compile_layers, fuse_norms, inference_dtype
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.training.losses import AlignmentObjective
 
@@ -101,3 +101,21 @@ def test_adapters_merged_into_the_weights_answer_alike(make_vl, make_codes):
 def test_answers_are_computed_in_bfloat16_where_the_device_has_it(monkeypatch, device, known, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert inference_dtype(torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_fused_norms_compute_the_same_with_the_same_weights(make_vl, kind):
+    model = make_vl(kind)
+    ids = torch.arange(10, 40).view(2, 15)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 2)
+    with torch.no_grad():
+        wanted, names = model(input_ids=ids).logits, list(model.state_dict())
+        norms = sum(hasattr(module, "variance_epsilon") for module in model.model.language_model.modules())
+        fuse_norms(model)
+        found = model(input_ids=ids).logits
+    fused = [module for module in model.modules() if isinstance(module, torch.nn.RMSNorm)]
+    assert len(fused) == norms == {"qwen2_vl": 5, "qwen3_vl": 9}[kind]
+    assert list(model.state_dict()) == names and not any(p.is_meta for p in model.parameters())
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
