@@ -1,4 +1,4 @@
-"""What every test shares: the reference data, where it is present, few threads, and slow modules first."""
+"""What every test shares: the reference data, where it is present, few threads, and slow modules first and dealt."""
 
 from __future__ import annotations
 
@@ -56,11 +56,17 @@ def default_lm() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of processes that share the tests none shall be left with a slow one at the end: their modules come first."""
+    """Deal the modules to the processes that share the tests, slow ones first: none is left with one at the end.
+
+    xdist cuts the list into as many parts, one behind the other, and who has done its own takes of another's end.
+    """
     if not BESIDE_OTHERS:
         return
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    modules = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    dealt = {path: (place % processes, place) for place, path in enumerate(modules)}
+    items.sort(key=lambda item: dealt[item.path])
 
 
 @pytest.fixture
