@@ -151,6 +151,13 @@ def test_importing_the_packages_does_no_work():
     assert done.stdout.split() == ["0", "0"]
 
 
+def test_codes_are_read_and_their_model_is_found_without_libraries_of_meshes_and_of_adapters():
+    modules = "sdf_vqvae.codes.shape_codes, sdf_vqvae.model.checkpoint, vae_qwen3vl.describer, vae_qwen3vl.model"
+    code = f"import sys, {modules}; print({{'numba', 'peft', 'scipy', 'transformers', 'trimesh'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_tests_that_documents_name_are_there(repository):
     there = {
         f"/{path.relative_to(repository)}": re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)

@@ -15,7 +15,7 @@ import torch
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.progress import waiting
-from sdf_vqvae.utils.runtime import resolve_device
+from sdf_vqvae.utils.runtime import resolve_device, without_collector
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
 from vae_qwen3vl.trained_parts import NO_LORA, adapter_missing, is_model_folder, parts_for
 
@@ -36,6 +36,7 @@ class Description:
 
 
 @waiting("loading the language model")
+@without_collector()
 def load_describer(
     vae: SparseSDFVQVAE | None,
     vl_model: str | os.PathLike[str] | None = None,
@@ -64,7 +65,7 @@ def load_describer(
             projector was trained with an adapter that is neither given nor beside it.
         LanguageModelUnavailableError: the language model can't be had.
     """
-    from vae_qwen3vl.language.adapters import merge_lora
+    from vae_qwen3vl.language.adapters import load_merged
     from vae_qwen3vl.language.backbone import inference_dtype
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
@@ -85,8 +86,7 @@ def load_describer(
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None and lora != NO_LORA:
-        model.load_lora(lora)
-        model.vl_model = merge_lora(model.vl_model)
+        model.vl_model = load_merged(model.vl_model, lora)
     return _ready(model, target)
 
 

@@ -193,7 +193,7 @@ def steps(file: str) -> Iterator[tuple[str, float, float]]:
     from sdf_vqvae.codes.shape_codes import ShapeCodes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from vae_qwen3vl.describer import describe
-    from vae_qwen3vl.language.adapters import merge_lora
+    from vae_qwen3vl.language.adapters import load_merged
     from vae_qwen3vl.language.default_model import ensure_default_lm
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
     from vae_qwen3vl.processor import Processor3D
@@ -210,8 +210,7 @@ def steps(file: str) -> Iterator[tuple[str, float, float]]:
     projector, lora = shipped_weights()
     model.load_projector(projector)
     yield step("projector")
-    model.load_lora(lora)
-    model.vl_model = merge_lora(model.vl_model)
+    model.vl_model = load_merged(model.vl_model, lora)
     model.eval()
     yield step("adapter")
     Processor3D.from_pretrained(source)

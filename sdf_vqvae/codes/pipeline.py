@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 import trimesh
 
-from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.conversion import field_in_world
@@ -265,22 +265,6 @@ def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
         up=field.up,
         up_from=field.up_from,
     )
-
-
-def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
-    """Raise a ValueError unless the codes were made by this tokenizer."""
-    here = vae.fingerprint()
-    if codes.vae_hash != here:
-        raise ValueError(
-            f"the codes were made by the VAE {codes.vae_hash[:12]}, but this one is {here[:12]}: "
-            "give the --vae_config and --vae_ckpt they were made with"
-        )
-    grids = (vae.config.latent_resolution, vae.config.data_resolution)
-    if (codes.latent_resolution, codes.data_resolution) != grids:
-        raise ValueError(
-            f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
-            f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
-        )
 
 
 def decode_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> SparseTensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.geometry import MAX_RESOLUTION
-from sdf_vqvae.geometry.up import check_up
+from sdf_vqvae.geometry.up import Up, check_up
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
@@ -129,3 +130,29 @@ class ShapeCodes:
             raise ValueError(f"{path} is not a codes file: it lacks {error}") from error
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not a codes file: {brief(error)}") from error
+
+
+def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
+    """Raise a ValueError unless the codes were made by this tokenizer."""
+    here = vae.fingerprint()
+    if codes.vae_hash != here:
+        raise ValueError(
+            f"the codes were made by the VAE {codes.vae_hash[:12]}, but this one is {here[:12]}: "
+            "give the --vae_config and --vae_ckpt they were made with"
+        )
+    grids = (vae.config.latent_resolution, vae.config.data_resolution)
+    if (codes.latent_resolution, codes.data_resolution) != grids:
+        raise ValueError(
+            f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
+            f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
+        )
+
+
+def up_of_codes(codes: ShapeCodes, asked: str | None) -> Up:
+    """Return which way the source of codes stands. Raises a ValueError if another way is asked for."""
+    if asked not in (None, codes.up):
+        raise ValueError(
+            f"--up {asked}: the codes are of an object that stands along {codes.up} of its source, and can't be "
+            "turned: encode the mesh again"
+        )
+    return Up(axis=codes.up, known_from=codes.up_from or "as it was encoded")

@@ -10,15 +10,13 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import trimesh
 from torch import Tensor, nn
 
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.fields.description import CONVERSION_HINT
-from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.model.decoder import SparseSDFDecoder
 from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
@@ -26,6 +24,9 @@ from sdf_vqvae.quantizers.quantizer import Quantized
 from sdf_vqvae.quantizers.registry import make_quantizer
 from sdf_vqvae.sparse.coordinates import linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
+
+if TYPE_CHECKING:
+    import trimesh
 
 CODEBOOK = "vq.embeddings.weight"
 """Name of the codes `[K, D]` in the state of a tokenizer."""
@@ -235,6 +236,8 @@ class SparseSDFVQVAE(nn.Module):
         Raises:
             ValueError: the resolution exceeds the field's, or there is no surface at the level.
         """
+        from sdf_vqvae.fields.surface import extract_surface  # and the libraries of meshes, which codes don't need
+
         return [
             extract_surface(
                 feats[:, 0],

@@ -8,7 +8,9 @@ business, and what it does that of the modules it calls, which it imports in `wo
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -185,10 +187,13 @@ def run_program(program: str, work: Callable[[argparse.Namespace], int], options
     with contextlib.ExitStack() as stack:
         try:
             from sdf_vqvae.utils.progress import waiting
+            from sdf_vqvae.utils.runtime import without_collector
 
             prepare(verbose=getattr(options, "verbose", False))
             stack.enter_context(waiting(f"{program}: starting", once=True))
-            import torch  # noqa: F401 (every program stands on it: missing or broken, nothing else is worth saying)
+            atexit.register(gc.freeze)  # a process that ends gives all memory back: its cycles need no search
+            with without_collector():
+                import torch  # noqa: F401 (every program stands on it: without it nothing else is worth saying)
         except (ImportError, OSError) as error:
             return say_unloadable(program, error)
         return _exit_code(program, work, options)

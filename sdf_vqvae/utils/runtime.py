@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import random
@@ -56,6 +57,22 @@ def worker_seeds(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Stop Python's search for cycles inside the block, as a context or a decorator.
+
+    Where libraries are imported and models loaded, everything that is made stays: the search looks at a million
+    objects again and again, frees nothing and takes a quarter of the time.
+    """
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
 
 
 @dataclass(kw_only=True)

@@ -73,18 +73,23 @@ def _prompts(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> int:
-    from sdf_vqvae.codes.pipeline import encode_field, field_for, load_shape, up_for
-    from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
+    from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes, up_of_codes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import Stopwatch, resolve_device
     from vae_qwen3vl.describer import describe, load_describer
-    from vae_qwen3vl.descriptions.shapes import up_of_codes
 
     (path,) = settings.sources
     is_codes = path.suffix == CODES_SUFFIX
+    source: Any
     with waiting(f"reading {path}"), naming(path):
-        source: Any = ShapeCodes.load(path) if is_codes else load_shape(path)
-        up = up_of_codes(source, settings.up) if is_codes else up_for(path, source, settings.up)
+        if is_codes:  # the libraries of meshes have nothing to do then, and are not imported
+            source = ShapeCodes.load(path)
+            up = up_of_codes(source, settings.up)
+        else:
+            from sdf_vqvae.codes.pipeline import encode_field, field_for, load_shape, up_for
+
+            source = load_shape(path)
+            up = up_for(path, source, settings.up)
     target = resolve_device(options.device)
     vae = load_vae_from_config(settings.vae_config, settings.vae_ckpt, target)
     watch = Stopwatch(target)

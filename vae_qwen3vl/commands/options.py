@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sdf_vqvae.utils.runtime import without_collector
+
 
 def check_records_name(path: Path) -> None:
     """Raise a ValueError unless a file of records that `--output` names ends in .jsonl."""
@@ -27,7 +29,8 @@ def add_language_options(parser: argparse.ArgumentParser) -> None:
 
 def quiet_transformers(verbose: bool = False) -> None:
     """Turn transformers' progress bars and advice off for this process (unless `verbose`)."""
-    from transformers.utils import logging as transformers_logging
+    with without_collector():
+        from transformers.utils import logging as transformers_logging
 
     if verbose:
         return

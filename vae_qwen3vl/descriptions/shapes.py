@@ -15,12 +15,10 @@ import torch
 
 from sdf_vqvae.codes.encoding import EncodeWorker
 from sdf_vqvae.codes.folder import CodeFolder, Manifest
-from sdf_vqvae.codes.pipeline import check_codes
 from sdf_vqvae.codes.settings import EncodeSettings
-from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
+from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes, check_codes, up_of_codes
 from sdf_vqvae.data.objects import Kind, StoredObject, kind_of, objects_at
 from sdf_vqvae.data.tables import ID_COLUMN, UP_COLUMN
-from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
@@ -150,13 +148,3 @@ def _cached(folder: CodeFolder, settings: DescribeSettings) -> Iterator[tuple[st
 def _listed(path: Path, kind: Kind, settings: DescribeSettings, resolution: int) -> Iterator[tuple[str, _Entry]]:
     objects = objects_at(path, split=settings.split, resolution=resolution)
     return ((str(path) if kind is Kind.FILE else os.path.join(path, item.id), item) for item in objects)
-
-
-def up_of_codes(codes: ShapeCodes, asked: str | None) -> Up:
-    """Return which way the source of codes stands. Raises a ValueError if another way is asked for."""
-    if asked not in (None, codes.up):
-        raise ValueError(
-            f"--up {asked}: the codes are of an object that stands along {codes.up} of its source, and can't be "
-            "turned: encode the mesh again"
-        )
-    return Up(axis=codes.up, known_from=codes.up_from or "as it was encoded")

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdf_vqvae.codes.pipeline import check_codes
-from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.files import atomic_folder
 from sdf_vqvae.utils.progress import waiting

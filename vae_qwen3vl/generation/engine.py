@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdf_vqvae.codes.pipeline import check_codes
-from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
 from vae_qwen3vl.generation.decoding import Decoder

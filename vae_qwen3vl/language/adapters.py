@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
+from sdf_vqvae.utils.strict_files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,13 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 WEIGHTS = "adapter_model.safetensors"
 TARGETS = {"attention": _ATTENTION, "all": (*_ATTENTION, "gate_proj", "up_proj", "down_proj")}
 """Which linear maps of a text layer get an adapter."""
+_OF_PLAIN = {"bias": "none", "init_lora_weights": True}
+"""What the configuration of plain LoRA has to say where it says anything,"""
+_SAID_OF_PLAIN = {
+    *("base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version"),
+    *("qalora_group_size", "revision", "task_type"),
+}
+"""and what it may say; any other key that is not empty is peft's."""
 
 
 def _peft() -> Any:
@@ -89,7 +97,14 @@ def load_lora(
     # The file names the model it was trained on; peft would warn that this one lies in another folder.
     config.base_model_name_or_path = None
     wrapped = peft.get_peft_model(vl_model, config)
-    expected = {name: value.shape for name, value in peft.get_peft_model_state_dict(wrapped).items()}
+    _check_shapes({n: value.shape for n, value in peft.get_peft_model_state_dict(wrapped).items()}, saved, folder)
+    peft.set_peft_model_state_dict(wrapped, saved)
+    _tell(saved, config.r, folder)
+    return wrapped
+
+
+def _check_shapes(expected: Mapping[str, torch.Size], saved: Mapping[str, Tensor], folder: object) -> None:
+    """Raise a ValueError unless the tensors of an adapter are exactly those that the model asks for."""
     shapes = {name: value.shape for name, value in saved.items()}
     if expected != shapes:
         wrong = sorted(n for n in expected.keys() | shapes.keys() if expected.get(n) != shapes.get(n))
@@ -97,17 +112,64 @@ def load_lora(
             f"the LoRA adapter in {folder} doesn't fit this language model: {len(wrong)} tensors differ, "
             f"first {wrong[0]} (adapter {shapes.get(wrong[0])}, model {expected.get(wrong[0])})"
         )
-    peft.set_peft_model_state_dict(wrapped, saved)
-    untrained = all(not torch.any(value) for name, value in saved.items() if "lora_B" in name)
-    if untrained:
+
+
+def _tell(saved: Mapping[str, Tensor], rank: int, folder: object) -> None:
+    """Log what was loaded."""
+    if all(not torch.any(value) for name, value in saved.items() if "lora_B" in name):
         logger.warning("the LoRA adapter in %s is untrained: its B matrices are zero", folder)
-    logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), config.r, folder)
-    return wrapped
+    logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), rank, folder)
 
 
 def merge_lora(vl_model: Any) -> Any:
     """Return the language model with its adapters, if there are any, added into its weights: it answers sooner."""
     return vl_model.merge_and_unload() if hasattr(vl_model, "peft_config") else vl_model
+
+
+def load_merged(vl_model: nn.Module, folder: str | os.PathLike[str]) -> Any:
+    """Return what `merge_lora` makes of `load_lora`.
+
+    Plain LoRA is added here, to the same bit; peft, whose import and modules take longer than the sums, has the rest.
+    """
+    plain = None if hasattr(vl_model, "peft_config") else _plain_lora(folder)
+    if plain is None:
+        return merge_lora(load_lora(vl_model, folder))
+    rank, scale, targets = plain
+    maps = {name: module for name, module in vl_model.named_modules() if name.rpartition(".")[2] in targets}
+    if not maps or any(type(module) is not nn.Linear or module.weight.is_meta for module in maps.values()):
+        return merge_lora(load_lora(vl_model, folder))
+    saved, _ = read_safetensors(Path(folder) / WEIGHTS, "LoRA adapter")
+    pairs = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"] for name in maps}
+    expected: dict[str, torch.Size] = {}
+    for name, module in maps.items():
+        shapes = torch.Size([rank, module.in_features]), torch.Size([module.out_features, rank])
+        expected |= zip(pairs[name], shapes, strict=True)
+    _check_shapes(expected, saved, folder)
+    with torch.no_grad():
+        for name, module in maps.items():
+            a, b = (saved[part].to(module.weight.device, torch.float32) for part in pairs[name])  # [r, in], [out, r]
+            module.weight += b @ a * scale
+    _tell(saved, rank, folder)
+    return vl_model
+
+
+def _plain_lora(folder: str | os.PathLike[str]) -> tuple[int, float, set[str]] | None:
+    """Return rank, scale and names of the adapted maps of a peft folder; None if it may hold more than plain LoRA."""
+    try:
+        config = parse_json((Path(folder) / "adapter_config.json").read_bytes())
+    except (OSError, ValueError):
+        return None  # which peft says in more words
+    if not isinstance(config, dict) or not (Path(folder) / WEIGHTS).is_file():
+        return None
+    said = {key: value for key, value in config.items() if value}
+    kind, rank, alpha, targets = (said.pop(key, None) for key in ("peft_type", "r", "lora_alpha", "target_modules"))
+    if kind != "LORA" or type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        return None
+    if not isinstance(targets, list) or not all(type(n) is str and "." not in n for n in targets):
+        return None
+    if any(key not in _SAID_OF_PLAIN and value != _OF_PLAIN.get(key) for key, value in said.items()):
+        return None
+    return rank, alpha / rank, set(targets)
 
 
 @contextlib.contextmanager

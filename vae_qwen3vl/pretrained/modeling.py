@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from sdf_vqvae.utils.archives import write_safetensors
 from sdf_vqvae.utils.files import atomic_folder, write_json, write_text
 from vae_qwen3vl.inputs import merging_arguments
-from vae_qwen3vl.language.adapters import merge_lora, save_lora
+from vae_qwen3vl.language.adapters import load_merged, save_lora
 from vae_qwen3vl.language.backbone import VL_CLASSES, check_model_type, without_wrapper
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.pretrained.configuration import ShapeVLConfig
@@ -198,9 +198,10 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise adapter_missing(parts.projector)
         named = parts.reference
         if parts.lora is not None and parts.lora != NO_LORA:
-            branch.load_lora(parts.lora, trainable=is_trainable)
             if merge_adapter:
-                branch.vl_model, named = merge_lora(branch.vl_model), None
+                branch.vl_model, named = load_merged(branch.vl_model, parts.lora), None
+            else:
+                branch.load_lora(parts.lora, trainable=is_trainable)
         model = cls(ShapeVLConfig(language_model=named), branch, table, here)
         if (parts.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)

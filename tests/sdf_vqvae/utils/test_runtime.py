@@ -1,12 +1,15 @@
-"""What a process is told about its memory."""
+"""What a process is told about its memory, and when it looks for cycles in it."""
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from sdf_vqvae.utils.runtime import without_collector
 
 PROGRAM = """
 import ctypes, re, sys, threading
@@ -30,3 +33,13 @@ def test_threads_share_one_arena_once_asked_to():
     for asked, expected in (("one", "4"), ("many", "0")):
         done = subprocess.run([sys.executable, "-c", PROGRAM, asked], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == expected
+
+
+def test_cycles_are_looked_for_again_after_a_block_without_and_never_where_nobody_does():
+    with pytest.raises(ValueError, match="as it comes"), without_collector():
+        assert not gc.isenabled()
+        with without_collector():
+            pass
+        assert not gc.isenabled()
+        raise ValueError("as it comes")
+    assert gc.isenabled()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from vae_qwen3vl.language import adapters
-from vae_qwen3vl.language.backbone import compile_layers, fuse_norms, inference_dtype
+from vae_qwen3vl.language.backbone import compile_layers, fuse_norms, inference_dtype, text_layers
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.training.losses import AlignmentObjective
 
@@ -86,6 +88,50 @@ def test_adapters_merged_into_the_weights_answer_alike(make_vl, make_codes):
     torch.testing.assert_close(model(**given).logits, beside, rtol=1e-4, atol=1e-4)
     assert (beside - untouched).abs().max() > 0.01
     assert adapters.merge_lora(model.vl_model) is model.vl_model
+
+
+@pytest.fixture
+def saved_adapter(make_vl, tmp_path):
+    """A folder of trained adapters on all linear maps of a text layer."""
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    adapted = adapters.add_lora(make_vl("qwen2_vl"), 3, alpha=7, targets="all")
+    for name, value in adapted.named_parameters():
+        if "lora_" in name:
+            value.data = torch.randn_like(value) * 0.1
+    adapters.save_lora(adapted, tmp_path / "lora", "tiny")
+    return tmp_path / "lora"
+
+
+def merged_states(make_vl, folder, dtype):
+    """Return the language model's weights with the adapters added by us, and by peft."""
+    ours = adapters.load_merged(make_vl("qwen2_vl").to(dtype), folder)
+    theirs = adapters.merge_lora(adapters.load_lora(make_vl("qwen2_vl").to(dtype), folder))
+    return ours.state_dict(), theirs.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_added_without_peft_give_the_weights_that_peft_gives(make_vl, saved_adapter, dtype, monkeypatch):
+    untouched = make_vl("qwen2_vl").to(dtype).state_dict()
+    ours, theirs = merged_states(make_vl, saved_adapter, dtype)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    layers = sum(not torch.equal(ours[name], untouched[name]) for name in ours)
+    assert layers == 7 * len(list(text_layers(make_vl("qwen2_vl"))))
+    monkeypatch.setattr(adapters, "load_lora", None)
+    adapters.load_merged(make_vl("qwen2_vl"), saved_adapter)  # and peft had no part in it
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 2}}, {"r": 2}])
+def test_adapters_that_are_not_plain_are_left_to_peft(make_vl, saved_adapter, change):
+    file = saved_adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    if "r" in change:
+        with pytest.raises(ValueError, match="doesn't fit this language model: 28 tensors differ, first base_model"):
+            adapters.load_merged(make_vl("qwen2_vl"), saved_adapter)
+        return
+    ours, theirs = merged_states(make_vl, saved_adapter, torch.float32)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(
