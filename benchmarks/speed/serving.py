@@ -65,15 +65,15 @@ def served(threads: int, *options: str) -> Iterator[tuple[str, int]]:
         print(f"the server ended with exit code {code}", flush=True)
 
 
-def megabytes(process: int) -> float:
-    """Return the memory of a server and its processes; what they share counts once."""
+def megabytes(process: int, alone: bool = False) -> float:
+    """Return the memory of a server and its processes, or of itself alone; what they share counts once."""
     total, left = 0.0, [process]
     while left:
         one = left.pop()
         with contextlib.suppress(OSError):
             rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
             total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.M)[1]) / 1024  # type: ignore[index]
-            left += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+            left += [] if alone else map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
     return total
 
 
@@ -153,7 +153,8 @@ def measured_load(options: argparse.Namespace) -> dict[str, Any]:
     """Return the numbers of all sizes, batching on and off."""
     runs = []
     for batching in (True, False):
-        with served(options.threads, "--max_batch", "32" if batching else "1") as (url, process):
+        batch = "32" if batching else "1"
+        with served(options.threads, "--max_batch", batch, *in_dtype(options)) as (url, process):
             parts = encoded_objects(url)
             asyncio.run(load(url, parts, 1, len(parts), options.tokens))  # warm
             for clients in options.clients:
@@ -297,9 +298,9 @@ KINDS: dict[Callable[[Soak, httpx.AsyncClient, random.Random], Awaitable[None]],
 """What clients do, and how often."""
 
 
-async def soaked(soak: Soak, process: int, clients: int) -> list[tuple[float, float]]:
-    """Let clients do what they do until the time is over; return the memory over time."""
-    memory: list[tuple[float, float]] = []
+async def soaked(soak: Soak, process: int, clients: int) -> list[tuple[float, float, float]]:
+    """Let clients do what they do until the time is over; return seconds, and the memory of all and of the server."""
+    memory: list[tuple[float, float, float]] = []
     began = time.time()
 
     async def be(number: int) -> None:
@@ -313,7 +314,7 @@ async def soaked(soak: Soak, process: int, clients: int) -> list[tuple[float, fl
 
     async def watch() -> None:
         while time.time() < soak.until:
-            memory.append((time.time() - began, megabytes(process)))
+            memory.append((time.time() - began, megabytes(process), megabytes(process, alone=True)))
             await asyncio.sleep(_WATCHED)
 
     await asyncio.gather(watch(), *(be(number) for number in range(clients)))
@@ -322,7 +323,7 @@ async def soaked(soak: Soak, process: int, clients: int) -> list[tuple[float, fl
 
 def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
     """Return the account of a soak."""
-    with served(options.threads, "--idle_seconds", "15") as (url, process):
+    with served(options.threads, "--idle_seconds", "15", *in_dtype(options)) as (url, process):
         soak = Soak(
             url=url,
             parts=encoded_objects(url),
@@ -332,7 +333,7 @@ def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
         memory = asyncio.run(soaked(soak, process, options.clients[0]))
         page = httpx.get(f"{url}/metrics", timeout=60, trust_env=False).text
         lost = {name: soak.asked[name] - soak.seen[f"done {name}"] for name in soak.asked}
-    thirds = [[mib for second, mib in memory if part <= 3 * second / memory[-1][0] < part + 1] for part in range(3)]
+    thirds = [[row for row in memory if part <= 3 * row[0] / memory[-1][0] < part + 1] for part in range(3)]
     counted = re.findall(r'requests_total\{endpoint="([^"]+)",status="(\d+)"\} ([\d.]+)', page)
     return {
         "minutes": options.soak,
@@ -345,8 +346,14 @@ def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
         "wrong": collections.Counter(soak.wrong).most_common(20),
         "chats_with_an_id_of_their_own": len(soak.ids),
         "megabytes": {
-            "median of each third": [round(statistics.median(part)) for part in thirds if part],
-            "largest": round(max(mib for _, mib in memory)),
+            name: {
+                "median of each third": [
+                    round(statistics.median(row[column] for row in part)) for part in thirds if part
+                ],
+                "largest": round(max(row[column] for row in memory)),
+                "every minute": [round(row[column]) for row in memory[:: round(60 / _WATCHED)]],
+            }
+            for column, name in ((1, "all processes"), (2, "the server's own"))
         },
     }
 
@@ -356,8 +363,13 @@ def about_the_machine(options: argparse.Namespace) -> dict[str, Any]:
     return {"beside": options.beside, "load_before": options.load_before}
 
 
+def in_dtype(options: argparse.Namespace) -> list[str]:
+    """Return the server's option of the dtype, where one was asked for."""
+    return ["--dtype", options.dtype] if options.dtype else []
+
+
 def _name(options: argparse.Namespace) -> str | None:
-    return "soak" if options.soak else None
+    return f"soak{', ' * bool(options.dtype)}{options.dtype or ''}" if options.soak else None
 
 
 def main() -> None:
@@ -370,6 +382,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=24, help="of an answer, at most (24)")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="good, bad and slow clients for so long")
+    parser.add_argument("--dtype", help="of the language model (default: the server's)")
     parser.add_argument("--beside", default="nothing else", help="what ran on the machine beside it, for the record")
     options = parser.parse_args()
     options.clients = options.clients or ([8] if options.soak else [1, 8, 32, 128])

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdf_vqvae.commands.options import add_vae_options
 from sdf_vqvae.utils.programs import add_run_options, positive_int
 from sdf_vqvae.utils.settings import add_options, given
-from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
+from vae_qwen3vl.commands.options import add_dtype, add_language_options, quiet_transformers
 
 ABOUT = (
     "Open a page in the browser: drop a mesh, see its codes, read and ask about it, see it rebuilt. "
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("what one scan may take"), ScanLimits)
     add_vae_options(parser)
     add_language_options(parser)
+    add_dtype(parser)
     add_run_options(parser, json_output=False)
 
 
@@ -52,7 +53,7 @@ def work(options: argparse.Namespace) -> int:
     """Serve until it is interrupted."""
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.progress import waiting
-    from sdf_vqvae.utils.runtime import allocate_from_one_arena, resolve_device
+    from sdf_vqvae.utils.runtime import keep_memory_level, resolve_device
     from vae_qwen3vl.describer import load_describer
     from vae_qwen3vl.generation.engine import Engine
     from vae_qwen3vl.page.app import make_app
@@ -63,7 +64,7 @@ def work(options: argparse.Namespace) -> int:
     from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
     from vae_qwen3vl.serving.shapes import ShapeReader
 
-    allocate_from_one_arena()
+    keep_memory_level()
     limits = ShapeLimits(**given(options, ShapeLimits))
     with contextlib.ExitStack() as stack:
         socket = stack.enter_context(listen(options.host, options.port))  # a taken port should not cost a minute
@@ -74,7 +75,8 @@ def work(options: argparse.Namespace) -> int:
         vae = load_vae_from_config(options.vae_config, options.vae_ckpt, target)
         reader = ShapeReader(vae, limits, ScanLimits(**given(options, ScanLimits)))
         stack.callback(reader.close)
-        model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=target)
+        parts = options.vl_model, options.projector_ckpt, options.lora_dir
+        model = load_describer(vae, *parts, device=target, dtype=options.dtype)
         engine = Engine(model, Processor3D.from_pretrained(model.model_name_or_path))
         engine.start()
         stack.callback(engine.close, finish=False)

@@ -12,7 +12,7 @@ from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_
 from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_failures, print_json
 from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.settings import add_options, given
-from vae_qwen3vl.commands.options import add_language_options, check_records_name, quiet_transformers
+from vae_qwen3vl.commands.options import add_dtype, add_language_options, check_records_name, quiet_transformers
 from vae_qwen3vl.descriptions.settings import DescribeSettings
 
 ABOUT = """\
@@ -31,7 +31,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    shared = ("threshold_factor", "up", "vae_config", "vae_ckpt", "vl_model", "projector_ckpt", "lora_dir")
+    shared = ("threshold_factor", "up", "vae_config", "vae_ckpt", "vl_model", "projector_ckpt", "lora_dir", "dtype")
     add_options(parser, DescribeSettings, ("sources", "output"), by_hand=shared)
     add_threshold_factor(parser)
     add_up_option(parser)
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, DescribeSettings, ("max_new_tokens",))
     add_vae_options(parser)
     add_language_options(parser)
+    add_dtype(parser)
     many = parser.add_argument_group("many objects")
     add_options(many, DescribeSettings, ("batch_size", "split", "max_samples"))
     add_run_options(parser)
@@ -98,7 +99,8 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
         with watch("encode"), naming(path):
             codes = encode_field(vae, field_for(vae, source, threshold_factor=settings.threshold_factor, up=up))
     with watch("load language model"):
-        model = load_describer(vae, settings.vl_model, settings.projector_ckpt, settings.lora_dir, device=target)
+        parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
+        model = load_describer(vae, *parts, device=target, dtype=settings.dtype)
     with watch("describe"):
         words = describe(model, codes, *settings.prompts, max_new_tokens=settings.max_new_tokens)
     if options.json:

@@ -27,6 +27,17 @@ def add_language_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add `--dtype`, for programs that answer several questions at a time."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="what the language model computes in (default: bfloat16 where the device multiplies it, else float32). "
+        "In float32 an answer is the same whatever is answered beside it; in 16 bits, which are faster, other words "
+        "may come where two are nearly tied",
+    )
+
+
 def quiet_transformers(verbose: bool = False) -> None:
     """Turn transformers' progress bars and advice off for this process (unless `verbose`)."""
     with without_collector():

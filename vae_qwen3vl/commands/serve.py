@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdf_vqvae.commands.options import add_threshold_factor, add_vae_options
 from sdf_vqvae.utils.programs import add_run_options
 from sdf_vqvae.utils.settings import add_options, given
-from vae_qwen3vl.commands.options import add_language_options, quiet_transformers
+from vae_qwen3vl.commands.options import add_dtype, add_language_options, quiet_transformers
 
 if TYPE_CHECKING:
     from vae_qwen3vl.serving.metrics import Metrics
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_vae_options(parser)
     add_threshold_factor(parser)
     add_language_options(parser)
+    add_dtype(parser)
     add_run_options(parser, json_output=False)
 
 
@@ -51,7 +52,8 @@ def work(options: argparse.Namespace) -> int:
         from vae_qwen3vl.serving.service import Service
 
         vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
-        model = load_describer(vae, options.vl_model, options.projector_ckpt, options.lora_dir, device=options.device)
+        parts = options.vl_model, options.projector_ckpt, options.lora_dir
+        model = load_describer(vae, *parts, device=options.device, dtype=options.dtype)
         return Service(model, settings, limits, metrics, threshold_factor=options.threshold_factor)
 
     run(load, settings, options.device)

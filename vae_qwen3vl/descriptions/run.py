@@ -76,7 +76,8 @@ def describe_all(
             stack.enter_context(only_writer(settings.output))
             earlier = _earlier(settings.output, settings.decisive)
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
-        model = load_describer(shapes.vae, *parts, device=device, vae_hash=shapes.manifest.vae_hash)
+        vae_hash = shapes.manifest.vae_hash
+        model = load_describer(shapes.vae, *parts, device=device, dtype=settings.dtype, vae_hash=vae_hash)
         processor = Processor3D.from_pretrained(model.model_name_or_path)
         file = None
         if settings.output is not None:

@@ -39,6 +39,8 @@ class DescribeSettings:
     vl_model: str | None = None
     projector_ckpt: str | None = None
     lora_dir: str | None = None
+    dtype: str | None = None
+    """See `load_describer`."""
 
     def __post_init__(self) -> None:
         """Check all values; the messages name the options."""

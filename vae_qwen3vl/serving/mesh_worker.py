@@ -32,6 +32,7 @@ from sdf_vqvae.geometry.formats.registry import WRITABLE
 from sdf_vqvae.geometry.mesh import write_mesh
 from sdf_vqvae.geometry.up import UP_IN_SCANS
 from sdf_vqvae.utils.errors import brief, is_out_of_memory
+from sdf_vqvae.utils.runtime import release_memory
 from vae_qwen3vl.serving.settings import ShapeLimits
 
 TOO_LARGE, UNREADABLE = "too_large", "unreadable"
@@ -96,6 +97,7 @@ def work(maker: FieldMaker, pipe: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # also because a fork would lose the others
     _read_one_of_each_kind(maker)
+    release_memory()  # a third of it was for what compiled
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         pipe.send_bytes(READY)
         while True:

@@ -22,7 +22,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from sdf_vqvae.utils.ray_pool import connect, imported_ray, joins_a_cluster
-from sdf_vqvae.utils.runtime import allocate_from_one_arena
+from sdf_vqvae.utils.runtime import keep_memory_level
 from vae_qwen3vl.serving.app import make_app
 from vae_qwen3vl.serving.gate import Gate
 from vae_qwen3vl.serving.metrics import Metrics, page_of_all
@@ -52,7 +52,7 @@ class Replica:
     ) -> None:
         self._metrics = Metrics()
         self._gate = Gate(settings, keys, self._metrics)
-        allocate_from_one_arena()
+        keep_memory_level()
         self._service = load(settings, self._metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray's name for it

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdf_vqvae.utils.files import regular_file
 from sdf_vqvae.utils.ray_pool import joins_a_cluster
-from sdf_vqvae.utils.runtime import allocate_from_one_arena
+from sdf_vqvae.utils.runtime import keep_memory_level
 from vae_qwen3vl.serving.app import make_app
 from vae_qwen3vl.serving.gate import Gate
 from vae_qwen3vl.serving.metrics import Metrics
@@ -79,7 +79,7 @@ def run(
                 settings = replace(settings, port=listener.getsockname()[1])
         run_replicas(load, settings, keys, device)
         return
-    allocate_from_one_arena()
+    keep_memory_level()
     gate = Gate(settings, keys, metrics)
     with listen(settings.host, settings.port) as listener:
         Server(load(settings, metrics), gate).run(sockets=[listener])

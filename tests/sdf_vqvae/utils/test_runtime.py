@@ -11,11 +11,11 @@ import pytest
 
 from sdf_vqvae.utils.runtime import without_collector
 
-PROGRAM = """
+ARENAS = """
 import ctypes, re, sys, threading
-from sdf_vqvae.utils.runtime import allocate_from_one_arena
-if sys.argv[1] == "one":
-    allocate_from_one_arena()
+from sdf_vqvae.utils.runtime import keep_memory_level
+if sys.argv[1] == "level":
+    keep_memory_level()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 places = []
@@ -26,13 +26,40 @@ for thread in threads:
 low, high = re.search(r"^(\\w+)-(\\w+) .*\\[heap\\]$", open("/proc/self/maps").read(), re.M).groups()
 print(sum(int(low, 16) <= place < int(high, 16) for place in places))
 """
+HOLES = """
+import sys, time
+from sdf_vqvae.utils.runtime import keep_memory_level
+if sys.argv[1] == "level":
+    keep_memory_level(0.1)
+held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+before = held()
+blocks = [(bytearray(100_000), bytearray(1000)) for _ in range(2000)]
+grown = held() - before
+lasting = [small for _, small in blocks]
+del blocks
+until = time.monotonic() + 2
+while held() - before > 50 and time.monotonic() < until:
+    time.sleep(0.02)
+print(grown > 150, held() - before > 50)
+"""
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone has arenas")
-def test_threads_share_one_arena_once_asked_to():
-    for asked, expected in (("one", "4"), ("many", "0")):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, asked], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+def said(program: str, how: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@of_glibc
+@pytest.mark.parametrize(("how", "expected"), [("level", "4"), ("as it is", "0")])
+def test_threads_share_one_arena(how, expected):
+    assert said(ARENAS, how) == expected
+
+
+@of_glibc
+@pytest.mark.parametrize(("how", "expected"), [("level", "True False"), ("as it is", "True True")])
+def test_what_large_objects_took_goes_back_though_small_ones_between_them_live_on(how, expected):
+    assert said(HOLES, how) == expected
 
 
 def test_cycles_are_looked_for_again_after_a_block_without_and_never_where_nobody_does():

@@ -15,6 +15,7 @@ from engine_chats import alone, chat, chats
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from vae_qwen3vl.generation.answer import PieceWriter, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError, TooManyAtOnceError
+from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
@@ -36,6 +37,26 @@ def test_every_chat_gets_the_answer_that_it_gets_alone(model, processor, shapes,
     load = engine.load()
     assert load.answers == len(asked) and load.active == load.waiting == 0
     assert load.completion_tokens == sum(lengths)
+
+
+@pytest.mark.slow
+def test_in_float32_the_default_model_draws_the_same_words_alone_and_beside_others():
+    from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from vae_qwen3vl.describer import load_describer
+    from vae_qwen3vl.language.default_model import default_lm_folder
+
+    if default_lm_folder() is None:
+        pytest.skip("the default language model is not on this machine")
+    there = load_describer(load_vae_from_config(None, None, "cpu"), device="cpu", dtype="float32")
+    drawn = Sampling(max_new_tokens=16, temperature=2.0, seed=3)  # many words are likely: small changes show
+    asked = [chat(f"Tell a story of {count} cats.") for count in ("two", "four", "six")]
+    words = Processor3D.from_pretrained(there.model_name_or_path)
+    with Engine(there, words, prefix_tokens=0) as engine:
+        by_itself = [engine.submit(messages, (), drawn).text() for messages in asked]
+    with Engine(there, words, prefix_tokens=0) as engine:
+        answers = [engine.submit(messages, (), drawn) for messages in asked]
+        assert [answer.text() for answer in answers] == by_itself
+    assert len(set(by_itself)) > 1
 
 
 def test_a_next_turn_and_another_question_reuse_what_was_computed(model, processor, shapes):

@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
+import torch
 
 from live_server import chat, mesh_part, program, text, until
 from vae_qwen3vl.commands.main import main
+from vae_qwen3vl.serving.metrics import Metrics
 
 
 def test_it_serves_with_a_key_and_at_the_end_finishes_what_runs_and_refuses_what_is_new(tiny_folder, tmp_path, mug):
@@ -42,6 +45,17 @@ def serves_and_ends(server, client, mug):
         assert {one.result().status_code for one in running} == {200}
     assert server.wait(60) == 0
     assert not Path(f"/proc/{server.pid}").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_language_model_computes_in_the_dtype_that_is_asked_for(tiny_folder, monkeypatch, dtype):
+    served = []
+    monkeypatch.setattr("vae_qwen3vl.serving.service.Service", lambda model, *_, **__: served.append(model))
+    monkeypatch.setattr("vae_qwen3vl.serving.server.run", lambda load, settings, _: load(settings, Metrics()))
+    files = ["--vl_model", tiny_folder / "vl", "--projector_ckpt", tiny_folder / "projector.safetensors"]
+    files += ["--vae_ckpt", tiny_folder / "vae" / "model.safetensors"]
+    assert main(["serve", "--device", "cpu", "--dtype", dtype, *map(str, files)]) == 0
+    assert {weight.dtype for weight in served[0].vl_model.parameters()} == {getattr(torch, dtype)}
 
 
 def test_what_cant_be_served_is_one_line(tmp_path, capsys):
