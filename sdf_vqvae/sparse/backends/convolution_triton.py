@@ -15,6 +15,9 @@ from torch import Tensor
 
 from sdf_vqvae.sparse.backends.halves_triton import Operand
 
+_COLUMN_PARTS, _COLUMN_TILE = 1024, 4096
+"""Parts that the rows are summed in, and numbers of a part that are added at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
@@ -89,16 +92,30 @@ def weight_gradient(
     rows, terms, cin = feats.terms.shape
     cout = grad_out.channels
     own = triton.cdiv(triton.cdiv(rows, parts), blocks.rows) * blocks.rows
-    sums = torch.empty((triton.cdiv(rows, own), 27 * cin, cout), dtype=torch.float32, device=table.device)
-    tiles = triton.cdiv(27, blocks.taps) * triton.cdiv(cin, blocks.inner) * triton.cdiv(cout, blocks.out)
+    wide = terms * cin
+    sums = torch.empty((triton.cdiv(rows, own), 27 * wide, cout), dtype=torch.float32, device=table.device)
+    tiles = triton.cdiv(27, blocks.taps) * triton.cdiv(wide, blocks.inner) * triton.cdiv(cout, blocks.out)
     _weight_kernel[(tiles, len(sums))](
         feats.terms, grad_out.terms, feats.unit, grad_out.unit, table, sums, rows, table.stride(0), own,
-        cin, cout, terms, blocks.rows, blocks.inner, blocks.out, blocks.taps,
+        wide, cout, terms, blocks.rows, blocks.inner, blocks.out, blocks.taps,
         max(feats.terms.numel(), grad_out.terms.numel()) >= 1 << 31, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     total = torch.empty((cout, 27, cin), dtype=dtype, device=table.device)
-    _sum_kernel[(triton.cdiv(27 * cin, 32), triton.cdiv(cout, 32))](sums, total, len(sums), 27 * cin, cout, 32)
+    _sum_kernel[(triton.cdiv(27 * cin, 32), triton.cdiv(cout, 32))](
+        sums, total, len(sums), 27 * cin, cout, cin, terms, 32
+    )
     return total
+
+
+def column_sums(rows: Tensor) -> Tensor:
+    """Return the sums of the columns of `[N, C]`, added up in float32: the same numbers every time. `[C]`"""
+    count, channels = rows.shape
+    columns = min(triton.next_power_of_2(channels), 128)
+    at_a_time = _COLUMN_TILE // columns
+    own = triton.cdiv(triton.cdiv(count, _COLUMN_PARTS), at_a_time) * at_a_time
+    sums = torch.empty((triton.cdiv(count, own), channels), dtype=torch.float32, device=rows.device)
+    _column_kernel[(len(sums), triton.cdiv(channels, columns))](rows, sums, count, own, channels, at_a_time, columns)
+    return sums.sum(0).to(rows.dtype)
 
 
 @triton.jit
@@ -168,7 +185,10 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
     CIN: tl.constexpr, COUT: tl.constexpr, TERMS: tl.constexpr,
     ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One part of the rows, for some taps and a block of input and of output channels."""
+    """One part of the rows, for some taps and a block of input and of output channels.
+
+    The terms of a feature stand beside each other like channels, `CIN` of them; `_sum_kernel` adds them up.
+    """
     outs: tl.constexpr = (COUT + OUT - 1) // OUT
     ins: tl.constexpr = (CIN + INNER - 1) // INNER
     tile = tl.program_id(0)
@@ -196,10 +216,7 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, :]
-            at = feats + (row * (TERMS * CIN))[:, None] + channel[None, :]
-            gathered = tl.load(at, mask=present, other=0.0)
-            if TERMS == 2:
-                low = tl.load(at + CIN, mask=present, other=0.0)
+            gathered = tl.load(feats + (row * CIN)[:, None] + channel[None, :], mask=present, other=0.0)
         else:
             # The channels of all taps beside each other.
             row = tl.load(
@@ -211,13 +228,10 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, :, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, None, :]
-            at = feats + (row * (TERMS * CIN))[:, :, None] + channel[None, None, :]
-            gathered = tl.reshape(tl.load(at, mask=present, other=0.0), (ROWS, TAPS * INNER))
-            if TERMS == 2:
-                low = tl.reshape(tl.load(at + CIN, mask=present, other=0.0), (ROWS, TAPS * INNER))
+            gathered = tl.load(feats + (row * CIN)[:, :, None] + channel[None, None, :], mask=present, other=0.0)
+            gathered = tl.reshape(gathered, (ROWS, TAPS * INNER))
         if TERMS == 2:
-            part = tl.dot(tl.trans(low), grad)
-            part = tl.dot(tl.trans(gathered), tl.load(grad_at + COUT, mask=mask, other=0.0), part)
+            part = tl.dot(tl.trans(gathered), tl.load(grad_at + COUT, mask=mask, other=0.0))
             total += tl.dot(tl.trans(gathered), grad, part)
         else:
             total = tl.dot(tl.trans(gathered), grad, total)
@@ -232,14 +246,32 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sum_kernel(sums, total, parts, tall, columns, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum the parts in their order, `[tall, columns]` each, to `[columns, tall]`."""
+def _sum_kernel(  # type: ignore[no-untyped-def]
+    sums, total, parts, tall, columns, CIN: tl.constexpr, TERMS: tl.constexpr, SIDE: tl.constexpr
+):
+    """Sum the parts in their order, `[tall, columns]` each, and the terms, to `[columns, tall]`."""
     row = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
     column = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     mask = (row < tall)[:, None] & (column < columns)[None, :]
-    size = tl.cast(tall, tl.int64) * columns
-    at = row[:, None] * columns + column[None, :]
+    size = tl.cast(tall, tl.int64) * TERMS * columns
     value = tl.zeros((SIDE, SIDE), tl.float32)
     for part in range(parts):
-        value += tl.load(sums + part * size + at, mask=mask, other=0.0)
+        for term in tl.static_range(TERMS):
+            at = (row // CIN * TERMS + term) * CIN + row % CIN
+            value += tl.load(sums + part * size + at[:, None] * columns + column[None, :], mask=mask, other=0.0)
     tl.store(total + column[None, :] * tall + row[:, None], value.to(total.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _column_kernel(  # type: ignore[no-untyped-def]
+    rows, sums, n, own, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Sum one part of the rows."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    begin = tl.program_id(0) * own
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for at in range(begin, tl.minimum(begin + own, n), ROWS):
+        row = at + tl.arange(0, ROWS)
+        mask = (row < n)[:, None] & (column < CHANNELS)[None, :]
+        total += tl.load(rows + row.to(tl.int64)[:, None] * CHANNELS + column[None, :], mask=mask, other=0.0)
+    tl.store(sums + tl.program_id(0) * CHANNELS + column, tl.sum(total, axis=0), mask=column < CHANNELS)

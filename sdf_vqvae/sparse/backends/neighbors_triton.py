@@ -10,6 +10,8 @@ from torch import Tensor
 _PADDED = 128
 """Rows are rounded up to this many."""
 _ROW_BITS = 30
+_BRICK = 128
+"""Side of the bricks within which rows are grouped, voxels."""
 _INSERTED = 64  # rows a program
 _FOUND = 8
 
@@ -43,31 +45,31 @@ def rearranged(neighbors: Tensor) -> Tensor:
     return torch.nn.functional.pad(neighbors, (0, 0, 0, -len(neighbors) % _PADDED), value=-1).T.contiguous()
 
 
-def grouped(table: Tensor, bricks: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def grouped(table: Tensor, coords: Tensor, side: int, batch_size: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """Bring rows of a brick that have the same neighbours together, so that blocks of rows have fewer taps.
 
     Args:
         table: of `neighbor_table`.
-        bricks: number of each row's brick, int64 `[N]`, below 2^36.
-        block: rows of a block.
+        coords: int32 `[N, 4]`, contiguous.
+        side: grid side.
+        batch_size: samples.
+        block: rows of a block, which `table` has a multiple of.
 
     Returns:
         the order: the row at each new place, int32 `[N]`; the table of the new places; and how many taps each block
         has, then which, ascending, then -1: int32 `[blocks, 32]`.
     """
-    count = len(bricks)
-    taps = torch.empty(table.shape[1], dtype=torch.int32, device=table.device)
-    _bits_kernel[(table.shape[1] // _PADDED,)](table, taps, table.shape[1], _PADDED)
-    # Patterns of neighbours along a Gray code: those that follow each other differ little.
-    pattern = taps[:count].clone()
-    for shift in (1, 2, 4, 8, 16):
-        pattern ^= pattern >> shift
-    moved = torch.arange(table.shape[1], device=table.device)
-    moved[:count] = torch.sort((bricks << 27) | pattern).indices
-    blocks = triton.cdiv(count, block)
-    found = torch.full((blocks, 32), -1, dtype=torch.int32, device=table.device)
-    _taps_kernel[(blocks,)](taps[moved], found, table.shape[1], block, num_warps=1)
-    return moved[:count].to(torch.int32), table.index_select(1, moved), found
+    count, places = len(coords), table.shape[1]
+    bricks = triton.cdiv(side, _BRICK)
+    # Sorting takes half as long where brick and pattern, of all neighbours but the voxel itself, fit into 32 bits.
+    dtype = torch.int32 if batch_size * bricks**3 <= 1 << 6 else torch.int64
+    keys = torch.empty(count, dtype=dtype, device=table.device)
+    _key_kernel[(places // _PADDED,)](table, coords, keys, count, places, bricks, _BRICK, _PADDED)
+    order = torch.sort(keys).indices.to(torch.int32)
+    moved = torch.empty_like(table)
+    taps = torch.empty((triton.cdiv(count, block), 32), dtype=torch.int32, device=table.device)
+    _move_kernel[(places // block,)](table, order, moved, taps, count, places, block)
+    return order, moved, taps
 
 
 @triton.jit
@@ -135,23 +137,40 @@ def _find_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _bits_kernel(table, taps, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Set bit k where a row has neighbour k."""
+def _key_kernel(  # type: ignore[no-untyped-def]
+    table, coords, keys, n, places, bricks, SIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Number a row's brick and, within it, the pattern of its neighbours."""
     own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     bits = tl.zeros((BLOCK,), tl.int32)
-    for k in tl.static_range(27):
-        row = tl.load(table + k * rows.to(tl.int64) + own)
+    for k in tl.static_range(26):
+        tap = k if k < 13 else k + 1
+        row = tl.load(table + tap * places.to(tl.int64) + own)
         bits = bits | ((row >= 0).to(tl.int32) << k)
-    tl.store(taps + own, bits)
+    # The place along a Gray code: patterns that follow each other differ little.
+    for shift in tl.static_range(5):
+        bits = bits ^ (bits >> (1 << shift))
+    there = own < n
+    at = coords + own.to(tl.int64) * 4
+    brick = tl.load(at, mask=there, other=0).to(tl.int64)
+    for axis in tl.static_range(1, 4):
+        brick = brick * bricks + tl.load(at + axis, mask=there, other=0) // SIDE
+    tl.store(keys + own, ((brick << 26) | bits).to(keys.dtype.element_ty), mask=there)
 
 
 @triton.jit
-def _taps_kernel(taps, found, rows, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """List the taps of one block of rows."""
+def _move_kernel(table, order, moved, taps, n, places, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bring the columns of the table into the new order, and list the taps of each block."""
     block = tl.program_id(0)
     own = block * BLOCK + tl.arange(0, BLOCK)
+    there = own < n
+    row = tl.load(order + own, mask=there, other=0)
     tap = tl.arange(0, 32)
-    bits = tl.load(taps + own, mask=own < rows, other=0)
-    present = tl.max((bits[:, None] >> tap[None, :]) & 1, axis=0)
-    tl.store(found + block * 32 + tl.cumsum(present, axis=0), tap, mask=present > 0)
-    tl.store(found + block * 32, tl.sum(present, axis=0))
+    present = tl.zeros((32,), tl.int32)
+    for k in tl.static_range(27):
+        neighbor = tl.load(table + k * places.to(tl.int64) + row, mask=there, other=-1)
+        tl.store(moved + k * places.to(tl.int64) + own, neighbor)
+        present = tl.where((tap == k) & (tl.max(neighbor, axis=0) >= 0), 1, present)
+    place = tl.where(present > 0, tl.cumsum(present, axis=0), 0)
+    listed = tl.max(tl.where(place[None, :] == tap[:, None], tap[None, :], -1), axis=1)
+    tl.store(taps + block * 32 + tap, tl.where(tap == 0, tl.sum(present, axis=0), listed), mask=block * BLOCK < n)

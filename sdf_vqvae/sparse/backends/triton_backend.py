@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdf_vqvae.sparse.backends import torch_backend
-from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
+from sdf_vqvae.sparse.coordinates import CoordinateSet
 
 if TYPE_CHECKING:
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 _OLDEST = 3, 3
 """Release of Triton, that of PyTorch 2.7; the one before does not compile all kernels."""
-_GROUPED_CHANNELS = 128
 _GROUPED_ROWS = 1 << 17
-"""From so many channels on, leaving out taps is worth more than near rows; from so many rows on, their sorting."""
+"""From so many rows on, leaving out taps is worth their sorting"""
+_GROUPED_CHANNELS, _GROUPED_CHANNELS_IF_SPARSE = 64, 32
+"""and from so many halves a row on, which are as many channels, or half as many of float32."""
+_SPARSE = 0.6
+"""Where a smaller share of all neighbours is there, most taps are left out."""
 _BLOCK = 128
-_BRICK = 32
-"""Side of the bricks within which rows are grouped, voxels."""
 _PROGRAMS, _MOST_PARTS = 27 * 128, 128
 """Of the gradient of a weight: enough programs to fill a GPU, and parts that its rows are summed in."""
 
@@ -90,11 +91,21 @@ def grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
 def _grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
     from sdf_vqvae.sparse.backends import neighbors_triton
 
-    bricks = coordinates.coords.clone()
-    bricks[:, 1:] //= _BRICK
     with _on(coordinates.device):
-        numbers = linear_keys(bricks, coordinates.side // _BRICK + 1)
-        return neighbors_triton.grouped(neighbor_table(coordinates), numbers, _BLOCK)
+        table, coords = neighbor_table(coordinates), coordinates.coords.contiguous()
+        return neighbors_triton.grouped(table, coords, coordinates.side, coordinates.batch_size, _BLOCK)
+
+
+def _worth_grouping(coordinates: CoordinateSet, halves: int) -> bool:
+    """Return whether rows of so many halves are convolved faster in groups."""
+    if len(coordinates) < _GROUPED_ROWS or halves < _GROUPED_CHANNELS_IF_SPARSE:
+        return False
+    return halves >= _GROUPED_CHANNELS or coordinates.derived("triton share", lambda: _share(coordinates)) < _SPARSE
+
+
+def _share(coordinates: CoordinateSet) -> float:
+    """Return which share of the 27 neighbours of a voxel is there, from every 64th voxel: the GPU is waited for."""
+    return float((neighbor_table(coordinates)[:, ::64] >= 0).float().mean())
 
 
 class _Convolve(torch.autograd.Function):
@@ -113,8 +124,10 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        from sdf_vqvae.sparse.backends.convolution_triton import column_sums
         from sdf_vqvae.sparse.backends.halves_triton import Operand, operand
 
+        grad_out = grad_out.contiguous()
         rows, kernel = (Operand(*ctx.saved_tensors[i : i + 2]) for i in (0, 2))
         grad_feats = grad_weight = grad_bias = None
         with _on(grad_out.device):
@@ -124,8 +137,8 @@ class _Convolve(torch.autograd.Function):
                 grad_feats = _rows(grad, kernel, None, ctx.coordinates, grad_out.dtype, mirrored=True)
             if ctx.needs_input_grad[1]:
                 grad_weight = _weight_gradient(rows, grad, ctx.coordinates, grad_out.dtype).view(ctx.shape)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_out.sum(0)
+            if ctx.needs_input_grad[2]:
+                grad_bias = column_sums(grad_out)
         return grad_feats, grad_weight, grad_bias, None
 
 
@@ -140,10 +153,10 @@ def _rows(
 ) -> Tensor:
     from sdf_vqvae.sparse.backends.convolution_triton import convolve_rows
 
-    rows, terms, cin = feats.terms.shape
+    _, terms, cin = feats.terms.shape
     cout = weight.channels if mirrored else len(weight.terms) // 27
     table, grouping = neighbor_table(coordinates), None
-    if min(cin, cout) >= _GROUPED_CHANNELS and rows >= _GROUPED_ROWS:
+    if _worth_grouping(coordinates, min(cin, cout) * terms):
         order, table, taps = grouped(coordinates)
         grouping = order, taps
     blocks = blocks_of_rows(cin, cout, terms)
@@ -156,7 +169,7 @@ def _weight_gradient(feats: Operand, grad_out: Operand, coordinates: CoordinateS
     rows, terms, cin = feats.terms.shape
     cout = grad_out.channels
     blocks = blocks_of_weights(cin, cout, terms)
-    tiles = -(-27 // blocks.taps) * -(-cin // blocks.inner) * -(-cout // blocks.out)
+    tiles = -(-27 // blocks.taps) * -(-cin * terms // blocks.inner) * -(-cout // blocks.out)
     parts = max(1, min(_PROGRAMS // tiles, _MOST_PARTS, rows // (8 * blocks.rows)))
     return weight_gradient(feats, grad_out, neighbor_table(coordinates), dtype, parts=parts, blocks=blocks)
 
@@ -185,13 +198,13 @@ def blocks_of_weights(cin: int, cout: int, terms: int) -> Blocks:
     """Return how the gradient of a weight `[cout, 27, cin]` is computed: the fastest on an H200."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
-    out, inner = _power(cout, 128 // terms), _inner(cin, 128 // terms)
+    out, inner = _power(cout, 128), _inner(cin * terms, 128 // terms)
     if inner >= 64:
-        return Blocks(rows=64 if inner == 128 else 128 // terms, out=out, inner=inner, warps=4, stages=3)
+        rows = 64 if inner * terms >= 128 else 128
+        return Blocks(rows=rows, out=out, inner=inner, warps=8 if out * terms > 128 else 4, stages=3)
     if inner == 32:
-        taps = max(2, min(8, 256 // out)) // terms
-        return Blocks(rows=128, out=out, inner=inner, taps=taps, warps=4, stages=1)
-    return Blocks(rows=128, out=out, inner=inner, taps=4 // terms, warps=4, stages=3)
+        return Blocks(rows=128, out=out, inner=inner, taps=max(2, min(8, 256 // out)), warps=4, stages=1)
+    return Blocks(rows=128, out=out, inner=inner, taps=4, warps=4, stages=3)
 
 
 def _power(channels: int, largest: int) -> int:

@@ -63,19 +63,31 @@ def there(coordinates: CoordinateSet) -> CoordinateSet:
     return CoordinateSet(coordinates.coords.to(DEVICE), coordinates.side, coordinates.batch_size)
 
 
+def large() -> CoordinateSet:
+    """Voxels of several bricks, too many for numbers of 32 bits."""
+    coords = torch.tensor(
+        [[b, x, y, z] for b in (0, 1) for x in (0, 300, 511) for y in (5, 6, 400) for z in (0, 1, 2)]
+    )
+    return CoordinateSet(coords, 512)
+
+
+def bricks_of(coordinates: CoordinateSet) -> torch.Tensor:
+    b, x, y, z = coordinates.coords.long().unbind(1)
+    return ((b * 4 + x // 128) * 4 + y // 128) * 4 + z // 128
+
+
 @pytest.mark.gpu
 @needs_kernels
-@pytest.mark.parametrize("make", SETS)
+@pytest.mark.parametrize("make", (*SETS, large))
 def test_the_map_is_that_of_the_coordinates(make: Callable[[], CoordinateSet]) -> None:
     from sdf_vqvae.sparse.backends.neighbors_triton import grouped, rearranged
 
     coordinates = there(make())
     table = triton_backend.neighbor_table(coordinates)
     assert torch.equal(table, rearranged(coordinates.neighbors()))
-    bricks = coordinates.coords[:, 0].long() * 2 + coordinates.coords[:, 1] // 4
-    order, moved, taps = grouped(table, bricks, 32)
+    order, moved, taps = grouped(table, coordinates.coords, coordinates.side, coordinates.batch_size, 32)
     assert torch.equal(order.sort().values.long(), torch.arange(len(coordinates), device=DEVICE))
-    assert bool((bricks[order.long()].diff() >= 0).all())
+    assert bool((bricks_of(coordinates)[order.long()].diff() >= 0).all())
     assert torch.equal(moved, rearranged(coordinates.neighbors()[order.long()]))
     assert len(taps) == -(-len(coordinates) // 32)
     for number, listed in enumerate(taps):
