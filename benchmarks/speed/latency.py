@@ -5,8 +5,8 @@ python benchmarks/speed/latency.py --shapes default --tiny      # anywhere, a pr
 
 The language models: `default`, the embedded one with the shipped projector; `2b`, of the shape of Qwen3-VL-2B with
 random weights. Each answers through the engine, as `describe` and `serve` do, greedily and without an early end, with
-steps as CUDA graphs and, in the same run, as they are written. Two objects: one fills 512 3D tokens, the other is an
-example mesh. Beside them chats of as many tokens without a shape, in the engine and in transformers' own `generate`,
+CUDA graphs and, in the same run, as it is written. Two objects: one fills 512 3D tokens, the other is an example
+mesh. Beside them chats of as many tokens without a shape, in the engine and in transformers' own `generate`,
 with its growing cache and (`2b`) with its static cache, which it compiles. Times are medians of warm runs, of what a
 caller sees; tokens a second are those behind the first. The floor is the time to read all weights and what the cache
 holds once, at 4.3 TB/s. The first token's parts are timed one by one, each with a wait for the device.
@@ -152,14 +152,16 @@ def words_of_length(processor: Processor3D, tokens: int) -> Messages:
 
 def median_seconds(work: Callable[[], object], repeats: int, warm: int = 1) -> float:
     """Return the median seconds of some work, after runs that are not timed."""
-    times = []
-    for _ in range(warm + repeats):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[warm:])
+    return statistics.median([seconds_of(work) for _ in range(warm + repeats)][warm:])
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds of some work, the device's too."""
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 
 def wait() -> None:
@@ -181,24 +183,26 @@ def answering(engine: Engine, messages: Messages, shapes: list[ShapeCodes], toke
 
 
 def speeds(
-    engine: Engine, messages: Messages, shapes: list[ShapeCodes], options: argparse.Namespace
+    engine: Engine, messages: Messages, shapes: list[ShapeCodes], options: argparse.Namespace, **less: Any
 ) -> dict[str, Any]:
-    """Return how soon one chat is answered, and how fast many are."""
+    """Return how soon one chat is answered, and how fast many are; `less` replaces options."""
+    options = argparse.Namespace(**vars(options) | less)
     words = 2 if options.tiny else len(engine.processor.encode_text(TWENTY_WORDS))
     more, repeats = options.tokens, options.repeats
-    start = time.perf_counter()
-    answering(engine, messages, shapes, 3)()
-    numbers: dict[str, Any] = {"milliseconds_of_the_first_answer": milliseconds(time.perf_counter() - start)}
-    first = median_seconds(answering(engine, messages, shapes, 1), repeats)
-    numbers["milliseconds_to_first_token"] = milliseconds(first)
-    numbers["milliseconds_to_20_words"] = milliseconds(
-        median_seconds(answering(engine, messages, shapes, words), repeats)
-    )
-    numbers["tokens_of_20_words"] = words
+    first = [seconds_of(answering(engine, messages, shapes, 3)) for _ in range(2)]
+    soon = median_seconds(answering(engine, messages, shapes, 1), repeats)
+    numbers: dict[str, Any] = {
+        "milliseconds_of_the_first_answers": [milliseconds(seconds) for seconds in first],
+        "milliseconds_to_first_token": milliseconds(soon),
+        "tokens_of_20_words": words,
+        "milliseconds_to_20_words": milliseconds(
+            median_seconds(answering(engine, messages, shapes, words), repeats, warm=0)
+        ),
+    }
     for chats in options.chats:
-        few = 1 if chats > 1 else repeats
-        long = median_seconds(answering(engine, messages, shapes, 1 + more, chats), few)
-        short = median_seconds(answering(engine, messages, shapes, 1, chats), few)
+        warm = int(chats > 1)
+        long = median_seconds(answering(engine, messages, shapes, 1 + more, chats), 1, warm)
+        short = soon if chats == 1 else median_seconds(answering(engine, messages, shapes, 1, chats), 1, warm)
         numbers[f"tokens_per_second_{chats}"] = round(chats * more / (long - short), 1)
     return numbers
 
@@ -282,14 +286,12 @@ def transformers_speeds(model: Any, tokens: int, options: argparse.Namespace, **
         )
 
     more = options.tokens
-    start = time.perf_counter()
-    generating(3)()
-    begun = time.perf_counter() - start
-    long = median_seconds(generating(1 + more), options.repeats, warm=2)  # a static cache is as long as the answer
-    short = median_seconds(generating(1), options.repeats)
+    begun = seconds_of(generating(1 + more))
+    long = median_seconds(generating(1 + more), min(3, options.repeats))  # a static cache is as long as the answer
+    short = median_seconds(generating(1), min(3, options.repeats))
     return {
         "tokens": tokens,
-        "milliseconds_of_the_first_answer": milliseconds(begun),
+        "seconds_of_the_first_answer": round(begun, 2),
         "milliseconds_to_first_token": milliseconds(short),
         "tokens_per_second_1": round(more / (long - short), 1),
     }
@@ -302,46 +304,41 @@ def measured(shape: str, device: torch.device, options: argparse.Namespace) -> I
     """Yield the rows of one language model."""
     vae = load_vae_from_config(None, None, device)
     model = default_model(vae, device) if shape == "default" else shaped_like_2b(vae, device, options.tiny)
-    prompt = model.prompt or DEFAULT_PROMPT
+    chat = about_a_shape(model.prompt or DEFAULT_PROMPT)
     things = objects(model, vae)
     processor = endless(model)
     on_gpu = device.type == "cuda"
-    lengths = {}
-    if shape == "2b":  # the default comes with it
-        with Engine(model, processor, prefix_tokens=0) as engine:
-            row = {"object": "mug", "way": "norms as transformers writes them"}
-            yield row | speeds(engine, about_a_shape(prompt), [things["mug"]], options)
+    fast = {"prefix_tokens": 0, "prefill_tokens": 2**16}
+    if on_gpu:
+        less = {"repeats": 1, "tokens": min(16, options.tokens), "chats": [1]}
+        with Engine(model, processor, **fast, graphs=False) as engine:
+            yield {"object": "mug", "way": "as written"} | speeds(engine, chat, [things["mug"]], options, **less)
+    if on_gpu and shape == "2b":  # the default comes with it
+        less = {"repeats": 3, "chats": [1]}
+        with Engine(model, processor, **fast) as engine:
+            row = {"object": "mug", "way": "graphs, norms as transformers writes them"}
+            yield row | speeds(engine, chat, [things["mug"]], options, **less)
         fuse_norms(model.vl_model)
-    for graphs in (False, True) if on_gpu else (False,):
-        way = "graphs" if graphs else "as written"
+    way, lengths = "graphs" if on_gpu else "as written", {}
+    with Engine(model, processor, **fast) as engine:
         for name, codes in things.items():
-            with Engine(model, processor, prefix_tokens=0, prefill_tokens=2**16, graphs=graphs) as engine:
-                chat = about_a_shape(prompt)
-                asked = engine.submit(chat, [codes], Sampling(max_new_tokens=1))
-                asked.text()
-                lengths[name] = asked.prompt_tokens
-                about = {"tokens": asked.prompt_tokens, "tokens_3d": asked.tokens_3d}
-                yield {"object": name, "way": way, **about, **speeds(engine, chat, [codes], options)}
-                if on_gpu and name == "512":
-                    steps = 16
-                    work, one = answering(engine, chat, [codes], 1 + steps), answering(engine, chat, [codes], 1)
-                    work()
-                    whole, prefill = kernels(work, steps), kernels(one, 1)
-                    yield {"object": name, "way": way, "what": "answer of 16 steps, a step", **whole}
-                    yield {"object": name, "way": way, "what": "first token", **prefill, "waits": waits(one)}
-        with Engine(model, processor, prefix_tokens=0, prefill_tokens=2**16, graphs=graphs) as engine:
-            chat = words_of_length(processor, lengths["512"])
-            asked = engine.submit(chat, [], Sampling(max_new_tokens=1))
+            asked = engine.submit(chat, [codes], Sampling(max_new_tokens=1))
             asked.text()
-            yield {
-                "object": "only text",
-                "way": way,
-                "tokens": asked.prompt_tokens,
-                **speeds(engine, chat, [], options),
-            }
+            lengths[name] = asked.prompt_tokens
+            about = {"tokens": asked.prompt_tokens, "tokens_3d": asked.tokens_3d}
+            yield {"object": name, "way": way, **about, **speeds(engine, chat, [codes], options)}
+        only_text = words_of_length(processor, lengths["512"])
+        yield {"object": "only text", "way": way, "tokens": lengths["512"], **speeds(engine, only_text, [], options)}
+        if on_gpu:
+            first, steps = answering(engine, chat, [things["mug"]], 1), 16
+            yield {"object": "mug", "waits_before_the_first_token": waits(first)}
+            if options.profile:
+                answer = answering(engine, chat, [things["mug"]], 1 + steps)
+                yield {"object": "mug", "what": "first token", **kernels(first, 1)}
+                yield {"object": "mug", "what": "answer of 16 steps, a step", **kernels(answer, steps)}
     with torch.inference_mode():
         for name, codes in things.items():
-            parts = first_token_parts(model, processor, about_a_shape(prompt), codes, options.repeats)
+            parts = first_token_parts(model, processor, chat, codes, options.repeats)
             yield {"object": name, "parts_of_the_first_token": parts}
     for chats in options.chats:
         places = lengths["512"] + options.tokens // 2
@@ -351,7 +348,7 @@ def measured(shape: str, device: torch.device, options: argparse.Namespace) -> I
         yield {"peak_megabytes": round(torch.cuda.max_memory_allocated() / 1e6)}
     plain = without_wrapper(model.vl_model)
     yield {"way": "transformers, growing cache", **transformers_speeds(plain, lengths["512"], options)}
-    if on_gpu and shape == "2b" and not options.uncompiled:
+    if on_gpu and shape == "2b" and not options.uncompiled:  # at last: it takes longest
         static = transformers_speeds(plain, lengths["512"], options, cache_implementation="static")
         yield {"way": "transformers, static cache, compiled", **static}
 
@@ -362,7 +359,8 @@ def main() -> None:
     parser.add_argument("--shapes", default="default,2b", help="language models, with commas between")
     parser.add_argument("--tokens", type=int, default=64, help="tokens behind the first that speed is taken over")
     parser.add_argument("--chats", default="1,32", help="how many at a time, with commas between")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs")
+    parser.add_argument("--profile", action="store_true", help="which kernels take how long, too")
     parser.add_argument("--uncompiled", action="store_true", help="leave out what transformers compiles")
     parser.add_argument("--device", help="default: CUDA where present")
     parser.add_argument("--tiny", action="store_true", help="few tokens and runs, and a small `2b`: a proof")
@@ -380,12 +378,12 @@ def main() -> None:
             print(json.dumps(shown), flush=True)
             for kernel in row.get("longest", ()):
                 print("   ", json.dumps(kernel), flush=True)
+            file = write_run(options, {"load": round(os.getloadavg()[0], 2), "rows": rows})
         print(f"{shape}: {time.perf_counter() - started:.0f} s", flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    load_before = round(os.getloadavg()[0], 2)
-    print(write_run(options, {"load": load_before, "rows": rows}))
+    print(file)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
-from vae_qwen3vl.generation.decoding import Decoder
-from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache
+from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes
+from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
 from vae_qwen3vl.layout import PLACEHOLDER_3D
@@ -43,6 +44,11 @@ _MOST_OBJECTS = 2**16
 _IMAGES = ("pixel_values", "image_grid_thw")
 _WIDTHS = 32
 """Of new chats multiples of so many places are computed: libraries keep a kernel, with its memory, for each width."""
+
+_GRAPH_WIDTHS, _GRAPH_PLACES, _WIDEST_GRAPH = 64, 256, 1024
+"""Of a chat that is a graph likewise, and of what it reads; a wider chat keeps a GPU busy as it is written."""
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All kernels of attention but cuDNN's, which plans for a fraction of a second for each new length."""
 
 
 class QueueFullError(RuntimeError):
@@ -348,80 +354,110 @@ class Engine:
             starts.append(start)
             widest = width
         if group:
-            self._prefill(group, starts, first, widest)
+            self._prefill(group, starts, first)
 
-    def _prefill(self, group: list[_Chat], starts: list[int], first: int, widest: int) -> None:
-        device = group[0].embeds.device
-        widest = _rounded(widest)
-        embeds = group[0].embeds.new_zeros((len(group), widest, group[0].embeds.shape[1]))  # [n, Q, H]
-        for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
-            embeds[row, : len(chat.embeds) - start] = chat.embeds[start:]
-        positions = torch.zeros((3, len(group), widest), dtype=torch.long, device=device)
-        for row, (chat, start) in enumerate(zip(group, starts, strict=True)):
-            positions[:, row, : len(chat.embeds) - start] = chat.positions[:, start:]
-        pictures = [chat.images for chat in group if chat.images]
-        images = {name: torch.cat([images[name] for images in pictures]) for name in _IMAGES} if pictures else {}
-        longest = _rounded(max(starts) + widest)
-        lengths = [len(chat.embeds) for chat in group]
-        ends = [length - start - 1 for length, start in zip(lengths, starts, strict=True)]
-        on_device = torch.tensor([starts, ends]).to(device, non_blocking=True)
-        hidden = self._forward(first, on_device[0], positions, embeds, images, longest)
+    def _prefill(self, group: list[_Chat], starts: list[int], first: int) -> None:
+        """Compute new chats, in the slots from `first` on, from where their keys begin to lack; draw their tokens."""
+        many = 1 if self._graphs.wanted else len(group)  # a graph serves one chat, in any slot
+        logits, looks = [], []
+        for at in range(0, len(group), many):
+            behind, look = self._read(group[at : at + many], starts[at : at + many], first + at)
+            logits.append(behind.clone())  # the next chat may be computed by the same graph
+            looks.append(look.clone())
         for chat, start in zip(group, starts, strict=True):
             chat.length = len(chat.embeds)
             chat.answer.cached_tokens = start
             self._counts["prompt_tokens"] += chat.length - start
             self._counts["cached_tokens"] += start
             chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
-        logits = self._base.lm_head(hidden[torch.arange(len(group), device=device), on_device[1]])  # [n, V]
-        # The one look at the device, for both.
-        likeliest, last = torch.stack([logits.argmax(-1), positions.amax((0, 2))]).tolist()
+        likeliest, last = torch.cat(looks, dim=1).tolist()  # the one wait for the device
         for chat, position in zip(group, last, strict=True):
             chat.position = position + 1
-        self._draw(first, logits, likeliest)
+        self._draw(first, torch.cat(logits), likeliest)
+
+    def _read(self, group: list[_Chat], starts: list[int], first: int) -> Results:
+        """Compute chats.
+
+        Returns:
+            The logits behind each `[n, V]`, and their likeliest tokens and last positions, int64 `[2, n]`.
+        """
+        widths = [len(chat.embeds) - start for chat, start in zip(group, starts, strict=True)]
+        pictures = [chat.images for chat in group if chat.images]
+        images = {name: torch.cat([images[name] for images in pictures]) for name in _IMAGES} if pictures else {}
+        graph = self._graphs.wanted and not images and max(widths) <= _WIDEST_GRAPH
+        width = few_sizes(max(widths), _GRAPH_WIDTHS) if graph else _rounded(max(widths))
+        longest = few_sizes(max(starts) + width, _GRAPH_PLACES) if graph else _rounded(max(starts) + width)
+        embeds = group[0].embeds.new_zeros((len(group), width, group[0].embeds.shape[1]))  # [n, Q, H]
+        positions = torch.zeros((3, len(group), width), dtype=torch.long, device=embeds.device)
+        for row, (chat, start, count) in enumerate(zip(group, starts, widths, strict=True)):
+            embeds[row, :count] = chat.embeds[start:]
+            positions[:, row, :count] = chat.positions[:, start:]
+        slots = range(first, first + len(group))
+        numbers = torch.tensor([slots, starts, [count - 1 for count in widths]])
+
+        def work(numbers: Tensor, embeds: Tensor, positions: Tensor) -> Results:
+            slots, starts, ends = numbers
+            hidden = self._forward(slots if graph else first, starts, positions, embeds, images, longest)
+            logits = self._base.lm_head(hidden[torch.arange(len(ends), device=ends.device), ends])
+            return logits, torch.stack([logits.argmax(-1), positions.amax((0, 2))])
+
+        if not graph:
+            return work(numbers.to(embeds.device, non_blocking=True), embeds, positions)
+        self._cache.reserve(first + 1, longest)
+        return self._graphs.run(("chat", width, longest), work, (numbers, embeds, positions), soon=False)
 
     def _step(self) -> None:
         """Give every active chat one more token."""
         chats = self._active
-        logits, likeliest = self._decoder.step(
-            [chat.answer.token_ids[-1] for chat in chats],
-            [chat.length for chat in chats],
-            [chat.position for chat in chats],
+        numbers = torch.tensor(
+            [
+                [chat.answer.token_ids[-1] for chat in chats],
+                [chat.length for chat in chats],
+                [chat.position for chat in chats],
+            ]
         )
+        rows, longest = len(chats), max(chat.length for chat in chats) + 1
+        if self._graphs.wanted:  # idle rows write into slots that nobody has
+            rows, longest = power_of_two(rows), few_sizes(longest, _GRAPH_PLACES)
+            numbers = torch.nn.functional.pad(numbers, (0, rows - len(chats)))
+
+        def work(numbers: Tensor) -> Results:
+            tokens, starts, positions = numbers[:, :, None]  # [n, 1] each
+            embeds = self._base.get_input_embeddings()(tokens)
+            hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest)
+            logits = self._base.lm_head(hidden[:, 0])
+            return logits, logits.argmax(-1)
+
+        self._cache.reserve(rows, longest)
+        logits, likeliest = self._graphs.run(("step", rows, longest), work, (numbers,))
         for chat in chats:
             chat.length += 1
             chat.position += 1
         self._counts["steps"] += 1
-        self._draw(0, logits, likeliest)
-
-    def _logits_after(self, inputs: Tensor, longest: int) -> Tensor:  # [n, V]
-        """Return the logits behind one token of each of the first slots; see `Compute`."""
-        tokens, starts, positions = inputs[:, :, None]  # [n, 1] each
-        embeds = self._base.get_input_embeddings()(tokens)
-        hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest)
-        return self._base.lm_head(hidden[:, 0])
+        self._draw(0, logits, likeliest[: len(chats)].tolist())
 
     def _forward(
         self,
-        first: int,
+        slots: int | Tensor,
         starts: Tensor,
         positions: Tensor,
         embeds: Tensor,
         images: dict[str, Tensor],
         longest: int,
     ) -> Tensor:  # [n, Q, H]
-        seen = self._cache.aim_at(first, starts, embeds.shape[1], longest)
+        seen = self._cache.aim_at(slots, starts, embeds.shape[1], longest)
         # What attention makes of a mask of truth values, in each layer anew.
         mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         cache = {self._cache_name: self._cache}
-        return self._base.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache, **images
-        ).last_hidden_state
+        with sdpa_kernel(_ATTENTION):
+            return self._base.model(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache, **images
+            ).last_hidden_state
 
     def _empty(self) -> None:
         """Begin with an empty cache."""
         self._cache = SlotCache(self._layers)
-        device = self.model.device
-        self._decoder = Decoder(self._logits_after, self._cache, device, graphs=self._on_graphs)
+        self._graphs = Graphs(self._cache, self.model.device, wanted=self._on_graphs)
 
     def _draw(self, first: int, logits: Tensor, likeliest: list[int]) -> None:
         """Draw the next token of the chats from slot `first` on, from logits `[n, V]`; end those that end."""

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 Identity = npt.NDArray[np.int64]
 """What stands at each place of a sequence, `[S]`: equal beginnings have equal keys and values."""
-STEP = 256
+_STEP = 256
 """Buffers grow by multiples of so many places."""
 
 
@@ -32,10 +32,10 @@ def power_of_two(count: int) -> int:
 class _Aim:
     """The slots and places that the next forward pass writes and reads, and how many there is room for."""
 
-    first: int = 0
-    last: int = 0
     rows: Tensor | None = None
     """int64 `[rows, 1]`: the slots."""
+    part: slice | Tensor | None = None
+    """They too, as they are read: one behind the other, or int64 `[rows]`, which a graph can be told anew."""
     places: Tensor | None = None
     """int64 `[rows, Q]`: where each row's new keys go."""
     longest: int = 0
@@ -73,8 +73,7 @@ class _SlotLayer(CacheLayerMixin):
         aim = self.aim
         self.keys[aim.rows, :, aim.places] = key_states.transpose(1, 2)
         self.values[aim.rows, :, aim.places] = value_states.transpose(1, 2)
-        part = slice(aim.first, aim.last), slice(None), slice(aim.longest)
-        return self.keys[part], self.values[part]
+        return self.keys[aim.part, :, : aim.longest], self.values[aim.part, :, : aim.longest]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many places are read, and where they begin."""
@@ -117,16 +116,17 @@ class SlotCache(Cache):
         if slots <= aim.all_slots and places <= aim.all_places:
             return
         aim.all_slots = max(aim.all_slots, power_of_two(slots))
-        aim.all_places = max(aim.all_places, -(-places // STEP) * STEP)
+        aim.all_places = max(aim.all_places, -(-places // _STEP) * _STEP)
         self.moved += 1
         for layer in self.layers:
             layer.make_room()
 
-    def aim_at(self, first: int, starts: Tensor, count: int, longest: int) -> Tensor:
+    def aim_at(self, slots: int | Tensor, starts: Tensor, count: int, longest: int) -> Tensor:
         """Say where the next forward pass writes, and return its attention mask.
 
         Args:
-            first: first of the consecutive slots.
+            slots: int64 `[rows]`, for which there must be room already; or the first of slots one behind the other,
+                which are read where they lie.
             starts: int64 `[rows]`, places that each of them has filled already.
             count: new places Q of each row; what a shorter row gets behind its end is overwritten later.
             longest: places of a slot that are read: the largest of `starts` + `count`, or more.
@@ -135,9 +135,13 @@ class SlotCache(Cache):
             bool `[rows, 1, Q, longest]`, True where a new place may look.
         """
         aim, device = self.aim, starts.device
-        self.reserve(first + len(starts), longest)
-        aim.first, aim.last, aim.longest = first, first + len(starts), longest
-        aim.rows = torch.arange(aim.first, aim.last, device=device)[:, None]
+        if isinstance(slots, int):
+            aim.part = slice(slots, slots + len(starts))
+            self.reserve(slots + len(starts), longest)
+            slots = torch.arange(slots, slots + len(starts), device=device)
+        else:
+            aim.part = slots
+        aim.rows, aim.longest = slots[:, None], longest
         aim.places = starts[:, None] + torch.arange(count, device=device)
         return torch.arange(longest, device=device) <= aim.places[:, None, :, None]
 
