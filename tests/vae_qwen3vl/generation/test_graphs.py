@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import time
 
 import pytest
@@ -206,3 +207,32 @@ def test_a_chat_is_written_without_a_wait_for_the_gpu(model, processor, shapes):
             engine._chat(chat(None, "x"), shapes[3:], Sampling())
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_other_threads_use_the_gpu_while_graphs_are_captured(model, processor, shapes, caplog):
+    there, asked = copy.deepcopy(model).to("cuda"), chats(shapes)
+    ended, wrong = threading.Event(), []
+
+    def compute():
+        while not ended.is_set():
+            many = torch.ones(257, 1021, device="cuda")
+            wrong.extend([] if int((many @ many.T).sum()) == 257 * 257 * 1021 else ["sum"])
+            torch.cuda.empty_cache()
+
+    other = threading.Thread(target=compute)
+    other.start()
+    try:
+        for _ in range(3):
+            engine = Engine(there, processor, prefix_tokens=0)
+            answers = [engine.submit(*each, Sampling(max_new_tokens=12)) for each in asked * 2]
+            with engine:
+                [answer.text() for answer in answers]
+            for each, answer in zip(asked * 2, answers, strict=True):
+                assert answer.token_ids == alone(there, processor, *each, max_new_tokens=12)
+            assert engine._graphs.wanted and engine._graphs._captured
+    finally:
+        ended.set()
+        other.join()
+    assert not wrong and not caplog.records
