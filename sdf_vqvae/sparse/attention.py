@@ -6,8 +6,6 @@ scaled_dot_product_attention on windows grouped by length.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,20 +31,24 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windo
         `[N, heads, D]`.
     """
     q, k, v = (t[windows.order] for t in (query, key, value))
-    if _varlen_fits(q):
-        from torch.nn.attention.varlen import varlen_attn
-
+    if _has_flash_attention(q):
+        # What torch.nn.attention.varlen calls, whose import brings PyTorch's compiler along: two seconds.
         bounds, longest = windows.bounds, windows.longest
-        attended = varlen_attn(q, k, v, bounds, bounds, longest, longest)
+        attended = torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds, bounds, longest, longest, 0.0, False, False
+        )[0]
     else:
         attended = _padded_attention(q, k, v, windows)
     return attended[windows.position]
 
 
-def _varlen_fits(query: Tensor) -> bool:
-    """Return whether PyTorch's kernel for sequences of different lengths takes these tensors."""
-    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    return half and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+def _has_flash_attention(query: Tensor) -> bool:
+    """Return whether PyTorch's kernel for sequences of different lengths takes these tensors `[N, heads, D]`."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    fits = query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
+    built = not torch.version.hip and torch.backends.cuda.is_flash_attention_available()
+    return fits and built and torch.cuda.get_device_capability(query.device)[0] >= 8
 
 
 def _padded_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:

@@ -127,6 +127,11 @@ class CoordinateSet:
         """Whether the rows are in lexicographic order without duplicates."""
         return bool(self.derived("is_sorted", lambda: bool((self.keys[1:] > self.keys[:-1]).all())))
 
+    @property
+    def knows_cells(self) -> bool:
+        """Whether the coarser set is known already."""
+        return self._coarser is not None
+
     def coarser(self) -> tuple[CoordinateSet, Tensor]:
         """Return the set of the 2^3 cells that hold these voxels (rows sorted) and each row's cell. [N]"""
         if self._coarser is None:

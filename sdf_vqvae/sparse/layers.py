@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 
@@ -41,6 +42,10 @@ class SparseGroupNorm(nn.Module):
     def _one(self, feats: Tensor) -> Tensor:
         """Normalize one sample, two passes over the rows: [n, C]."""
         with torch.autocast(feats.device.type, enabled=False):
+            if active_backend(feats.device) == "triton" and feats.dtype != torch.float64:
+                from sdf_vqvae.sparse.backends.group_norm_triton import group_norm
+
+                return group_norm(feats.contiguous(), self.weight, self.bias, self.groups, self.eps)
             values = feats.float()
             variance, mean = torch.var_mean(values, dim=0, correction=0)  # [C] each
             group_mean = mean.view(self.groups, -1).mean(1, keepdim=True)  # [G, 1]
@@ -91,9 +96,10 @@ class SparseDownsample(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Pool `[N, C]` to the cells of the coarser set `[P, C]`."""
         cells, parent = x.coordinates.coarser()
-        # In float32: sums of half-precision numbers lose digits, and half-precision atomics are slow.
-        feats = x.feats.float()
-        total = feats.new_zeros((len(cells), feats.shape[1])).index_add_(0, parent, feats)
+        # Children side by side: sums in float32, in the same order every time.
+        children = x.feats.new_zeros((len(cells) * 8, x.feats.shape[1]))
+        children = children.index_copy_(0, x.coordinates.places_in_cells(), x.feats)
+        total = children.view(len(cells), 8, -1).sum(1, dtype=torch.promote_types(x.feats.dtype, torch.float32))
         counts = x.coordinates.derived("voxels per cell", lambda: torch.bincount(parent, minlength=len(cells))).to(
             x.feats.dtype
         )

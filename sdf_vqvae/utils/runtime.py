@@ -48,6 +48,13 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
+def made_current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a GPU the current one for a while: Triton launches on that."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def worker_seeds(seed: int) -> torch.Generator:
     """Return the generator of a loader's own (its `generator`).
 

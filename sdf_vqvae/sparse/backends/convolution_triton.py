@@ -92,18 +92,15 @@ def weight_gradient(
     rows, terms, cin = feats.terms.shape
     cout = grad_out.channels
     own = triton.cdiv(triton.cdiv(rows, parts), blocks.rows) * blocks.rows
-    wide = terms * cin
-    sums = torch.empty((triton.cdiv(rows, own), 27 * wide, cout), dtype=torch.float32, device=table.device)
-    tiles = triton.cdiv(27, blocks.taps) * triton.cdiv(wide, blocks.inner) * triton.cdiv(cout, blocks.out)
+    sums = torch.empty((triton.cdiv(rows, own), 27 * cin, cout), dtype=torch.float32, device=table.device)
+    tiles = triton.cdiv(27, blocks.taps) * triton.cdiv(cin, blocks.inner) * triton.cdiv(cout, blocks.out)
     _weight_kernel[(tiles, len(sums))](
         feats.terms, grad_out.terms, feats.unit, grad_out.unit, table, sums, rows, table.stride(0), own,
-        wide, cout, terms, blocks.rows, blocks.inner, blocks.out, blocks.taps,
+        cin, cout, terms, blocks.rows, blocks.inner, blocks.out, blocks.taps,
         max(feats.terms.numel(), grad_out.terms.numel()) >= 1 << 31, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     total = torch.empty((cout, 27, cin), dtype=dtype, device=table.device)
-    _sum_kernel[(triton.cdiv(27 * cin, 32), triton.cdiv(cout, 32))](
-        sums, total, len(sums), 27 * cin, cout, cin, terms, 32
-    )
+    _sum_kernel[(triton.cdiv(27 * cin, 32), triton.cdiv(cout, 32))](sums, total, len(sums), 27 * cin, cout, 32)
     return total
 
 
@@ -185,10 +182,7 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
     CIN: tl.constexpr, COUT: tl.constexpr, TERMS: tl.constexpr,
     ROWS: tl.constexpr, INNER: tl.constexpr, OUT: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One part of the rows, for some taps and a block of input and of output channels.
-
-    The terms of a feature stand beside each other like channels, `CIN` of them; `_sum_kernel` adds them up.
-    """
+    """One part of the rows, for some taps and a block of input and of output channels."""
     outs: tl.constexpr = (COUT + OUT - 1) // OUT
     ins: tl.constexpr = (CIN + INNER - 1) // INNER
     tile = tl.program_id(0)
@@ -216,7 +210,10 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, :]
-            gathered = tl.load(feats + (row * CIN)[:, None] + channel[None, :], mask=present, other=0.0)
+            at = feats + (row * (TERMS * CIN))[:, None] + channel[None, :]
+            gathered = tl.load(at, mask=present, other=0.0)
+            if TERMS == 2:
+                low = tl.load(at + CIN, mask=present, other=0.0)
         else:
             # The channels of all taps beside each other.
             row = tl.load(
@@ -228,10 +225,13 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
             present = (row >= 0)[:, :, None]
             if CIN % INNER != 0:
                 present = present & (channel < CIN)[None, None, :]
-            gathered = tl.load(feats + (row * CIN)[:, :, None] + channel[None, None, :], mask=present, other=0.0)
-            gathered = tl.reshape(gathered, (ROWS, TAPS * INNER))
+            at = feats + (row * (TERMS * CIN))[:, :, None] + channel[None, None, :]
+            gathered = tl.reshape(tl.load(at, mask=present, other=0.0), (ROWS, TAPS * INNER))
+            if TERMS == 2:
+                low = tl.reshape(tl.load(at + CIN, mask=present, other=0.0), (ROWS, TAPS * INNER))
         if TERMS == 2:
-            part = tl.dot(tl.trans(gathered), tl.load(grad_at + COUT, mask=mask, other=0.0))
+            part = tl.dot(tl.trans(low), grad)
+            part = tl.dot(tl.trans(gathered), tl.load(grad_at + COUT, mask=mask, other=0.0), part)
             total += tl.dot(tl.trans(gathered), grad, part)
         else:
             total = tl.dot(tl.trans(gathered), grad, total)
@@ -246,19 +246,16 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sum_kernel(  # type: ignore[no-untyped-def]
-    sums, total, parts, tall, columns, CIN: tl.constexpr, TERMS: tl.constexpr, SIDE: tl.constexpr
-):
-    """Sum the parts in their order, `[tall, columns]` each, and the terms, to `[columns, tall]`."""
+def _sum_kernel(sums, total, parts, tall, columns, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sum the parts in their order, `[tall, columns]` each, to `[columns, tall]`."""
     row = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
     column = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     mask = (row < tall)[:, None] & (column < columns)[None, :]
-    size = tl.cast(tall, tl.int64) * TERMS * columns
+    size = tl.cast(tall, tl.int64) * columns
+    at = row[:, None] * columns + column[None, :]
     value = tl.zeros((SIDE, SIDE), tl.float32)
     for part in range(parts):
-        for term in tl.static_range(TERMS):
-            at = (row // CIN * TERMS + term) * CIN + row % CIN
-            value += tl.load(sums + part * size + at[:, None] * columns + column[None, :], mask=mask, other=0.0)
+        value += tl.load(sums + part * size + at, mask=mask, other=0.0)
     tl.store(total + column[None, :] * tall + row[:, None], value.to(total.dtype.element_ty), mask=mask)
 
 

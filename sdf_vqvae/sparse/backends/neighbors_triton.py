@@ -40,6 +40,26 @@ def neighbor_table(coords: Tensor, side: int) -> Tensor:
     return table
 
 
+def children_table(coords: Tensor, parents: Tensor, places_in_cells: Tensor, cells_table: Tensor) -> Tensor:
+    """Return the same as `neighbor_table`, from the neighbours of the cells that the voxels lie in.
+
+    Args:
+        coords: int32 `[N, 4]`, contiguous.
+        parents: each voxel's cell, int64 `[N]`.
+        places_in_cells: 8 times its cell, and where it lies in that, int64 `[N]`.
+        cells_table: of the cells.
+    """
+    count = len(coords)
+    places = triton.cdiv(count, _PADDED) * _PADDED
+    rows_in_cells = torch.full((8 * cells_table.shape[1],), -1, dtype=torch.int32, device=coords.device)
+    rows_in_cells[places_in_cells] = torch.arange(count, dtype=torch.int32, device=coords.device)
+    table = torch.empty((27, places), dtype=torch.int32, device=coords.device)
+    _children_kernel[(places // _PADDED,)](
+        coords, parents, rows_in_cells, cells_table, table, count, cells_table.shape[1], places, _PADDED
+    )
+    return table
+
+
 def rearranged(neighbors: Tensor) -> Tensor:
     """Return the same as `neighbor_table` from `CoordinateSet.neighbors`."""
     return torch.nn.functional.pad(neighbors, (0, 0, 0, -len(neighbors) % _PADDED), value=-1).T.contiguous()
@@ -134,6 +154,30 @@ def _find_kernel(  # type: ignore[no-untyped-def]
         looking = looking & (entry != -1) & (found == 0)
         slot = (slot + 5) & mask
     tl.store(table + tap.to(tl.int64)[None, :] * rows + own[:, None], row, mask=(tap < 27)[None, :])
+
+
+@triton.jit
+def _children_kernel(  # type: ignore[no-untyped-def]
+    coords, parents, rows_in_cells, cells_table, table, n, cells, places, BLOCK: tl.constexpr
+):
+    """Find the cell of each neighbour, then its row there."""
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = own < n
+    at = coords + own.to(tl.int64) * 4
+    x = tl.load(at + 1, mask=there, other=0) & 1
+    y = tl.load(at + 2, mask=there, other=0) & 1
+    z = tl.load(at + 3, mask=there, other=0) & 1
+    cell = tl.load(parents + own, mask=there, other=0)
+    for k in tl.static_range(27):
+        # From -1 to 2 along each axis, as seen from the voxel's own cell.
+        i = x + (k // 9 - 1)
+        j = y + (k // 3 % 3 - 1)
+        m = z + (k % 3 - 1)
+        offset = ((i >> 1) + 1) * 9 + ((j >> 1) + 1) * 3 + (m >> 1) + 1
+        neighbor = tl.load(cells_table + offset.to(tl.int64) * cells + cell, mask=there, other=-1).to(tl.int64)
+        slot = (i & 1) * 4 + (j & 1) * 2 + (m & 1)
+        row = tl.load(rows_in_cells + neighbor * 8 + slot, mask=neighbor >= 0, other=-1)
+        tl.store(table + k * places.to(tl.int64) + own, row)
 
 
 @triton.jit

@@ -6,7 +6,6 @@ tried while a program waits. Where the rules come from: `benchmarks/speed/sparse
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from sdf_vqvae.sparse.backends import torch_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet
+from sdf_vqvae.utils.runtime import made_current
 
 if TYPE_CHECKING:
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
@@ -79,8 +79,12 @@ def _table(coordinates: CoordinateSet) -> Tensor:
 
     if not neighbors_triton.fits(len(coordinates), coordinates.side, coordinates.batch_size):
         return neighbors_triton.rearranged(coordinates.neighbors())
-    with _on(coordinates.device):
-        return neighbors_triton.neighbor_table(coordinates.coords.contiguous(), coordinates.side)
+    coords = coordinates.coords.contiguous()
+    with made_current(coordinates.device):
+        if not coordinates.knows_cells:
+            return neighbors_triton.neighbor_table(coords, coordinates.side)
+        cells, parents = coordinates.coarser()
+        return neighbors_triton.children_table(coords, parents, coordinates.places_in_cells(), neighbor_table(cells))
 
 
 def grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +95,7 @@ def grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
 def _grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:
     from sdf_vqvae.sparse.backends import neighbors_triton
 
-    with _on(coordinates.device):
+    with made_current(coordinates.device):
         table, coords = neighbor_table(coordinates), coordinates.coords.contiguous()
         return neighbors_triton.grouped(table, coords, coordinates.side, coordinates.batch_size, _BLOCK)
 
@@ -114,7 +118,7 @@ class _Convolve(torch.autograd.Function):
         from sdf_vqvae.sparse.backends.halves_triton import operand
 
         terms = _terms()
-        with _on(feats.device):
+        with made_current(feats.device):
             rows, kernel = operand(feats, terms), operand(weight, terms)
             out = _rows(rows, kernel, bias, coordinates, feats.dtype, mirrored=False)
         ctx.save_for_backward(rows.terms, rows.unit, kernel.terms, kernel.unit)
@@ -130,7 +134,7 @@ class _Convolve(torch.autograd.Function):
         grad_out = grad_out.contiguous()
         rows, kernel = (Operand(*ctx.saved_tensors[i : i + 2]) for i in (0, 2))
         grad_feats = grad_weight = grad_bias = None
-        with _on(grad_out.device):
+        with made_current(grad_out.device):
             grad = operand(grad_out, rows.terms.shape[1])
             if ctx.needs_input_grad[0]:
                 # The neighbour relation is symmetric: row q sees p at offset k exactly if p sees q at 26 - k.
@@ -169,14 +173,9 @@ def _weight_gradient(feats: Operand, grad_out: Operand, coordinates: CoordinateS
     rows, terms, cin = feats.terms.shape
     cout = grad_out.channels
     blocks = blocks_of_weights(cin, cout, terms)
-    tiles = -(-27 // blocks.taps) * -(-cin * terms // blocks.inner) * -(-cout // blocks.out)
+    tiles = -(-27 // blocks.taps) * -(-cin // blocks.inner) * -(-cout // blocks.out)
     parts = max(1, min(_PROGRAMS // tiles, _MOST_PARTS, rows // (8 * blocks.rows)))
     return weight_gradient(feats, grad_out, neighbor_table(coordinates), dtype, parts=parts, blocks=blocks)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one: Triton launches on that."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _terms() -> int:
@@ -188,7 +187,10 @@ def blocks_of_rows(cin: int, cout: int, terms: int) -> Blocks:
     """Return how features of `cin` channels are convolved to `cout`: the fastest on an H200."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
-    out, inner = _power(cout, 128), _inner(cin, 64 // terms)
+    if terms == 2:
+        out, inner = _power(cout, 64), _inner(cin, 64)
+        return Blocks(rows=_BLOCK, out=out, inner=inner, warps=4 if out < 64 else 8, stages=3 if inner < 64 else 2)
+    out, inner = _power(cout, 128), _inner(cin, 64)
     if out == 128:
         return Blocks(rows=_BLOCK, out=out, inner=inner, warps=8, stages=2)
     return Blocks(rows=_BLOCK, out=out, inner=inner, warps=8 if out == 64 else 4, stages=3)
@@ -198,10 +200,14 @@ def blocks_of_weights(cin: int, cout: int, terms: int) -> Blocks:
     """Return how the gradient of a weight `[cout, 27, cin]` is computed: the fastest on an H200."""
     from sdf_vqvae.sparse.backends.convolution_triton import Blocks
 
-    out, inner = _power(cout, 128), _inner(cin * terms, 128 // terms)
+    out, inner = _power(cout, 128), _inner(cin, 128 // terms)
+    if terms == 2:
+        rows = 32 if inner == 64 else 64
+        return Blocks(
+            rows=rows, out=out, inner=inner, taps=64 // inner if out > 32 else 128 // inner, warps=4, stages=3
+        )
     if inner >= 64:
-        rows = 64 if inner * terms >= 128 else 128
-        return Blocks(rows=rows, out=out, inner=inner, warps=8 if out * terms > 128 else 4, stages=3)
+        return Blocks(rows=64 if inner == 128 else 128, out=out, inner=inner, warps=4, stages=3)
     if inner == 32:
         return Blocks(rows=128, out=out, inner=inner, taps=max(2, min(8, 256 // out)), warps=4, stages=1)
     return Blocks(rows=128, out=out, inner=inner, taps=4, warps=4, stages=3)

@@ -13,8 +13,11 @@ import pytest
 import torch
 from packaging.version import Version
 
+from sdf_vqvae.sparse import layers
 from sdf_vqvae.sparse.backends import torch_backend, triton_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet, coords_of_keys
+from sdf_vqvae.sparse.layers import SparseGroupNorm
+from sdf_vqvae.sparse.tensor import SparseTensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -173,6 +176,80 @@ def test_taps_that_a_block_has_not_are_left_out(
     for value, right in zip(results(triton_backend, coordinates, 24, 40, torch.float32), expected, strict=True):
         assert off(value, right) < 2e-6
     assert "triton grouped" in coordinates._derived
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("make", [shell, with_empty_samples, large])
+def test_the_map_of_children_is_found_through_their_cells(make: Callable[[], CoordinateSet]) -> None:
+    cells = there(make())
+    kept = torch.rand(len(cells), 8, generator=torch.Generator().manual_seed(0)) > 0.3
+    for children in (cells.finer(), cells.finer(kept.to(DEVICE)).finer()):
+        alone = there(children)
+        assert children.knows_cells
+        assert torch.equal(triton_backend.neighbor_table(children), triton_backend.neighbor_table(alone))
+
+
+def normalized(layer: SparseGroupNorm, x: SparseTensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    layer.zero_grad()
+    feats = x.feats.clone().requires_grad_()
+    out = layer(x.replace(feats)).feats
+    out.backward(grad)
+    return [out.detach(), feats.grad, layer.weight.grad, layer.bias.grad]  # type: ignore[list-item]
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32] if INTERPRETED else list(TOLERANCES))
+@pytest.mark.parametrize("channels", [8, 48, 192])
+def test_group_norm_agrees_with_plain_pytorch(
+    channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from zero, too, where squares lose digits."""
+    coordinates = there(with_empty_samples())
+    generator = torch.Generator().manual_seed(0)
+    feats, grad = (torch.randn(len(coordinates), channels, generator=generator) for _ in range(2))
+    feats = feats * torch.linspace(0.5, 2, channels) + 30
+    layer = SparseGroupNorm(channels).to(DEVICE)
+    torch.nn.init.normal_(layer.weight, 1, 0.3, generator=None if DEVICE == "cuda" else generator)
+    x, grad = SparseTensor(feats.to(DEVICE, dtype), coordinates), grad.to(DEVICE, dtype)
+    found = {}
+    for name in ("torch", "triton"):
+        monkeypatch.setattr(layers, "active_backend", lambda _, name=name: name)
+        found[name] = normalized(layer, x, grad)
+    for value, right in zip(found["triton"], found["torch"], strict=True):
+        assert off(value, right) < max(TOLERANCES[dtype], 2e-5)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_float32_of_any_size_is_convolved(factor: float) -> None:
+    """A number is two halves and a power of two; the largest decides about that."""
+    coordinates = there(shell())
+    generator = torch.Generator().manual_seed(0)
+    feats = torch.randn(len(coordinates), 16, generator=generator).to(DEVICE)
+    weight = torch.randn(16, 3, 3, 3, 16, generator=generator).to(DEVICE)
+    feats[3] *= 1e-3
+    expected = torch_backend.convolve(feats * factor, weight, None, coordinates)
+    assert off(triton_backend.convolve(feats * factor, weight, None, coordinates), expected) < 2e-6
+    nothing = torch.zeros_like(feats)
+    assert torch.equal(triton_backend.convolve(nothing, weight, None, coordinates), nothing)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.skipif(INTERPRETED, reason="halves are not rounded as on a GPU")
+def test_tf32_is_taken_where_pytorch_takes_it() -> None:
+    coordinates = there(shell())
+    expected = results(torch_backend, coordinates, 32, 48, torch.float64)
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = results(triton_backend, coordinates, 32, 48, torch.float32)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for value, right in zip(found[:3], expected[:3], strict=True):
+        assert 2e-5 < off(value, right.float()) < 1e-3
 
 
 @pytest.mark.gpu
