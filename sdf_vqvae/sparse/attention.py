@@ -30,15 +30,14 @@ def windowed_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windo
     Returns:
         `[N, heads, D]`.
     """
+    if not _has_flash_attention(query):
+        return _padded_attention(query, key, value, windows)
     q, k, v = (t[windows.order] for t in (query, key, value))
-    if _has_flash_attention(q):
-        # What torch.nn.attention.varlen calls, whose import brings PyTorch's compiler along: two seconds.
-        bounds, longest = windows.bounds, windows.longest
-        attended = torch.ops.aten._flash_attention_forward(
-            q, k, v, bounds, bounds, longest, longest, 0.0, False, False
-        )[0]
-    else:
-        attended = _padded_attention(q, k, v, windows)
+    # What torch.nn.attention.varlen calls, whose import brings PyTorch's compiler along: two seconds.
+    bounds, longest = windows.bounds, windows.longest
+    attended, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, bounds, bounds, longest, longest, 0.0, False, False
+    )
     return attended[windows.position]
 
 
@@ -52,16 +51,17 @@ def _has_flash_attention(query: Tensor) -> bool:
 
 
 def _padded_attention(query: Tensor, key: Tensor, value: Tensor, windows: Windows) -> Tensor:
-    """Attend in windows padded to powers of two; rows stand window after window. `[N, heads, D]`"""
+    """Attend in windows padded to powers of two. `[N, heads, D]`"""
     mixed = torch.empty_like(query)
     with sdpa_kernel(_KERNELS):
-        for places, real in windows.buckets:  # [W, length]
-            q, k, v = (t[places].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
+        for rows, real in windows.buckets:  # [W, length]
+            q, k, v = (t[rows].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
             mask = None if real is None else real[:, None, None, :]
             attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            rows = attended.transpose(1, 2).flatten(0, 1)
-            kept = places.flatten() if real is None else places[real]
-            mixed = mixed.index_copy(0, kept, rows if real is None else rows[real.flatten()])
+            attended = attended.transpose(1, 2).flatten(0, 1)
+            if real is not None:
+                rows, attended = rows[real], attended[real.flatten()]
+            mixed = mixed.index_copy_(0, rows.flatten(), attended)
     return mixed
 
 

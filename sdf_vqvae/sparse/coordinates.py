@@ -19,6 +19,8 @@ from sdf_vqvae.utils.threads import has_numba, in_threads
 
 # Below this side a neighbour table is found by binary search; above it, through the table of the coarser set.
 _SEARCH_SIDE = 16
+# On a CPU, keys are marked in a table of all that could be, where it is at most so many times as long; else sorted.
+_MARKS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +43,7 @@ class Windows:
 
     @cached_property
     def buckets(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """Windows by padded length: places in `order` `[windows, length]` and which of them are real (None: all)."""
+        """Windows by padded length: their rows `[windows, length]` and which of them are real (None: all)."""
         starts = self.bounds[:-1].long()
         counts = self.bounds[1:].long() - starts
         padded = 1 << torch.ceil(torch.log2(counts.double())).long().clamp_(min=3)
@@ -51,7 +53,7 @@ class Windows:
             steps = torch.arange(length, device=self.order.device)
             real = steps < counts[chosen, None]  # [W, length]
             places = (starts[chosen, None] + steps).clamp_(max=len(self.order) - 1)
-            found.append((places, None if bool(real.all()) else real))
+            found.append((self.order[places], None if bool(real.all()) else real))
         return tuple(found)
 
 
@@ -138,7 +140,7 @@ class CoordinateSet:
             side = (self.side + 1) // 2
             halved = self.coords.clone()
             halved[:, 1:] >>= 1
-            keys, parent = torch.unique(linear_keys(halved, side), return_inverse=True)
+            keys, parent = _different(linear_keys(halved, side), self.batch_size * side**3)
             cells = CoordinateSet._trusted(coords_of_keys(keys, side), side, self.batch_size)
             self._coarser = cells, parent
         return self._coarser
@@ -255,6 +257,18 @@ def coords_of_keys(keys: Tensor, side: int) -> Tensor:
     b = keys // side**3
     x, y, z = keys // side**2 % side, keys // side % side, keys % side
     return torch.stack([b, x, y, z], dim=1).to(torch.int32)
+
+
+def _different(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the different keys among `[N]` numbers below `size`, ascending, and where each key stands among them."""
+    if keys.is_cuda or size > _MARKS * len(keys):
+        return torch.unique(keys, return_inverse=True)
+    there = torch.zeros(size, dtype=torch.bool)
+    there[keys] = True
+    different = there.nonzero().squeeze(1)
+    place = torch.empty(size, dtype=torch.int64)
+    place[different] = torch.arange(len(different))
+    return different, place[keys]
 
 
 def _child_slot(coords: Tensor) -> Tensor:

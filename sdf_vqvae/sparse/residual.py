@@ -85,8 +85,10 @@ class ResidualDown(nn.Module):
         """`[N, C]` to `[P, C']`."""
         shortcut = space_to_channel(x)
         wide = space_to_channel(self.norm(x))
-        averaged = shortcut.feats.view(len(shortcut), self.out_channels, -1).mean(-1)
-        return shortcut.replace(self.linear(wide.feats) + averaged)
+        return shortcut.replace(by_rows(self._update, shortcut.feats, wide.feats, width=wide.feats.shape[1]))
+
+    def _update(self, shortcut: Tensor, wide: Tensor) -> Tensor:
+        return self.linear(wide) + shortcut.view(len(wide), self.out_channels, -1).mean(-1)
 
 
 class ResidualUp(nn.Module):
@@ -104,5 +106,8 @@ class ResidualUp(nn.Module):
 
     def forward(self, x: SparseTensor, kept: Tensor | None) -> SparseTensor:
         """`[P, C]` to `[N, C']` on the children that `kept` (bool `[P, 8]`, None: all) names."""
-        wide = self.linear(self.norm(x).feats) + x.feats.repeat_interleave(self.repeats, dim=1)
+        wide = by_rows(self._update, x.feats, width=self.linear.out_features)
         return channel_to_space(wide, x.coordinates, kept)
+
+    def _update(self, feats: Tensor) -> Tensor:
+        return self.linear(self.norm.of(feats)) + feats.repeat_interleave(self.repeats, dim=1)

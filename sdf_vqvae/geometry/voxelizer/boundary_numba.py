@@ -23,6 +23,8 @@ _SIZES = (64, 32, 16, 8)
 _NODES = 4
 # A strip is far from a cell at this many half sides from its center: the interpolation is wrong by less than 0.005.
 _FAR = 3.2
+# Sines of angles that the product of a point's angles leaves out.
+_FLAT = 1e-9
 _COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -102,21 +104,40 @@ def _rise(flat: float, z: float) -> float:
 
 
 @njit(**_COMPILED)
-def _strip(ax: float, ay: float, az: float, bx: float, by: float, bz: float) -> float:
-    """Return half the solid angle of the strip above an edge given relative to the point."""
-    divisor = _rise(ax * ax + ay * ay, az) * _rise(bx * bx + by * by, bz) + ax * bx + ay * by
-    return math.atan2(side_of_edge(ax, ay, bx, by), divisor)
+def _strips(x: float, y: float, z: float, start: Any, end: Any, times: Any, edges: Any, count: int) -> float:
+    """Return half the solid angle, seen from a point, of the strips above the first `count` of `edges`.
+
+    Half of a strip's is the angle of a complex number. Their sum is the angle of the product of these, and a full
+    turn for each time that the product passes the negative real axis, so that there is one arc tangent for all.
+    """
+    real, imaginary, turns, rest = 1.0, 0.0, 0, 0.0
+    for n in range(count):
+        e = edges[n]
+        ax, ay, bx, by = start[e, 0] - x, start[e, 1] - y, end[e, 0] - x, end[e, 1] - y
+        across = side_of_edge(ax, ay, bx, by)
+        along = (
+            _rise(ax * ax + ay * ay, start[e, 2] - z) * _rise(bx * bx + by * by, end[e, 2] - z) + ax * bx + ay * by
+        )
+        if abs(across) < _FLAT * along:
+            rest += times[e] * across / along
+        elif times[e] != 1 or abs(across) < -_FLAT * along:
+            # Near half a turn the product's rounding could take the other side.
+            rest += times[e] * math.atan2(across, along)
+        else:
+            scale = 1 / math.sqrt(along * along + across * across)
+            along, across = along * scale, across * scale
+            upper = imaginary >= 0
+            real, imaginary = real * along - imaginary * across, real * across + imaginary * along
+            if upper == (across >= 0) and upper != (imaginary >= 0):
+                turns += 1 if upper else -1
+    return rest + math.atan2(imaginary, real) + 2 * math.pi * turns
 
 
 @njit(**_COMPILED)
 def _exact(points: Any, start: Any, end: Any, times: Any, first: int, last: int, total: Any) -> None:
+    edges = np.arange(len(times))
     for p in range(first, last):
-        x, y, z = points[p]
-        value = 0.0
-        for e in range(len(times)):
-            a, b = start[e], end[e]
-            value += times[e] * _strip(a[0] - x, a[1] - y, a[2] - z, b[0] - x, b[1] - y, b[2] - z)
-        total[p] = value
+        total[p] = _strips(points[p, 0], points[p, 1], points[p, 2], start, end, times, edges, len(edges))
 
 
 @njit(**_COMPILED)
@@ -133,27 +154,22 @@ def _is_far(a: Any, b: Any, cx: float, cy: float, cz: float, reach: float) -> bo
 
 
 @njit(**_COMPILED)
-def _interpolate(values: Any, mx: Any, my: Any, mz: Any) -> Any:
-    """Return values `[4, 4, 4]` at other positions, given the basis there `[P, 4]` for each axis. `[P, P, P]`"""
+def _interpolate(values: Any, mx: Any, my: Any, mz: Any, result: Any) -> None:
+    """Fill `result` `[P, P, P]` with values `[4, 4, 4]` at other positions, given the basis there `[P, 4]`."""
     count = len(mx)
-    first = np.zeros((count, 4, 4))
-    for i in range(count):
-        for k in range(4):
-            first[i] += mx[i, k] * values[k]
-    second = np.zeros((count, count, 4))
-    for i in range(count):
-        for j in range(count):
-            for k in range(4):
-                second[i, j] += my[j, k] * first[i, k]
-    result = np.zeros((count, count, count))
     for i in range(count):
         for j in range(count):
             for n in range(count):
-                total = 0.0
-                for k in range(4):
-                    total += mz[n, k] * second[i, j, k]
-                result[i, j, n] = total
-    return result
+                result[i, j, n] = 0.0
+            for k in range(4):
+                line = 0.0
+                for a in range(4):
+                    column = 0.0
+                    for b in range(4):
+                        column += my[j, b] * values[a, b, k]
+                    line += mx[i, a] * column
+                for n in range(count):
+                    result[i, j, n] += mz[n, k] * line
 
 
 @njit(**_COMPILED)
@@ -163,11 +179,13 @@ def _descend(
 ) -> None:  # fmt: skip
     """Fill the rows of `share` for bricks in the order of the Z curve."""
     levels = 4
-    near = np.empty((levels + 1, len(times)), dtype=np.int32)
+    near = np.empty((levels + 1, len(times)), dtype=np.int64)
     near[0] = np.arange(len(times))
+    far = np.empty(len(times), dtype=np.int64)
     counts = np.zeros(levels + 1, dtype=np.int64)
     counts[0] = len(times)
     values = np.zeros((levels + 1, 4, 4, 4))
+    smooth = np.empty((8, 8, 8))
     current = np.full((levels, 3), -1, dtype=np.int64)
     for b in range(len(origins)):
         stale = False
@@ -181,40 +199,37 @@ def _descend(
             half = (size - 1) / 2
             if level:
                 m = to_children[level]
-                into = values[level + 1]
-                into[:] = _interpolate(values[level], m[cell[0] % 2], m[cell[1] % 2], m[cell[2] % 2])
+                _interpolate(values[level], m[cell[0] % 2], m[cell[1] % 2], m[cell[2] % 2], values[level + 1])
             else:
                 values[1] = 0.0
             cx, cy, cz = cell[0] * size + half, cell[1] * size + half, cell[2] * size + half
-            kept = 0
+            kept, left = 0, 0
             for n in range(counts[level]):
                 e = near[level, n]
-                a, c = start[e], end[e]
-                if not _is_far(a, c, cx, cy, cz, _FAR * (half + 0.5)):
+                if _is_far(start[e], end[e], cx, cy, cz, _FAR * (half + 0.5)):
+                    far[left] = e
+                    left += 1
+                else:
                     near[level + 1, kept] = e
                     kept += 1
-                    continue
-                for i in range(4):
-                    for j in range(4):
-                        for k in range(4):
-                            x, y, z = cx + half * nodes[i], cy + half * nodes[j], cz + half * nodes[k]
-                            values[level + 1, i, j, k] += times[e] * _strip(
-                                a[0] - x, a[1] - y, a[2] - z, c[0] - x, c[1] - y, c[2] - z
-                            )
             counts[level + 1] = kept
-        smooth = _interpolate(values[levels], to_samples, to_samples, to_samples)
+            if left == 0:
+                continue
+            for i in range(4):
+                for j in range(4):
+                    for k in range(4):
+                        x, y, z = cx + half * nodes[i], cy + half * nodes[j], cz + half * nodes[k]
+                        values[level + 1, i, j, k] += _strips(x, y, z, start, end, times, far, left)
+        _interpolate(values[levels], to_samples, to_samples, to_samples, smooth)
         row = rows[b]
         ox, oy, oz = origins[b]
         for i in range(8):
             for j in range(8):
                 for k in range(8):
                     place = (i * 8 + j) * 8 + k
-                    if not wanted[row, place]:
-                        continue
-                    x, y, z = float(ox + i), float(oy + j), float(oz + k)
-                    value = smooth[i, j, k]
-                    for n in range(counts[levels]):
-                        e = near[levels, n]
-                        a, c = start[e], end[e]
-                        value += times[e] * _strip(a[0] - x, a[1] - y, a[2] - z, c[0] - x, c[1] - y, c[2] - z)
-                    share[row, place] = value
+                    if wanted[row, place]:
+                        value = smooth[i, j, k]
+                        if counts[levels]:
+                            x, y, z = float(ox + i), float(oy + j), float(oz + k)
+                            value += _strips(x, y, z, start, end, times, near[levels], counts[levels])
+                        share[row, place] = value

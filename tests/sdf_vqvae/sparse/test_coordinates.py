@@ -66,13 +66,23 @@ def test_windows_partition_the_rows(size: int, shift: int) -> None:
     seen = []
     for rows, real in windows.buckets:
         for row, mask in zip(rows, torch.ones_like(rows, dtype=torch.bool) if real is None else real, strict=True):
-            members = coordinates.coords[windows.order[row[mask]]]
+            members = coordinates.coords[row[mask]]
             moved = torch.cat([members[:, :1], (members[:, 1:] + shift) // size], dim=1)
             assert len(torch.unique(moved, dim=0)) == 1
             seen.append(row[mask])
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(900))
     assert torch.equal(windows.order[windows.position], torch.arange(900))
     assert windows.bounds.diff().max() == windows.longest
+
+
+@pytest.mark.parametrize(("side", "count"), [(4, 100), (40, 1000), (200, 50)])
+def test_cells_are_marked_or_sorted_and_the_same(side: int, count: int) -> None:
+    coordinates = random_set(5, side, count)
+    keys = linear_keys(coordinates.coords // torch.tensor([1, 2, 2, 2]), side // 2)
+    different, place = torch.unique(keys, return_inverse=True)
+    cells, parent = coordinates.coarser()
+    assert torch.equal(cells.keys, different)
+    assert torch.equal(parent, place)
 
 
 def test_keys_invert() -> None:
