@@ -162,7 +162,7 @@ def _convolve_kernel(  # type: ignore[no-untyped-def]
         else:
             total = tl.dot(gathered, w, total)
     if feats_unit is not None:
-        total = total * tl.load(feats_unit) * tl.load(weight_unit)
+        total *= tl.load(feats_unit) * tl.load(weight_unit)
     if BIAS:
         total += tl.load(bias + column, mask=column < COUT, other=0.0).to(tl.float32)[None, :]
     to = place
@@ -236,7 +236,7 @@ def _weight_kernel(  # type: ignore[no-untyped-def]
         else:
             total = tl.dot(tl.trans(gathered), grad, total)
     if feats_unit is not None:
-        total = total * tl.load(feats_unit) * tl.load(grad_unit)
+        total *= tl.load(feats_unit) * tl.load(grad_unit)
     k = tl.arange(0, TAPS * INNER)
     tap = first_tap + k // INNER
     channel = tile // outs % ins * INNER + k % INNER
