@@ -221,4 +221,4 @@ def _power(channels: int, largest: int) -> int:
 def _inner(channels: int, largest: int) -> int:
     """Return the largest power of two that divides the channels, if one from 16 on does, else as `_power`."""
     divisor = min(channels & -channels, largest)
-    return divisor if divisor >= 16 else _power(channels, largest)
+    return divisor if divisor >= 16 else _power(channels, min(largest, 32))
