@@ -100,12 +100,14 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     return response
 
 
-async def _refuse_invalid(_request: Request, error: Exception) -> Response:
+async def _refuse_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # Of what may be one thing or another, the one that went furthest is what was meant.
     deepest = max(error.errors(), key=lambda one: len(one["loc"]))
     if deepest["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON", "json_invalid").response()
+    if deepest["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return ApiError(400, "send JSON, with the header Content-Type: application/json", "no_json").response()
     where = [str(place) for place in deepest["loc"][1:] if place != "str" and "[" not in str(place)]
     message = f"{'.'.join(where) or 'the body'}: {deepest['msg']}"
     return ApiError(400, message, deepest["type"], where[0] if where else None).response()
@@ -179,8 +181,8 @@ async def _chat(request: Request, body: ChatRequest) -> Response:
     objects = [await service.codes_of(part, _owner(request), "messages") for part in parts]
     sampling = Sampling(
         max_new_tokens=tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
+        temperature=body.temperature or 0.0,
+        top_p=body.top_p or 1.0,
         stop=body.stops(),
         seed=body.seed,
     )

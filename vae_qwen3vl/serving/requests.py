@@ -95,8 +95,8 @@ class ChatRequest(Strict):
     messages: list[ChatTurn] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest word each time")
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2, description="0 (the default) takes the likeliest word")
+    top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Words | Annotated[list[Words], Field(max_length=4)] | None = None
     stream: bool | None = False

@@ -42,7 +42,8 @@ def tiny_model(tiny_folder: Path) -> Qwen3VLWith3DBranch:
     from vae_qwen3vl.describer import load_describer
 
     vae = load_vae_from_config(None, tiny_folder / "vae" / "model.safetensors", "cpu")
-    model = load_describer(vae, tiny_folder / "vl", tiny_folder / "projector.safetensors", device="cpu")
+    parts = tiny_folder / "vl", tiny_folder / "projector.safetensors"
+    model = load_describer(vae, *parts, device="cpu", dtype="float32")  # answers are compared
     model.max_3d_tokens = 64
     return model
 

@@ -89,6 +89,13 @@ def test_drawing_with_a_seed_is_repeatable(client):
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
+def test_what_a_client_leaves_open_is_as_by_default(live):
+    ask = chat(text("Hi"), max_tokens=8)
+    open_ones = dict.fromkeys(("temperature", "top_p", "seed", "stop", "n", "stream", "max_completion_tokens"))
+    one, other = (live.client.post(CHAT, json=body).json()["choices"] for body in (ask, ask | open_ones))
+    assert one == other
+
+
 def test_stop_words_end_an_answer(client):
     ask = {"model": NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}
     whole = client.chat.completions.create(**ask).choices[0].message.content
@@ -138,7 +145,7 @@ def test_curl_uploads_asks_and_rebuilds(live, repository, tmp_path):
     live.client.delete(f"/v1/files/{name}")
 
 
-def test_the_documents_snippets_run(live, repository, monkeypatch, capsys):
+def test_the_documents_snippets_run(live, repository, monkeypatch, capsys, tmp_path):
     page = (repository / "docs" / "server.md").read_text(encoding="utf-8").replace("http://127.0.0.1:8000", live.url)
     page = page.replace("smollm2-135m", NAME)
     monkeypatch.chdir(repository)
@@ -146,9 +153,11 @@ def test_the_documents_snippets_run(live, repository, monkeypatch, capsys):
     exec(compile(python, "server.md", "exec"), {})
     assert capsys.readouterr().out.strip()
     shell = next(block for block in re.findall(r"```bash\n(.*?)```", page, re.S) if "curl" in block)
-    upload, ask = re.split(r"\n(?=curl)", shell)
+    upload, ask, rebuild = re.split(r"\n(?=curl)", shell)
     name = json.loads(run_shell(upload))["id"]
     assert json.loads(run_shell(ask.replace("file-...", name)))["object"] == "chat.completion"
+    run_shell(rebuild.replace("file-...", name).replace("rebuilt.glb", str(tmp_path / "rebuilt.glb")))
+    assert len(trimesh.load(tmp_path / "rebuilt.glb", force="mesh").faces) > 100
     live.client.delete(f"/v1/files/{name}")
 
 
@@ -183,6 +192,13 @@ def test_codes_come_back_as_numbers_and_as_an_address_that_decodes_to_the_same_m
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_is_not_called_json_is_told_how(live):
+    for content, kind in ((b"{}", "application/x-www-form-urlencoded"), (b'{"model": "tiny"}', ""), (b"", "")):
+        response = live.client.post(CHAT, content=content, headers={"Content-Type": kind} if kind else {})
+        assert response.status_code == 400
+        assert "Content-Type: application/json" in error_of(response)["message"]
 
 
 @pytest.mark.parametrize(
