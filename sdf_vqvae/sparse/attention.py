@@ -54,14 +54,14 @@ def _padded_attention(query: Tensor, key: Tensor, value: Tensor, windows: Window
     """Attend in windows padded to powers of two. `[N, heads, D]`"""
     mixed = torch.empty_like(query)
     with sdpa_kernel(_KERNELS):
-        for rows, real in windows.buckets:  # [W, length]
-            q, k, v = (t[rows].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
-            mask = None if real is None else real[:, None, None, :]
+        for bucket in windows.buckets:
+            q, k, v = (t[bucket.rows].transpose(1, 2) for t in (query, key, value))  # [W, heads, length, D]
+            mask = None if bucket.real is None else bucket.real[:, None, None, :]
             attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            attended = attended.transpose(1, 2).flatten(0, 1)
-            if real is not None:
-                rows, attended = rows[real], attended[real.flatten()]
-            mixed = mixed.index_copy_(0, rows.flatten(), attended)
+            attended, rows = attended.transpose(1, 2).flatten(0, 1), bucket.rows.flatten()
+            if bucket.own is not None:
+                attended, rows = attended[bucket.own], rows[bucket.own]
+            mixed = mixed.index_copy_(0, rows, attended)
     return mixed
 
 

@@ -24,6 +24,18 @@ _MARKS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Bucket:
+    """Windows of about the same length, side by side."""
+
+    rows: Tensor
+    """Of each window; what fills it up are rows of others. int64 `[windows, length]`"""
+    real: Tensor | None
+    """Which of `rows` are the window's own; None: all. bool `[windows, length]`"""
+    own: Tensor | None
+    """Where those stand in `rows`, flattened; None: everywhere. int64 `[n]`"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Windows:
     """A partition of the rows of a coordinate set into cubic windows."""
 
@@ -42,18 +54,21 @@ class Windows:
         )
 
     @cached_property
-    def buckets(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """Windows by padded length: their rows `[windows, length]` and which of them are real (None: all)."""
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Windows by their length, padded to powers of two."""
         starts = self.bounds[:-1].long()
         counts = self.bounds[1:].long() - starts
         padded = 1 << torch.ceil(torch.log2(counts.double())).long().clamp_(min=3)
-        found: list[tuple[Tensor, Tensor | None]] = []
+        found: list[Bucket] = []
         for length in torch.unique(padded).tolist():
             chosen = padded == length
             steps = torch.arange(length, device=self.order.device)
             real = steps < counts[chosen, None]  # [W, length]
             places = (starts[chosen, None] + steps).clamp_(max=len(self.order) - 1)
-            found.append((self.order[places], None if bool(real.all()) else real))
+            own = real.flatten().nonzero().squeeze(1)
+            full = len(own) == real.numel()
+            rows = self.order[places]
+            found.append(Bucket(rows=rows, real=None if full else real, own=None if full else own))
         return tuple(found)
 
 

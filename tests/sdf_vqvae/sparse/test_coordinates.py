@@ -64,8 +64,11 @@ def test_windows_partition_the_rows(size: int, shift: int) -> None:
     coordinates = random_set(3, 32, 900)
     windows = coordinates.windows(size, shift)
     seen = []
-    for rows, real in windows.buckets:
-        for row, mask in zip(rows, torch.ones_like(rows, dtype=torch.bool) if real is None else real, strict=True):
+    for bucket in windows.buckets:
+        real = torch.ones_like(bucket.rows, dtype=torch.bool) if bucket.real is None else bucket.real
+        own = torch.arange(real.numel()) if bucket.own is None else bucket.own
+        assert torch.equal(bucket.rows.flatten()[own], bucket.rows[real])
+        for row, mask in zip(bucket.rows, real, strict=True):
             members = coordinates.coords[row[mask]]
             moved = torch.cat([members[:, :1], (members[:, 1:] + shift) // size], dim=1)
             assert len(torch.unique(moved, dim=0)) == 1
