@@ -332,6 +332,8 @@ def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
         )
         memory = asyncio.run(soaked(soak, process, options.clients[0]))
         page = httpx.get(f"{url}/metrics", timeout=60, trust_env=False).text
+        time.sleep(2 * _WATCHED)
+        at_rest = [round(megabytes(process, alone)) for alone in (False, True)]
         lost = {name: soak.asked[name] - soak.seen[f"done {name}"] for name in soak.asked}
     thirds = [[row for row in memory if part <= 3 * row[0] / memory[-1][0] < part + 1] for part in range(3)]
     counted = re.findall(r'requests_total\{endpoint="([^"]+)",status="(\d+)"\} ([\d.]+)', page)
@@ -351,6 +353,7 @@ def measured_soak(options: argparse.Namespace) -> dict[str, Any]:
                     round(statistics.median(row[column] for row in part)) for part in thirds if part
                 ],
                 "largest": round(max(row[column] for row in memory)),
+                "at rest afterwards": at_rest[column - 1],
                 "every minute": [round(row[column]) for row in memory[:: round(60 / _WATCHED)]],
             }
             for column, name in ((1, "all processes"), (2, "the server's own"))
