@@ -108,6 +108,7 @@ def test_a_file_of_answers_is_gone_on_with_under_its_own_settings_alone(meshes, 
 def test_several_files_and_questions_are_a_line_each(meshes, codes_file, tmp_path, flags, run):
     questions = tmp_path / "questions.txt"
     questions.write_text("\ufeffHow many legs?\n\n  Is it tall? \nIs it tall?\n", encoding="utf-8")
+    flags = [*flags, "--dtype", "float32"]
     asked = ["describe", meshes / "a.glb", codes_file, "--prompts", questions, *flags]
     code, said, err = run(*asked)
     assert code == 0, err
@@ -119,6 +120,7 @@ def test_several_files_and_questions_are_a_line_each(meshes, codes_file, tmp_pat
     ]
     _, said, _ = run(*asked, "--json")
     found = [json.loads(line) for line in said.splitlines()]
+    assert {record["settings"]["dtype"] for record in found} == {"float32"}
     assert [f"{record['shape']}: {record['prompt']} {record['text']}" for record in found] == lines
     by_prompt = {record["prompt"]: record["text"] for record in found if record["shape"] == str(codes_file)}
     for prompt, text in by_prompt.items():  # a mesh and its codes, asked alone and together

@@ -233,5 +233,8 @@ def test_the_documents_lines_run(bench, repository, monkeypatch, capsys):
     text = (repository / "docs" / "page.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(repository)
-    exec(code, {"bench": bench})
+    monkeypatch.setattr("sdf_vqvae.model.checkpoint.load_vae_from_config", lambda: bench.vae)
+    monkeypatch.setattr("vae_qwen3vl.describer.load_describer", lambda _: bench.engine.model)
+    monkeypatch.setattr("vae_qwen3vl.processor.Processor3D.from_pretrained", lambda _: bench.engine.processor)
+    exec(code, {})
     assert len(capsys.readouterr().out.splitlines()) >= 2
