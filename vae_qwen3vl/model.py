@@ -257,7 +257,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         if (feats_3d is None) != (coords_3d is None):
             raise ValueError("feats_3d and coords_3d belong together: give both or neither")
         if feats_3d is None or coords_3d is None:
-            tokens = self.projector.no_tokens()
+            tokens = self.projector.no_tokens(device)
         else:
             feats, coords = unpadded(feats_3d, coords_3d, mask_3d)
             tokens = self.tokens_3d(feats, coords.to(device))

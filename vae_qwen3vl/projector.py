@@ -195,10 +195,13 @@ class Projector3D(nn.Module):
         order = merged[:, 0].argsort(stable=True)
         return Tokens3D(embeds=torch.cat([whole, embeds])[beside(order, embeds)], coords=merged[order])
 
-    def no_tokens(self) -> Tokens3D:
-        """Return the tokens of no object, which hang on the parameters: under DDP text alone takes part as well."""
+    def no_tokens(self, device: torch.device) -> Tokens3D:
+        """Return the tokens of no object, which hang on the parameters: under DDP text alone takes part as well.
+
+        Their coordinates are on `device`.
+        """
         gain = self.output_gain
-        coords = torch.zeros((0, 4), dtype=torch.long, device=gain.device)
+        coords = torch.zeros((0, 4), dtype=torch.long, device=device)
         embeds = self(gain.new_zeros((0, self.in_features)), coords)
         if self.shape_tokens:
             embeds = torch.cat([embeds, self.shape_vectors(gain.new_zeros((0, SHAPE_BOXES)))])

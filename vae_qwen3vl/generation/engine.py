@@ -309,6 +309,8 @@ class Engine:
         except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
             with self._changed:
                 ended, self._active = self._active, []
+            if not is_out_of_memory(error):
+                self._on_graphs = False  # which may be what went wrong
             self._empty()  # its cache may have grown to what does not fit
             if len(ended) > 1 and is_out_of_memory(error):
                 reason: Exception = TooManyAtOnceError(len(ended))

@@ -127,8 +127,13 @@ def captured(
         RuntimeError: the work waits for the device, or does something else that a graph can't hold.
     """
     graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
-    # Other threads may use the device meanwhile: what they do is no part of the graph and does not end it.
-    with _CAPTURING, torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+    # A capture that fails leaves its own stream the current one; the one before is current again in any case. Other
+    # threads may use the device meanwhile: what they do is no part of the graph and does not end it.
+    with (
+        _CAPTURING,
+        torch.cuda.stream(torch.cuda.current_stream(device)),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
         results = work()
     return graph.replay, results, graph.pool()
 

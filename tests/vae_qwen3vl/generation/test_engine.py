@@ -308,3 +308,20 @@ def test_pieces_joined_are_the_text_before_the_stop(tokenizer, stop):
 def test_what_can_not_be_drawn_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize(("budget", "over"), [(2048, "pool"), (20, "pool"), (20, "head")])
+def test_a_chat_is_written_and_read_without_a_look_at_the_device(model, processor, shapes, budget, over):
+    """A GPU may be at others' answers, and each look would wait for them. The meta device can't be looked at."""
+    here = copy.deepcopy(model)
+    here.max_3d_tokens, here.truncate_mode = budget, over
+    table = model.vae_model.vq.embeddings.weight.detach()
+    engine = Engine(copy.deepcopy(here).to("meta"), processor, codebook=table.to("meta"))
+    for messages, objects in chats(shapes):
+        written = engine._chat(messages, objects, Sampling())
+        wanted = Engine(here, processor)._chat(messages, objects, Sampling())
+        assert written.embeds.is_meta and written.embeds.shape == wanted.embeds.shape
+        assert written.answer.tokens_3d == wanted.answer.tokens_3d
+        with torch.inference_mode():
+            logits, looks = engine._read([written], [0], 0)
+        assert logits.is_meta and logits.shape == (1, 400) and looks.shape == (2, 1)

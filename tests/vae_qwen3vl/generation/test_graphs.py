@@ -130,7 +130,7 @@ def test_a_failed_step_leaves_nothing_behind(graphs, processor, shapes, monkeypa
         again = engine.submit(messages, shapes[:1], Sampling(max_new_tokens=9))
         again.text()
     assert again.token_ids == wanted
-    assert len(made) == before + 2  # a chat for the second time, and a step in the new cache
+    assert len(made) == before + 1  # a chat for the second time; none when work has failed
 
 
 def test_what_can_not_be_captured_is_computed_as_it_is_written(graphs, processor, shapes, monkeypatch, caplog):
@@ -236,3 +236,27 @@ def test_other_threads_use_the_gpu_while_graphs_are_captured(model, processor, s
         ended.set()
         other.join()
     assert not wrong and not caplog.records
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_capture_that_fails_hurts_nobody(model, processor, shapes, caplog, monkeypatch):
+    there, asked = copy.deepcopy(model).to("cuda"), chats(shapes)
+    wanted = [alone(there, processor, *each, max_new_tokens=9) for each in asked]
+    for refused in (True, False):
+        engine = Engine(there, processor)
+        forward = engine._forward
+
+        def looking(*arguments, forward=forward):
+            hidden = forward(*arguments)
+            assert bool(hidden.isfinite().all())  # a wait, which no graph can hold
+            return hidden
+
+        if refused:
+            monkeypatch.setattr(engine, "_forward", looking)
+        with engine:
+            answers = [engine.submit(*each, Sampling(max_new_tokens=9)) for each in asked]
+            [answer.text() for answer in answers]
+        assert [answer.token_ids for answer in answers] == wanted
+        assert engine._graphs.wanted != refused and bool(engine._graphs._captured) != refused
+    assert len(caplog.records) == 1
