@@ -10,8 +10,9 @@ everything from codebook vectors to token ids. The language model computes in th
 on this machine, and beside it in float32.
 
 With `--start`, how long `vae-qwen3vl describe CODES` takes in a fresh process, from its start to its end, for the
-codes of the mug, and where the seconds go: the same steps one after the other in another fresh process. Files are in
-the system's cache and modules compiled, after a process that is not timed.
+codes of the mug, and where the seconds go: the same steps one after the other in another fresh process. Beside it
+`encode` of the mug and `--help`. Files are in the system's cache and modules compiled, after a process that is not
+timed.
 """
 
 from __future__ import annotations
@@ -131,11 +132,12 @@ def started(options: argparse.Namespace) -> dict[str, Any]:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
 
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    repeats = 1 if options.tiny else options.repeats
+    mug = str(ROOT / "examples" / "mug.glb")
+    repeats, load = 1 if options.tiny else options.repeats, round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:
         codes = str(Path(folder) / "mug.safetensors")
         vae = load_vae_from_config(None, None, "cpu")
-        encode_field(vae, voxelize_for(vae, load_shape(ROOT / "examples" / "mug.glb"))).save(codes)
+        encode_field(vae, voxelize_for(vae, load_shape(mug))).save(codes)
 
         def fresh(*words: str) -> dict[str, Any]:
             times: list[tuple[float, float, str]] = []
@@ -150,18 +152,22 @@ def started(options: argparse.Namespace) -> dict[str, Any]:
             wall, work, said = zip(*times[1:], strict=True)
             return {"seconds": middle(wall), "processor_seconds": middle(work), "said": said}
 
-        describe = fresh("-m", "vae_qwen3vl", "describe", codes, "--device", "cpu")
-        told = fresh("-m", "vae_qwen3vl", "--help")
+        commands = {
+            "describe CODES": ("describe", codes, "--device", "cpu"),
+            "encode MESH": ("encode", mug, "-o", str(Path(folder) / "again.safetensors"), "--device", "cpu"),
+            "--help": ("--help",),
+        }
+        processes = {name: fresh("-m", "vae_qwen3vl", *words) for name, words in commands.items()}
         runs = [json.loads(text) for text in fresh(__file__, "--steps_of", codes)["said"]]
     table = [
         {"step": names[0], "seconds": middle(walls), "processor_seconds": middle(works)}
         for names, walls, works in (zip(*step, strict=True) for step in zip(*runs, strict=True))
     ]
-    for row in [*table, {"step": "describe CODES, the whole process", **describe}, {"step": "--help", **told}]:
+    for row in [*table, *({"step": f"the whole process: {name}", **row} for name, row in processes.items())]:
         print(f"{row['step']:<40} {row['seconds']:>7.2f} s {row['processor_seconds']:>7.2f} CPU s", flush=True)
-    answer = describe.pop("said")[0].strip()
-    told.pop("said")
-    return {"describe": {**describe, "answer": answer}, "help": told, "steps": table}
+    for row in processes.values():
+        row["said"] = row["said"][0].partition("\n")[0][:80]
+    return {"load_before": load, "processes": processes, "steps": table}
 
 
 def middle(times: Sequence[float]) -> float:
@@ -181,14 +187,20 @@ def steps(file: str) -> Iterator[tuple[str, float, float]]:
         last[:] = now
         return row
 
-    import torch
+    from sdf_vqvae.utils.programs import prepare
+    from sdf_vqvae.utils.runtime import without_collector
+
+    prepare()
+    with without_collector():
+        import torch
 
     yield step("Python and torch")
     from vae_qwen3vl.commands.options import quiet_transformers
     from vae_qwen3vl.language.backbone import VL_CLASSES, inference_dtype, load_vl_model
 
     quiet_transformers()
-    getattr(importlib.import_module("transformers"), VL_CLASSES["qwen2_vl"])
+    with without_collector():
+        getattr(importlib.import_module("transformers"), VL_CLASSES["qwen2_vl"])
     yield step("import transformers' Qwen2-VL")
     from sdf_vqvae.codes.shape_codes import ShapeCodes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
@@ -196,7 +208,6 @@ def steps(file: str) -> Iterator[tuple[str, float, float]]:
     from vae_qwen3vl.language.adapters import load_merged
     from vae_qwen3vl.language.default_model import ensure_default_lm
     from vae_qwen3vl.model import Qwen3VLWith3DBranch
-    from vae_qwen3vl.processor import Processor3D
     from vae_qwen3vl.trained_parts import shipped_weights
 
     yield step("import the rest")
@@ -213,19 +224,10 @@ def steps(file: str) -> Iterator[tuple[str, float, float]]:
     model.vl_model = load_merged(model.vl_model, lora)
     model.eval()
     yield step("adapter")
-    Processor3D.from_pretrained(source)
-    reading = step("tokenizer of text")
-    yield reading
-    describe(model, codes, max_new_tokens=1)
-    first = step("prompt and first token")
-    yield without(first, reading)
     describe(model, codes)
-    yield without(step("the other words"), first)
-
-
-def without(step: tuple[str, float, float], part: tuple[str, float, float]) -> tuple[str, float, float]:
-    """Return a step without the time of a part that it does again."""
-    return step[0], step[1] - part[1], step[2] - part[2]
+    yield step("tokenizer of text, prompt and words")
+    describe(model, codes)
+    yield step("the same once more")
 
 
 if __name__ == "__main__":

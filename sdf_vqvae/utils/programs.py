@@ -224,9 +224,14 @@ def say_unloadable(program: str, error: ImportError | OSError) -> int:
 
 
 def prepare(verbose: bool = False) -> None:
-    """Set up logging; libraries that draw bars and log every request are quiet unless `verbose`."""
+    """Set up logging and how threads wait; libraries that draw bars and log every request are quiet unless `verbose`.
+
+    Threads of PyTorch that wait for each other leave their cores to others, here and in what this process starts.
+    By default they keep them: where anything else runs, everything takes twice as long or longer.
+    """
     from sdf_vqvae.utils.runtime import setup_logging
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when PyTorch is imported
     setup_logging(verbose)
     if verbose:
         return
