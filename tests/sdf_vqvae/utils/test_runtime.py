@@ -1,14 +1,16 @@
-"""What a process is told about its memory, and when it looks for cycles in it."""
+"""What a process is told about its memory and its threads, and when it looks for cycles."""
 
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
+from sdf_vqvae.utils.programs import prepare
 from sdf_vqvae.utils.runtime import without_collector
 
 ARENAS = """
@@ -70,3 +72,12 @@ def test_cycles_are_looked_for_again_after_a_block_without_and_never_where_nobod
         assert not gc.isenabled()
         raise ValueError("as it comes")
     assert gc.isenabled()
+
+
+def test_threads_of_programs_leave_their_cores_while_they_wait_unless_someone_said_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

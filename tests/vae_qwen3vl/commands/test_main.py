@@ -97,7 +97,7 @@ def test_doctor_names_versions_backends_and_remedies(run, monkeypatch):
     report = json.loads(out)
     assert code == (1 if report["problems"] else 0)
     assert report["versions"]["torch"] == torch.__version__
-    assert report["backends"]["cpu"] == "torch"
+    assert report["backends"]["cpu"] == "numba"
     assert report["remedies"]["web"] == "pip install 'vae-qwen3vl[web]'"
 
 
