@@ -36,9 +36,9 @@ def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: i
     groups = [jobs[i : i + at_a_time] for i in range(0, len(jobs), at_a_time)]
     for i in range(0, len(warm), at_a_time):
         worker(warm[i : i + at_a_time])
-    start = wait(device)
+    start, spent = wait(device), time.process_time()
     results = [result for group in groups for result in worker(group)]
-    seconds = wait(device) - start
+    seconds, spent = wait(device) - start, time.process_time() - spent
     codes = sum(len(values) for _, values, *_ in results if values is not None)
     alone, voxels, encoded = 0.0, 0, 0
     for group in groups:
@@ -54,6 +54,7 @@ def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: i
         "objects": len(results),
         "failed": {name: error for name, *_, error in results if error},
         "seconds": round(seconds, 2),
+        "processor_seconds_an_object": round(spent / len(results), 3),
         "objects_per_second": round(len(results) / seconds, 1),
         "codes_per_second": round(codes / seconds),
         "tokenizer_alone_objects_per_second": round(encoded / alone, 1),
@@ -66,6 +67,7 @@ def main() -> None:
     """Measure several group sizes and write the result."""
     parser = measuring_parser(__doc__, __file__)
     parser.add_argument("--pack", type=Path, required=True, help="folder with meshes.bin and meshes.jsonl")
+    parser.add_argument("--split", help="only the meshes of this one")
     parser.add_argument("--count", type=int, default=1000, help="a fixed sample of so many meshes")
     parser.add_argument("--warm", type=int, default=96, help="meshes before the clock starts")
     parser.add_argument("--objects_at_a_time", default="1,16", help="group sizes, with commas between")
@@ -73,7 +75,9 @@ def main() -> None:
     parser.add_argument("--device", help="default: CUDA where present")
     options = parser.parse_args()
     device = str(resolve_device(options.device))
-    settings = EncodeSettings(source=options.pack, output=options.pack, batch_voxels=options.batch_voxels)
+    settings = EncodeSettings(
+        source=options.pack, output=options.pack, split=options.split, batch_voxels=options.batch_voxels
+    )
     worker = EncodeWorker(device, settings=settings)
     jobs = list(objects_of(settings, worker.vae).places.items())
     order = np.random.default_rng(0).permutation(len(jobs))

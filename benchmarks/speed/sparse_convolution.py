@@ -2,6 +2,7 @@
 
 python benchmarks/speed/sparse_convolution.py measure
 python benchmarks/speed/sparse_convolution.py tune --seconds 240
+python benchmarks/speed/sparse_convolution.py cpu
 
 Voxel sets: a spherical shell of 1,663,792 voxels in 512^3 (within 1.5 voxels of radius 210; 20.9 of 27 neighbours are
 there), thin rods (2 by 2 voxels, along all three axes) and a full grid of 64^3. `measure` writes milliseconds of the
@@ -9,6 +10,7 @@ forward pass, of both passes together and of the neighbour map, the first call's
 the sum in float64 and the share of what the machine could do: the arithmetic of neighbours that are there at
 790 TFLOP/s, and every row read and written once at 4.3 TB/s (an H200's, measured). `tune` tries how the kernels can
 divide their work; its table is where the rules in `sdf_vqvae/sparse/backends/triton_backend.py` come from.
+`cpu` times the CPU's backends in turn on a shell of 103,432 voxels in 128^3.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdf_vqvae.sparse.backends import spconv_backend, torch_backend, triton_backend
+from sdf_vqvae.sparse.backends import numba_backend, spconv_backend, torch_backend, triton_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet, coords_of_keys
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 
@@ -222,6 +224,51 @@ def measure(options: argparse.Namespace) -> None:
             write_run(options, {"voxels": len(coordinates), "neighbors": round(neighbors, 2), "widths": found}, shape)
 
 
+def cpu(options: argparse.Namespace) -> None:
+    """Time the backends of the CPU in turn."""
+    device = torch.device("cpu")
+    coordinates = shell(device, 128)
+    maps = []
+    for _ in range(options.repeats):
+        fresh = CoordinateSet(coordinates.coords, coordinates.side)
+        fresh.coarser()[0].neighbors()
+        start = time.process_time()
+        fresh.neighbors()
+        maps.append(time.process_time() - start)
+    found: dict[str, Any] = {}
+    for channels in options.widths:
+        tensors = case(coordinates, channels, torch.float32)
+        right = exact(coordinates, tensors)
+        runs: dict[str, Callable[[], Any]] = {}
+        row = found[f"{channels} fp32"] = {}
+        for name, backend in (("torch", torch_backend), ("numba", numba_backend)):
+            values = both(backend.convolve, coordinates, tensors)
+            row[name] = {"off": [float(f"{difference(a, b):.2g}") for a, b in zip(values, right, strict=True)]}
+            forward = torch.no_grad()(partial(backend.convolve, *tensors[:3], coordinates))
+            runs |= {
+                f"{name} forward": forward,
+                f"{name} both": partial(both, backend.convolve, coordinates, tensors),
+            }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for _, (name, run) in itertools.product(range(options.repeats), runs.items()):
+            start, spent = time.perf_counter(), time.process_time()
+            run()
+            times[name].append((time.perf_counter() - start, time.process_time() - spent))
+        for name, pairs in times.items():
+            backend_name, what = name.split()
+            seconds, spent_seconds = zip(*pairs, strict=True)
+            row[backend_name] |= {
+                f"{what}_ms": round(1e3 * statistics.median(seconds), 1),
+                f"{what}_processor_ms": round(1e3 * statistics.median(spent_seconds), 1),
+            }
+        print(channels, row, flush=True)
+    neighbors = float((coordinates.neighbors() >= 0).sum() / len(coordinates))
+    about = {"voxels": len(coordinates), "neighbors": round(neighbors, 2), "threads": torch.get_num_threads()}
+    write_run(
+        options, {**about, "map_processor_ms": round(1e3 * statistics.median(maps), 1), "widths": found}, "shell, cpu"
+    )
+
+
 # --- tune ---------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +406,10 @@ def main() -> None:
     first.add_argument("channels", type=int)
     first.add_argument("dtype", choices=DTYPES)
     first.set_defaults(do=first_call)
+    on_cpu = commands.add_parser("cpu", help="time the CPU's backends in turn")
+    on_cpu.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
+    on_cpu.add_argument("--repeats", type=int, default=7)
+    on_cpu.set_defaults(do=cpu)
     tuning = commands.add_parser("tune", help="try how the kernels can divide their work")
     tuning.add_argument("--seconds", type=float, default=240, help="half for compiling, begin nothing after (240)")
     tuning.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 16, 256])
