@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SOURCE=SHARE",
-        help="give a source of a pack this share of the draws, e.g. ldraw=0.3; the rest is drawn evenly",
+        help="give a source of a pack this share of the draws, e.g. ldraw=0.3; the rest is drawn evenly; "
+        "made:thin=0.1 adds thin shapes made by rule",
     )
     parser.add_argument(
         "--ema_rate",

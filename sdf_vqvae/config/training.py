@@ -27,6 +27,8 @@ Dataset = Literal["SparseSDF", "CTWindowSparseSDF", "Meshes"]
 DATASETS: tuple[str, ...] = get_args(Dataset)
 Window = Literal["lung", "bone", "soft_tissue", "brain"]
 CT_WINDOWS: tuple[str, ...] = get_args(Window)
+THIN = "made:thin"
+"""The source, in `shares`, of thin shapes made by rule."""
 Loss = Literal["l1", "l1_l2", "mse", "huber"]
 LOSSES: tuple[str, ...] = get_args(Loss)
 _LATER_DATASET = {
@@ -77,7 +79,8 @@ class DatasetConfig:
     buffer: Positive = 2048
     """`Meshes`: voxelized meshes kept on the device."""
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """`Meshes`: sources of a pack and their shares of the draws; the other meshes share the rest evenly."""
+    """`Meshes`: sources of a pack and their shares of the draws; the other meshes share the rest evenly. The source
+    `made:thin` is there beside any meshes: rods, tubes, plates, frames and lattices made by rule."""
 
     def __post_init__(self) -> None:
         """Check every value; the message names the key."""
@@ -89,6 +92,8 @@ class DatasetConfig:
             raise ValueError(f"dataset.args.shares must map names of sources to numbers in 0..1, got {shares!r}")
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"dataset.args.shares add up to {sum(shares.values()):g}, more than 1")
+        if shares.get(THIN, 0) >= 1:
+            raise ValueError(f"dataset.args.shares: {THIN} must be less than 1, since it goes beside meshes")
         if self.name != "Meshes" and (self.rotation or self.stretch or self.shares):
             raise ValueError("dataset.args: rotation, stretch and shares belong to the dataset Meshes")
         if self.max_points is not None and self.max_points < max(1, self.min_points):
@@ -114,6 +119,9 @@ class TrainerConfig:
     """1: the codebook alone; 2: all; 3: the decoder alone."""
     pretrained_vae_path: Annotated[str, Option(metavar="FILE")] | None = None
     """Weights to start from; training stops where the file is absent."""
+    pretrained_inner: bool = False
+    """The weights to start from are of a coarser data grid (`config.json` beside them) and become the inner levels;
+    the outer ones start at random. With a `bypass_share` of 0 their codes stay, else k-means places them anew."""
     max_steps: Positive = 100_000
     """Optimizer steps at most."""
     max_seconds: Amount | None = None
@@ -186,6 +194,8 @@ class TrainerConfig:
         check(self, "trainer.args")
         if not all(isinstance(r, float) and 0 < r < 1 for r in self.ema_rate):
             raise ValueError(f"trainer.args.ema_rate must be decays between 0 and 1, got {list(self.ema_rate)}")
+        if self.pretrained_inner and (self.pretrained_vae_path is None or self.training_stage != 2):
+            raise ValueError("trainer.args.pretrained_inner needs pretrained_vae_path and training_stage 2")
         if self.batch_size_per_gpu % self.batch_split:
             raise ValueError(
                 f"trainer.args.batch_size_per_gpu ({self.batch_size_per_gpu}) is not a multiple of batch_split "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _LISTED = 6
+_LEVEL = re.compile(r"^(encoder\.(?:levels|downsample)\.)(\d+)\.")
+_OUTERMOST = ("encoder.stem.", "decoder.out_norm.", "decoder.out_layer.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +178,60 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
         renamed=[r for r in renamed if r.name in expected],
         left_over=sorted(state.keys() - expected.keys()),
         missing=missing,
+    )
+
+
+def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadReport:
+    """Start a residual tokenizer from one of a coarser data grid, whose trunks, codebook and levels become its own.
+
+    The encoder counts levels from the finest inwards, so its numbers move up by the levels that are new; the
+    decoder's stay. What touches the new levels or the distances themselves (the encoder's stem, the decoder's last
+    layers) keeps its random start.
+
+    Args:
+        vae: where to.
+        path: weights whose `config.json` lies beside them.
+
+    Returns:
+        What was loaded; `missing` are the tensors that start at random.
+
+    Raises:
+        ValueError: the file can't be read, or its network is not the inner part of this one.
+    """
+    given, config = VAEConfig.from_json(config_beside(path)), vae.config
+    new = config.levels - given.levels
+    inner = {
+        "architecture": (given.architecture, config.architecture),
+        "resolution": (given.resolution, config.resolution),
+        "level_channels": (given.widths, config.widths[new:]),
+        "level_blocks": (given.level_blocks, config.level_blocks[new:]),
+    }
+    differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in inner.items() if a != b]
+    if config.architecture != "residual" or new < 1 or differing:
+        raise ValueError(
+            f"{path} is not the inner part of this residual network: {new} levels fewer, {'; '.join(differing)}"
+        )
+    source = SparseSDFVQVAE(given)
+    load_weights(source, path)
+    state = {
+        _LEVEL.sub(lambda found: f"{found[1]}{int(found[2]) + new}.", name): tensor
+        for name, tensor in source.state_dict().items()
+        if not name.startswith(_OUTERMOST) and not is_training_state(name)
+    }
+    expected = vae.state_dict()
+    unfit = [n for n in state if n not in expected or expected[n].shape != state[n].shape]
+    if unfit:
+        raise ValueError(f"{path} is not the inner part of this network: {_some(unfit)}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            expected[name].copy_(tensor)
+    return LoadReport(
+        source=str(path),
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        renamed=[],
+        left_over=[],
+        missing=[n for n in expected if n not in state and not is_training_state(n)],
     )
 
 

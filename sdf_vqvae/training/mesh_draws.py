@@ -1,4 +1,4 @@
-"""Which mesh comes when, and how it is turned and stretched: a seeded sequence, the same whoever asks."""
+"""Which shape comes when, and how a mesh is turned and stretched: a seeded sequence, the same whoever asks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import trimesh
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sdf_vqvae.config.training import THIN
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.geometry.mesh import normalize_mesh
+from sdf_vqvae.geometry.solids import Solids
+from sdf_vqvae.training.thin_shapes import thin_shape
 from sdf_vqvae.utils.errors import brief
+
+Drawn = tuple[Tensor, Tensor, bool] | str | None
 
 
 def source_weights(sources: Sequence[str], shares: Mapping[str, float]) -> Tensor:
     """Return how often each object is drawn, by its source: those with a share get it, the others the rest evenly."""
     counts = Counter(sources)
     rest = sum(source not in shares for source in sources)
-    left = 1.0 - sum(shares.values())
+    left = 1.0 - sum(shares.values())  # a share of what no mesh is stays out of the sum of the weights
     return torch.tensor([shares[s] / counts[s] if s in shares else left / rest for s in sources])
 
 
@@ -72,6 +77,10 @@ class Prepared:
     faces: Tensor
     """int64 `[F, 3]`, numbered within each mesh."""
     watertight: list[bool]
+    order: list[int]
+    """All draws, also those of the other fields, as they were asked for."""
+    made: list[int]
+    """The draws that are shapes made by rule (`MeshDraws.shape`)."""
     failed: dict[str, str]
     """Name -> why it can't be used."""
 
@@ -84,18 +93,32 @@ class MeshDraws(Dataset):
         weights: `[len(places)]`, how often each is drawn.
         augmentation: what is done to them.
         seed: seed of the sequence.
+        made: share of the draws that are thin shapes made by rule, below 1.
     """
 
-    def __init__(self, places: Sequence[Place], weights: Tensor, augmentation: Augmentation, seed: int) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        weights: Tensor,
+        augmentation: Augmentation,
+        seed: int,
+        *,
+        made: float = 0.0,
+    ) -> None:
         self.places = places
         self.cumulated = np.cumsum(weights.double().numpy())
         self.augmentation = augmentation
         self.seed = seed
+        self.total = self.cumulated[-1] / (1 - made)
+        """Of the weights, with that of what is made by rule, which comes after the meshes."""
 
-    def __getitem__(self, number: int) -> tuple[int, str, tuple[Tensor, Tensor, bool] | str]:
-        """Return the number, the mesh's name, and the mesh or why it can't be used."""
+    def __getitem__(self, number: int) -> tuple[int, str, Drawn]:
+        """Return the number, a name, and the mesh, None for a shape made by rule, or why a mesh can't be used."""
         rng = np.random.default_rng((self.seed, number))
-        drawn = np.searchsorted(self.cumulated, rng.random() * self.cumulated[-1], side="right")
+        at = rng.random() * self.total
+        if at > self.cumulated[-1]:
+            return number, THIN, None
+        drawn = np.searchsorted(self.cumulated, at, side="right")
         place = self.places[int(min(drawn, len(self.cumulated) - 1))]
         try:
             mesh = normalize_mesh(augmented(place.mesh(), self.augmentation, rng))
@@ -103,15 +126,21 @@ class MeshDraws(Dataset):
             return number, place.name, brief(error)
         return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
 
+    def shape(self, number: int, resolution: int) -> Solids:
+        """Return the shape of a draw that is made by rule, for a grid of this side."""
+        return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution)
 
-def prepare(items: Sequence[tuple[int, str, tuple[Tensor, Tensor, bool] | str]]) -> Prepared:
+
+def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:
     """Join draws (a loader's `collate_fn`)."""
-    usable = [(number, mesh) for number, _, mesh in items if not isinstance(mesh, str)]
+    usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple)]
     return Prepared(
         numbers=[number for number, _ in usable],
         sizes=torch.tensor([[len(v), len(f)] for _, (v, f, _) in usable], dtype=torch.int64).view(-1, 2),
         vertices=torch.cat([v for _, (v, _, _) in usable] or [torch.empty(0, 3, dtype=torch.float64)]),
         faces=torch.cat([f for _, (_, f, _) in usable] or [torch.empty(0, 3, dtype=torch.int64)]),
         watertight=[closed for _, (_, _, closed) in usable],
+        order=[number for number, _, _ in items],
+        made=[number for number, _, mesh in items if mesh is None],
         failed={name: mesh for _, name, mesh in items if isinstance(mesh, str)},
     )

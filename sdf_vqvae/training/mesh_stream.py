@@ -132,6 +132,24 @@ class MeshStream:
     def _voxelized(self, prepared: Prepared) -> list[tuple[int, Field]]:
         for name, reason in prepared.failed.items():
             self._warn(name, reason)
+        fields = self._made(prepared.made) + self._meshes(prepared)
+        fields.sort(key=lambda item: prepared.order.index(item[0]))
+        few = self.max_points
+        for number, (index, _) in fields:
+            if few is not None and len(index) > few:
+                self._warn(f"draw {number}", f"{len(index)} voxels, more than {few}")
+        return [item for item in fields if few is None or len(item[1][0]) <= few]
+
+    def _made(self, numbers: list[int]) -> list[tuple[int, Field]]:
+        """Return the fields of shapes made by rule."""
+        made = []
+        for number in numbers:
+            shape = self.draws.shape(number, self.resolution)
+            index, distance = shape.field(self.resolution, band=self.band, device=self.device)
+            made.append((number, (index.to(torch.int16), distance.to(torch.float16))))
+        return made
+
+    def _meshes(self, prepared: Prepared) -> list[tuple[int, Field]]:
         if not prepared.numbers:
             return []
         counts = prepared.sizes.T.tolist()
@@ -142,8 +160,6 @@ class MeshStream:
         for number, field in zip(prepared.numbers, self._fields(prepared.numbers, parts), strict=True):
             if isinstance(field, str):
                 self._warn(f"draw {number}", field)
-            elif self.max_points is not None and len(field.index) > self.max_points:
-                self._warn(f"draw {number}", f"{len(field.index)} voxels, more than {self.max_points}")
             else:
                 fields.append((number, (field.index.to(torch.int16), field.distance.to(torch.float16))))
         return fields

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdf_vqvae.config.architecture import VAEConfig
-from sdf_vqvae.config.training import DatasetConfig, TrainerConfig
+from sdf_vqvae.config.training import THIN, DatasetConfig, TrainerConfig
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.mesh_pack import MeshPack
 from sdf_vqvae.data.objects import Kind, kind_of, mesh_objects, pack_objects
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import READABLE
-from sdf_vqvae.model.checkpoint import load_weights
+from sdf_vqvae.model.checkpoint import load_inner_levels, load_weights
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.training.field_stream import FieldStream
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, source_weights
@@ -55,6 +55,10 @@ def start_model(config: VAEConfig, trainer: TrainerConfig, seed: int) -> tuple[S
             f"pretrained_vae_path {trainer.pretrained_vae_path} does not exist: training starts from it, so give "
             "another with --pretrained_vae_path"
         )
+    if trainer.pretrained_inner:
+        report = load_inner_levels(vae, trainer.pretrained_vae_path)
+        logger.info("%s", report)
+        return vae, trainer.bypass_share == 0
     report = load_weights(vae, trainer.pretrained_vae_path, codebook_required=trainer.training_stage == 3)
     logger.info("%s", report)
     return vae, not report.missing and trainer.training_stage != 1
@@ -96,7 +100,7 @@ def training_data(
     train, weights, held_out = mesh_places(folder, dataset)
     how = Augmentation(rotation=dataset.rotation, stretch=dataset.stretch)
     stream = MeshStream(
-        MeshDraws(train, weights, how, seed),
+        MeshDraws(train, weights, how, seed, made=dataset.shares.get(THIN, 0.0)),
         resolution=model.data_resolution,
         band=band,
         device=device,
@@ -122,7 +126,7 @@ def mesh_places(folder: Path, dataset: DatasetConfig) -> tuple[list[Place], torc
         if not train:
             raise ValueError(f"{folder} has no mesh of the split train")
         sources = [mesh.source for mesh in train]
-        unknown = sorted(set(dataset.shares) - set(sources))
+        unknown = sorted(set(dataset.shares) - {*sources, THIN})
         if unknown:
             raise ValueError(f"shares: {folder} has no source {unknown}; it has {sorted(set(sources))}")
         order = torch.randperm(len(val), generator=torch.Generator().manual_seed(0)).tolist()
@@ -133,8 +137,8 @@ def mesh_places(folder: Path, dataset: DatasetConfig) -> tuple[list[Place], torc
         raise ValueError(
             f"{folder} holds {len(files)} mesh files ({', '.join(READABLE)}) and no pack: too few to train"
         )
-    if dataset.shares:
-        raise ValueError("shares name sources of a pack; a folder of files has none")
+    if set(dataset.shares) - {THIN}:
+        raise ValueError(f"shares name sources of a pack; a folder of files has none but {THIN}")
     files = [dataclasses.replace(place, name=str(place.path)) for place in files]
     apart = [place for number, place in enumerate(files) if number % 100 == 0]
     rest = [place for number, place in enumerate(files) if number % 100]

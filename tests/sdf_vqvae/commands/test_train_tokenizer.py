@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import tiny_tokenizer as tiny
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
-from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.training.checkpoints import checkpoint_steps, path_of
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from vae_qwen3vl.commands.main import main as program
@@ -64,6 +64,29 @@ def test_meshes_train_and_the_command_goes_on(config: Path, meshes: Path, tmp_pa
     load_vae_from_config(vae_ckpt=output / "model.safetensors", device="cpu")
     assert program(["train-tokenizer", *arguments(config, meshes, output)]) == 2  # another learning rate
     assert json.loads((output / "train_args.json").read_text())["trainer"]["lr"] == 2e-3
+
+
+def test_the_finer_config_trains_from_inner_weights_with_thin_shapes_and_goes_on(
+    meshes: Path, tmp_path: Path, repository: Path
+) -> None:
+    """`sdf_vqvae_512.json` as it is, but narrow and on a small grid, from a narrow tokenizer of half that grid."""
+    document = json.loads((repository / "configs/vae/sdf_vqvae_512.json").read_text())
+    args = document["models"]["vqvae"]["args"]
+    args |= tiny.args(level_channels=[8, 16, 32], level_blocks=[1, 1, 1], resolution=4)
+    document["dataset"]["args"] |= {"resolution": 64, "buffer": 8, "shares": {"made:thin": 0.1}}
+    document["trainer"]["args"] |= {**TRAINER, "num_workers": 0, "held_out": 1, "disable_snapshot": True}
+    (tmp_path / "fine.json").write_text(json.dumps(document))
+    field = {**args["field"], "resolution": 32}
+    save_vae(tiny.vae(resolution=4, field=field), tmp_path / "coarse")
+    weights = tmp_path / "coarse" / "model.safetensors"
+    more = ("--pretrained_vae_path", str(weights), "--pretrained_inner", "--bypass_share", "0")
+    given = arguments(tmp_path / "fine.json", meshes, tmp_path / "run", *more)
+    assert program(["train-tokenizer", *given, "--max_steps", "2"]) == 0
+    assert program(["train-tokenizer", *given]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sorted({record["step"] for record in records}) == list(range(1, 7))
+    assert all(record["used"] > 0 for record in records if record["kind"] == "held_out")  # codes from the start
+    load_vae_from_config(vae_ckpt=tmp_path / "run" / "model.safetensors", device="cpu")
 
 
 @pytest.mark.parametrize(("kind", "step"), [("meshes", 2), ("fields", 4)])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_tokenizer as tiny
+from sdf_vqvae.model.checkpoint import load_inner_levels, save_vae
 from sdf_vqvae.model.residual import ResidualDecoder, kept_children
+from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.residual import ResidualBlock, ResidualUp, channel_to_space, space_to_channel
 from sdf_vqvae.sparse.tensor import SparseTensor
@@ -87,3 +92,39 @@ def test_decoding_needs_codes_and_cells_only_and_computes_less_than_all() -> Non
     assert set(map(tuple, (decoded.coords // torch.tensor([1, 8, 8, 8])).tolist())) == set(
         map(tuple, cells.coords.tolist())
     )
+
+
+def test_a_finer_network_starts_from_a_coarser_one(tmp_path: Path) -> None:
+    coarse = tiny.vae()
+    save_vae(coarse, tmp_path)
+    field = {**tiny.args()["field"], "resolution": 2 * tiny.SIDE}
+    fine = tiny.vae(level_channels=[8, 16, 32], level_blocks=[1, 1, 1], field=field)
+    report = load_inner_levels(fine, tmp_path / "model.safetensors")
+    starts = ("encoder.stem.", "encoder.levels.0.", "encoder.downsample.0.", "decoder.upsample.2.")
+    starts += ("decoder.occupancy.2.", "decoder.levels.2.", "decoder.out_norm.", "decoder.out_layer.")
+    trained = {name for name in fine.state_dict() if name.startswith(("encoder.", "decoder."))}
+    assert set(report.missing) == {name for name in trained if name.startswith(starts)}
+    # Inside the new level both compute the same.
+    x = tiny_level_input(fine)
+    for number in range(2):
+        ours = fine.encoder.downsample[number + 1](fine.encoder.levels[number + 1](x))
+        theirs = coarse.encoder.downsample[number](coarse.encoder.levels[number](x))
+        assert torch.equal(ours.feats, theirs.feats)
+        x = theirs
+    assert torch.equal(fine.encoder.run_trunk(x).feats, coarse.encoder.run_trunk(x).feats)
+    assert torch.equal(fine.decoder.upsample[1].linear.weight, coarse.decoder.upsample[1].linear.weight)
+    assert torch.equal(fine.vq.embeddings.weight, coarse.vq.embeddings.weight)
+
+
+def tiny_level_input(fine: SparseSDFVQVAE) -> SparseTensor:
+    """Return features `[N, 16]` on the finest grid of the coarser network."""
+    index, _ = tiny.field(10.0)
+    cells = torch.unique(torch.nn.functional.pad(index.int() // 2, (1, 0)), dim=0)
+    feats = torch.randn(len(cells), 16, generator=torch.Generator().manual_seed(0))
+    return SparseTensor(feats, cells, side=fine.config.data_resolution // 4)
+
+
+def test_a_network_that_is_no_inner_part_is_refused(tmp_path: Path) -> None:
+    save_vae(tiny.vae(), tmp_path)
+    with pytest.raises(ValueError, match="not the inner part"):
+        load_inner_levels(tiny.vae(), tmp_path / "model.safetensors")

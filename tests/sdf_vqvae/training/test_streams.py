@@ -17,6 +17,7 @@ from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.training.field_stream import FieldStream
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, augmented, prepare
 from sdf_vqvae.training.mesh_stream import MeshStream
+from sdf_vqvae.training.thin_shapes import part
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +29,15 @@ def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draws_of(folder: Path, **how: float) -> MeshDraws:
+def draws_of(folder: Path, made: float = 0.0, **how: float) -> MeshDraws:
     files = sorted(folder.iterdir())
     places = [Place(path=file, name=str(file)) for file in files]
-    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3)
+    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made)
 
 
-def stream_of(folder: Path, **more: int) -> MeshStream:
+def stream_of(folder: Path, made: float = 0.0, **more: int) -> MeshStream:
     settings = {"echo": 1, "buffer": 40, **more}
-    draws = draws_of(folder, rotation=0.5, stretch=0.5)
+    draws = draws_of(folder, made, rotation=0.5, stretch=0.5)
     return MeshStream(draws, resolution=16, band=3.0, device=torch.device("cpu"), **settings)
 
 
@@ -56,13 +57,27 @@ def test_a_draw_depends_on_its_number_alone(meshes: Path) -> None:
     assert not torch.equal(a[0][2][0], a[1][2][0])
 
 
-def test_a_stream_goes_on_where_it_stopped(meshes: Path) -> None:
-    one, other = stream_of(meshes), stream_of(meshes)
+@pytest.mark.parametrize("made", [0.0, 0.12])
+def test_a_stream_goes_on_where_it_stopped(meshes: Path, made: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    one, other = stream_of(meshes, made), stream_of(meshes, made)
     one.draw(50)
     state = one.state()
+    assert (made > 0) == any(one.draws[number][2] is None for number in state["kept"])
     expected = one.draw(60)
     other.restore(state)
     assert same(expected, other.draw(60))
+
+
+def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(meshes: Path) -> None:
+    plain, mixed = draws_of(meshes), draws_of(meshes, made=0.25)
+    made = [number for number in range(400) if mixed[number][2] is None]
+    assert 70 <= len(made) <= 130
+    assert not any(plain[number][2] is None for number in range(20))
+    assert len(mixed.shape(made[0], 16).ring) > 0
+    prepared = prepare([mixed[number] for number in range(32)])
+    assert prepared.made == [number for number in made if number < 32]
+    assert sorted(prepared.made + prepared.numbers) == list(range(32))
 
 
 def test_processes_draw_different_objects(meshes: Path) -> None:
