@@ -226,12 +226,14 @@ def say_unloadable(program: str, error: ImportError | OSError) -> int:
 def prepare(verbose: bool = False) -> None:
     """Set up logging and how threads wait; libraries that draw bars and log every request are quiet unless `verbose`.
 
-    Threads of PyTorch that wait for each other leave their cores to others, here and in what this process starts.
-    By default they keep them: where anything else runs, everything takes twice as long or longer.
+    PyTorch's threads that wait for each other soon leave their cores to others, here and in what this process starts.
+    By default they keep them: where anything else runs, everything takes twice as long or longer. Leaving at once
+    (`OMP_WAIT_POLICY=PASSIVE`) would cost more than half where nothing else runs.
     """
     from sdf_vqvae.utils.runtime import setup_logging
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when PyTorch is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of 300,000; read once, when PyTorch is imported
     setup_logging(verbose)
     if verbose:
         return

@@ -74,10 +74,15 @@ def test_cycles_are_looked_for_again_after_a_block_without_and_never_where_nobod
     assert gc.isenabled()
 
 
-def test_threads_of_programs_leave_their_cores_while_they_wait_unless_someone_said_otherwise(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+@pytest.mark.parametrize("said", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_threads_of_programs_soon_leave_their_cores_unless_someone_said_otherwise(monkeypatch, said):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(said, "7")
     prepare()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")).count(None) == 1
+    assert os.environ[said] == "7"
+    monkeypatch.delenv(said)
     prepare()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
