@@ -132,19 +132,20 @@ def started(options: argparse.Namespace) -> dict[str, Any]:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
 
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    mug = str(ROOT / "examples" / "mug.glb")
     repeats, load = 1 if options.tiny else options.repeats, round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder:
         codes = str(Path(folder) / "mug.safetensors")
         vae = load_vae_from_config(None, None, "cpu")
-        encode_field(vae, voxelize_for(vae, load_shape(mug))).save(codes)
+        encode_field(vae, voxelize_for(vae, load_shape(ROOT / "examples" / "mug.glb"))).save(codes)
 
         def fresh(*words: str) -> dict[str, Any]:
             times: list[tuple[float, float, str]] = []
             for _ in range(repeats + 1):
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 start = time.perf_counter()
-                done = subprocess.run([sys.executable, *words], env=environment, check=True, capture_output=True)
+                done = subprocess.run(
+                    [sys.executable, *words], cwd=ROOT, env=environment, check=True, capture_output=True
+                )
                 wall = time.perf_counter() - start
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 work = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -154,11 +155,18 @@ def started(options: argparse.Namespace) -> dict[str, Any]:
 
         commands = {
             "describe CODES": ("describe", codes, "--device", "cpu"),
-            "encode MESH": ("encode", mug, "-o", str(Path(folder) / "again.safetensors"), "--device", "cpu"),
+            "encode MESH": (
+                "encode",
+                "examples/mug.glb",
+                "-o",
+                str(Path(folder) / "again.safetensors"),
+                "--device",
+                "cpu",
+            ),
             "--help": ("--help",),
         }
         processes = {name: fresh("-m", "vae_qwen3vl", *words) for name, words in commands.items()}
-        runs = [json.loads(text) for text in fresh(__file__, "--steps_of", codes)["said"]]
+        runs = [json.loads(text) for text in fresh("benchmarks/speed/first_words.py", "--steps_of", codes)["said"]]
     table = [
         {"step": names[0], "seconds": middle(walls), "processor_seconds": middle(works)}
         for names, walls, works in (zip(*step, strict=True) for step in zip(*runs, strict=True))
