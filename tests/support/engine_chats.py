@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vae_qwen3vl.generation.answer import Sampling
 from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
@@ -28,6 +29,21 @@ def alone(model, processor, messages, objects, **settings):
         shapes["coords_3d"] = joined_coords([o.coords for o in objects])
     ids = model.generate(**processor([messages], objects=0), **shapes, do_sample=False, **settings)
     return ids[0].tolist()
+
+
+def submitted(engine, shapes):
+    """Ask all chats twice, for answers of three lengths, and wait for them.
+
+    Each chat's messages, its objects, its length, its answer and the answer's text.
+    """
+    asked = chats(shapes) * 2
+    lengths = [5 + 7 * (number % 3) for number in range(len(asked))]
+    answers = [
+        engine.submit(messages, objects, Sampling(max_new_tokens=length))
+        for (messages, objects), length in zip(asked, lengths, strict=True)
+    ]
+    texts = [answer.text() for answer in answers]
+    return [(*one, *rest) for one, *rest in zip(asked, lengths, answers, texts, strict=True)]
 
 
 def chats(shapes):

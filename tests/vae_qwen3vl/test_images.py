@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import slow_twin as twin
+from engine_chats import chat
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
@@ -43,23 +44,11 @@ def picture(width, height, seed=0):
     return Image.fromarray(pixels.numpy())
 
 
-def parts(*content):
-    made = []
-    for part in content:
-        if part is None:
-            made.append({"type": "3d"})
-        elif isinstance(part, str):
-            made.append({"type": "text", "text": part})
-        else:
-            made.append({"type": "image", "image": part})
-    return [{"role": "user", "content": made}]
-
-
 CHATS = [
-    parts(picture(60, 30), " shows ", None, "?"),
-    parts(None, picture(50, 90, 1), "and", picture(33, 33, 2), "or", None, "which is it?"),
-    parts("only words"),
-    parts(None, "no picture"),
+    chat(picture(60, 30), " shows ", None, "?"),
+    chat(None, picture(50, 90, 1), "and", picture(33, 33, 2), "or", None, "which is it?"),
+    chat("only words"),
+    chat(None, "no picture"),
 ]
 ANSWERS = ["a robot.", "no", "yes.", "a chair."]
 SIZES = [12, 5, 20, 3]
@@ -113,8 +102,8 @@ def test_a_batch_with_images_and_shapes_equals_the_slow_twin(processor, branch, 
 
 def test_both_the_image_and_the_shape_reach_the_answer(processor, branch, make_codes):
     feats, coords = make_codes([6])
-    inputs = processor(parts(picture(40, 40), None, "?"))
-    other = processor(parts(picture(40, 40, 9), None, "?"))
+    inputs = processor(chat(picture(40, 40), None, "?"))
+    other = processor(chat(picture(40, 40, 9), None, "?"))
     with torch.no_grad():
         base = branch(**inputs, feats_3d=feats, coords_3d=coords).logits[0, -1]
         assert (base - branch(**other, feats_3d=feats, coords_3d=coords).logits[0, -1]).abs().max() > 1e-4
@@ -144,7 +133,7 @@ def test_cached_generation_with_images_and_shapes_equals_full_forwards(processor
 
 
 def test_images_alone_are_read_as_the_language_model_reads_them(processor, branch):
-    inputs = processor([parts(picture(60, 30), "?"), parts("a longer", picture(30, 90))], objects=0)
+    inputs = processor([chat(picture(60, 30), "?"), chat("a longer", picture(30, 90))], objects=0)
     kinds = (inputs["input_ids"] == branch.vl_model.config.image_token_id).int()
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
@@ -158,7 +147,7 @@ def test_mistakes_with_images_are_named(processor, tokenizer, image_processor):
     with pytest.raises(ValueError, match="images=True"):
         Processor3D(tokenizer)(CHATS)
     with pytest.raises(ValueError, match="user turns only, not in those of the assistant"):
-        processor([*parts("x"), {"role": "assistant", "content": parts(picture(9, 9))[0]["content"]}])
+        processor([*chat("x"), {"role": "assistant", "content": chat(picture(9, 9))[0]["content"]}])
 
     class NoVision:
         chat_template = tokenizer.chat_template

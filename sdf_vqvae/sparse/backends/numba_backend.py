@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdf_vqvae.sparse.backends import torch_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet
@@ -30,31 +27,11 @@ def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: Co
     """Return `out[p] = bias + sum_k weight[:, k] @ feats[p + k - 1]` over the active neighbours. [N, Cout]"""
     if feats.dtype != torch.float32:
         return torch_backend.convolve(feats, weight, bias, coordinates)
-    return _Convolve.apply(feats, weight, bias, coordinates.neighbors())
-
-
-class _Convolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, neighbors: Tensor) -> Tensor:
-        ctx.save_for_backward(feats, weight, neighbors)
-        return _gather_multiply(feats, torch_backend.as_matrix(weight), bias, neighbors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        feats, weight, neighbors = ctx.saved_tensors
-        grad_feats = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_feats = _gather_multiply(grad_out, torch_backend.mirrored_matrix(weight), None, neighbors)
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch_backend.weight_gradient(feats, grad_out, weight, neighbors)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_out.sum(0)
-        return grad_feats, grad_weight, grad_bias, None
+    return torch_backend.by_products(feats, weight, bias, coordinates, _gather_multiply)
 
 
 def _gather_multiply(feats: Tensor, matrix: Tensor, bias: Tensor | None, neighbors: Tensor) -> Tensor:
-    """Multiply the 27 neighbours of each row, side by side, with a matrix `[27 * Cin, Cout]`."""
+    """See `torch_backend.Multiply`."""
     from sdf_vqvae.sparse.loops_numba import gather
 
     feats, matrix = feats.detach().contiguous(), matrix.detach().contiguous()

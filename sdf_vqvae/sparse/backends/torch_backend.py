@@ -5,6 +5,7 @@ The reference that the other backends are compared with, and what runs everywher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from sdf_vqvae.sparse.coordinates import CoordinateSet
 # Elements of the gathered block [rows, 27 * Cin]: small enough for a CPU cache, large enough to feed a GPU.
 _CPU_BLOCK = 1 << 20
 _CUDA_BLOCK = 1 << 27
+
+Multiply = Callable[[Tensor, Tensor, "Tensor | None", Tensor], Tensor]
+"""Rows `[N, C]`, a matrix `[27 C, C']`, a bias `[C']` and neighbours `[N, 27]` to the product of each row's 27
+neighbours, side by side, with the matrix, and the bias: `[N, C']`."""
 
 
 def unfit(device_type: str) -> str:
@@ -30,44 +35,48 @@ def lacking() -> str:
 
 def convolve(feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet) -> Tensor:
     """Return `out[p] = bias + sum_k weight[:, k] @ feats[p + k - 1]` over the active neighbours. [N, Cout]"""
-    out = _Convolve.apply(feats, weight, coordinates.neighbors())
-    return out if bias is None else out + bias
+    return by_products(feats, weight, bias, coordinates, _gather_multiply)
+
+
+def by_products(
+    feats: Tensor, weight: Tensor, bias: Tensor | None, coordinates: CoordinateSet, multiply: Multiply
+) -> Tensor:
+    """Return `convolve`, whose forward pass and gradient of the features are each one call of `multiply`."""
+    return _Convolve.apply(feats, weight, bias, coordinates.neighbors(), multiply)
 
 
 class _Convolve(torch.autograd.Function):
     """Recomputes the gathered blocks in the backward pass instead of keeping them (27 times the input)."""
 
     @staticmethod
-    def forward(ctx: Any, feats: Tensor, weight: Tensor, neighbors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, neighbors: Tensor, multiply: Multiply
+    ) -> Tensor:
         ctx.save_for_backward(feats, weight, neighbors)
-        return _gather_multiply(feats, as_matrix(weight), neighbors)
+        ctx.multiply = multiply
+        return multiply(feats, _as_matrix(weight), bias, neighbors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight, neighbors = ctx.saved_tensors
-        grad_feats = grad_weight = None
+        grad_feats = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_feats = _gather_multiply(grad_out, mirrored_matrix(weight), neighbors)
+            # The neighbour relation is symmetric: row q sees p at offset k exactly if p sees q at 26 - k.
+            mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)  # [Cin, 3, 3, 3, Cout]
+            grad_feats = ctx.multiply(grad_out, _as_matrix(mirrored), None, neighbors)
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(feats, grad_out, weight, neighbors)
-        return grad_feats, grad_weight, None
+            grad_weight = _weight_gradient(feats, grad_out, weight, neighbors)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_out.sum(0)
+        return grad_feats, grad_weight, grad_bias, None, None
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """Return what the 27 neighbours of a row, side by side, are multiplied with. `[27 * Cin, Cout]`"""
-    return weight.reshape(weight.shape[0], -1).T
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(weight.shape[0], -1).T  # [27 * Cin, Cout]
 
 
-def mirrored_matrix(weight: Tensor) -> Tensor:
-    """Return what 27 gradients are multiplied with: the neighbour relation is symmetric. `[27 * Cout, Cin]`
-
-    Row q sees p at offset k exactly if p sees q at 26 - k.
-    """
-    return as_matrix(weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0))
-
-
-def weight_gradient(feats: Tensor, grad_out: Tensor, weight: Tensor, neighbors: Tensor) -> Tensor:
+def _weight_gradient(feats: Tensor, grad_out: Tensor, weight: Tensor, neighbors: Tensor) -> Tensor:
     """Return the gradient of `weight`, summed in float32 at least."""
     cout, cin = weight.shape[0], weight.shape[-1]
     total = feats.new_zeros((27 * cin, cout), dtype=torch.promote_types(feats.dtype, torch.float32))
@@ -96,9 +105,9 @@ def _blocks(neighbors: Tensor, channels: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, neighbors.shape[0], step)]
 
 
-def _gather_multiply(feats: Tensor, matrix: Tensor, neighbors: Tensor) -> Tensor:
+def _gather_multiply(feats: Tensor, matrix: Tensor, bias: Tensor | None, neighbors: Tensor) -> Tensor:
     padded = _with_zero_row(feats)
     out = feats.new_empty((neighbors.shape[0], matrix.shape[1]))
     for rows in _blocks(neighbors, feats.shape[1]):
         torch.mm(_gather(padded, neighbors[rows]), matrix, out=out[rows])
-    return out
+    return out if bias is None else out + bias

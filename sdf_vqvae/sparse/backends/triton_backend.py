@@ -77,14 +77,15 @@ def neighbor_table(coordinates: CoordinateSet) -> Tensor:
 def _table(coordinates: CoordinateSet) -> Tensor:
     from sdf_vqvae.sparse.backends import neighbors_triton
 
-    if not neighbors_triton.fits(len(coordinates), coordinates.side, coordinates.batch_size):
-        return neighbors_triton.rearranged(coordinates.neighbors())
     coords = coordinates.coords.contiguous()
     with made_current(coordinates.device):
-        if not coordinates.knows_cells:
+        if coordinates.knows_cells:
+            cells, parents = coordinates.coarser()
+            places = coordinates.places_in_cells()
+            return neighbors_triton.children_table(coords, parents, places, neighbor_table(cells))
+        if neighbors_triton.fits(len(coordinates), coordinates.side, coordinates.batch_size):
             return neighbors_triton.neighbor_table(coords, coordinates.side)
-        cells, parents = coordinates.coarser()
-        return neighbors_triton.children_table(coords, parents, coordinates.places_in_cells(), neighbor_table(cells))
+    return neighbors_triton.rearranged(coordinates.neighbors())
 
 
 def grouped(coordinates: CoordinateSet) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine_chats import alone, chat, chats
+from engine_chats import alone, chat, chats, submitted
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from vae_qwen3vl.generation.answer import PieceWriter, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError, TooManyAtOnceError
@@ -22,21 +22,15 @@ from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
 @pytest.mark.parametrize("max_batch", [1, 2, 32])
 def test_every_chat_gets_the_answer_that_it_gets_alone(model, processor, shapes, max_batch):
-    asked = chats(shapes) * 2
-    lengths = [5 + 7 * (number % 3) for number in range(len(asked))]
     with Engine(model, processor, max_batch=max_batch, prefill_tokens=200) as engine:
-        answers = [
-            engine.submit(messages, objects, Sampling(max_new_tokens=length))
-            for (messages, objects), length in zip(asked, lengths, strict=True)
-        ]
-        texts = [answer.text() for answer in answers]
-    for (messages, objects), length, text, answer in zip(asked, lengths, texts, answers, strict=True):
+        asked = submitted(engine, shapes)
+    for messages, objects, length, answer, text in asked:
         assert answer.token_ids == alone(model, processor, messages, objects, max_new_tokens=length)
         assert text == processor.decode([answer.token_ids])[0].rstrip("\ufffd").rstrip()
         assert answer.finish_reason == "length" and answer.completion_tokens == length
     load = engine.load()
     assert load.answers == len(asked) and load.active == load.waiting == 0
-    assert load.completion_tokens == sum(lengths)
+    assert load.completion_tokens == sum(length for _, _, length, *_ in asked)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from engine_chats import alone, chat, chats
+from engine_chats import alone, chat, chats, submitted
 from vae_qwen3vl.generation import engine as engine_module
 from vae_qwen3vl.generation import graphs as graphs_module
 from vae_qwen3vl.generation.answer import Sampling
@@ -59,15 +59,9 @@ def graphs(request, monkeypatch, model):
 @pytest.mark.parametrize("max_batch", [1, 3, 32])
 def test_every_chat_gets_the_answer_that_it_gets_alone(graphs, processor, shapes, max_batch):
     model, made = graphs
-    asked = chats(shapes) * 2
-    lengths = [5 + 7 * (number % 3) for number in range(len(asked))]
     with Engine(model, processor, max_batch=max_batch, prefill_tokens=200) as engine:
-        answers = [
-            engine.submit(messages, objects, Sampling(max_new_tokens=length))
-            for (messages, objects), length in zip(asked, lengths, strict=True)
-        ]
-        [answer.text() for answer in answers]
-    for (messages, objects), length, answer in zip(asked, lengths, answers, strict=True):
+        asked = submitted(engine, shapes)
+    for messages, objects, length, answer, _ in asked:
         assert answer.token_ids == alone(model, processor, messages, objects, max_new_tokens=length)
     steps = engine.load().steps
     assert steps / 2 < sum(made) < steps + len(asked)
