@@ -142,7 +142,7 @@ class Qwen3VLWith3DBranch(nn.Module):
 
         The tokens' coordinates are on the device of `coords`.
         """
-        feats = feats.to(self.projector.output_gain.device)
+        feats = feats.to(self.projector.output_gain.device, non_blocking=True)
         return self.projector.project(feats, coords, self.max_3d_tokens, self.truncate_mode)
 
     def count_3d_tokens(self, feats: Tensor, coords: Tensor) -> Tensor:  # [B]

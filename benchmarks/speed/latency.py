@@ -184,7 +184,10 @@ def answering(engine: Engine, messages: Messages, shapes: list[ShapeCodes], toke
 def tokens_per_second_together(
     engine: Engine, messages: Messages, shapes: list[ShapeCodes], tokens: int, chats: int
 ) -> float:
-    """Return how many tokens a second there are while so many equal chats are answered."""
+    """Return how many tokens a second there are while so many equal chats are answered.
+
+    Where the first have been answered before the last have come, answers become longer.
+    """
     answers = [engine.submit(messages, shapes, Sampling(max_new_tokens=tokens)) for _ in range(chats)]
     seen: list[tuple[float, int]] = []
     while answers[0].finish_reason is None:
@@ -194,6 +197,8 @@ def tokens_per_second_together(
         time.sleep(0.002)
     for answer in answers:
         answer.text()
+    if not seen or seen[-1][1] == seen[0][1]:
+        return tokens_per_second_together(engine, messages, shapes, 2 * tokens, chats)
     return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
 
 
