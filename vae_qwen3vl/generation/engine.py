@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
-from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes
+from vae_qwen3vl.generation.graphs import Graphs, Results, aside, few_sizes
 from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
@@ -210,8 +210,12 @@ class Engine:
             ValueError: the chat can't be read, or is too long.
         """
         self._check_open()
-        with self._building:
+        device = self.model.device
+        with self._building, aside(device):  # steps of others are on the GPU one behind the other
             chat = self._chat(messages, objects, sampling or Sampling())
+        if device.type == "cuda":
+            for tensor in (chat.embeds, chat.positions, *chat.images.values()):
+                tensor.record_stream(torch.cuda.default_stream(tensor.device))
         with self._changed:
             self._check_open()
             self._waiting.append(chat)
