@@ -57,6 +57,8 @@ class KeptFields:
         """Fields drawn over the fields there are."""
         return self.drawn / len(self.fields)
 
+    learn = None
+
     def draw(self, count: int) -> list[Field]:
         """Return the next fields."""
         self.drawn += count

@@ -78,6 +78,8 @@ class DatasetConfig:
     """`Meshes`: uses of a voxelized mesh, on average."""
     buffer: Positive = 2048
     """`Meshes`: voxelized meshes kept on the device."""
+    draw_by_error: Amount = 0.0
+    """`Meshes`: voxelized meshes are drawn in proportion to (how badly each was rebuilt)^this; 0: all alike."""
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """`Meshes`: sources of a pack and their shares of the draws; the other meshes share the rest evenly. The source
     `made:thin` is there beside any meshes: rods, tubes, plates, frames and lattices made by rule."""
@@ -94,8 +96,8 @@ class DatasetConfig:
             raise ValueError(f"dataset.args.shares add up to {sum(shares.values()):g}, more than 1")
         if shares.get(THIN, 0) >= 1:
             raise ValueError(f"dataset.args.shares: {THIN} must be less than 1, since it goes beside meshes")
-        if self.name != "Meshes" and (self.rotation or self.stretch or self.shares):
-            raise ValueError("dataset.args: rotation, stretch and shares belong to the dataset Meshes")
+        if self.name != "Meshes" and (self.rotation or self.stretch or self.shares or self.draw_by_error):
+            raise ValueError("dataset.args: rotation, stretch, shares and draw_by_error belong to the dataset Meshes")
         if self.max_points is not None and self.max_points < max(1, self.min_points):
             raise ValueError(
                 f"dataset.args.max_points ({self.max_points}) is less than min_points ({self.min_points})"
@@ -166,6 +168,11 @@ class TrainerConfig:
     """Weight of the cross-entropy of the sign (signed fields)."""
     slope_weight: Amount = 0.0
     """Weight of the error of the differences between neighboring voxels near the surface (signed fields)."""
+    thin_weight: Amount = 0.0
+    """How much more a voxel counts where matter or a gap is thin, in all these losses and in those of occupancy: 1 +
+    this, times 1 - half the thickness over the band (signed fields)."""
+    surface_weight: Amount = 0.0
+    """Weight of the answers where the true surface crosses an edge between neighbors (signed fields)."""
     object_balance: Share = 0.0
     """0: every voxel weighs the same in the losses; 1: every object does; between: by (its voxels)^-balance."""
     bypass_share: Share = 0.1

@@ -43,6 +43,7 @@ class FieldStream:
         self.fields, self.symmetries = fields, symmetries
         self.device, self.seed, self.workers = device, seed, workers
         self.rank, self.world_size = rank, world_size
+        self.learn = None
         self.position = 0
         self.generator = torch.Generator().manual_seed(seed * 1009 + rank)
         self._incoming: Iterator[tuple[Tensor, Tensor]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.training.losses import training_loss
+from sdf_vqvae.training.losses import answers_of, fine_measures, training_loss
 from sdf_vqvae.training.streams import Field, collate_fields
 
 if TYPE_CHECKING:
@@ -32,24 +33,34 @@ def measure_held_out(
 ) -> dict[str, float]:
     """Return the mean losses over objects, each weighing the same, and how evenly they use the codebook.
 
+    Beside the losses: those of `fine_measures`, over the objects that have thin parts; and `l1_near_small` and
+    `wrong_sign_small`, over the third of the objects with the fewest codes.
+
     Args:
         vae: in evaluation mode.
         fields: the objects, measured one by one.
         trainer: the weights of the losses.
         quantizing: go through the codes; otherwise none counts as used.
     """
-    measures: dict[str, float] = {}
+    measures: dict[str, list[float]] = {}
+    sizes: list[int] = []
     counts = torch.zeros(vae.config.num_embeddings, device=vae.device)
     for field in fields:
         batch = collate_fields([field], vae.device)
         out = vae(batch, bypass=not quantizing)
-        _, parts = training_loss(out, batch, vae.config, trainer)
+        answers = answers_of(out, batch, vae.config, thin=True)
+        parts = training_loss(out, answers, trainer)[1] | fine_measures(answers)
+        sizes.append(len(out["latent"]))
         if quantizing:
             counts += torch.bincount(out["indices"], minlength=len(counts))
         for name, value in parts.items():
-            measures[name] = measures.get(name, 0.0) + float(value) / len(fields)
+            if not (name.endswith("_thin") and math.isnan(float(value))):  # nothing thin in it
+                measures.setdefault(name, []).append(float(value))
+    small = np.argsort(sizes, kind="stable")[: math.ceil(len(sizes) / 3)]
+    for name in {"l1_near", "wrong_sign"} & measures.keys():
+        measures[f"{name}_small"] = [measures[name][place] for place in small]
     health = codebook_health(counts)
-    return measures | {
+    return {name: sum(values) / len(values) for name, values in measures.items()} | {
         "perplexity": health.perplexity,
         "used": health.used,
         "dead": float(health.dead),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,62 +15,153 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.residual import Occupancy
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.training.targets import dense_targets, targets_of
+from sdf_vqvae.training.targets import dense_targets, targets_of, thin_at, thin_blocks
 
 _NEAR = 1 / 3
 """Share of the band that counts as near the surface: one voxel at band 3."""
 
 
-def training_loss(
-    out: Mapping[str, Any], batch: Mapping[str, Tensor], config: VAEConfig, trainer: TrainerConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a forward pass and its parts by the names in the log, on the device.
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the decoder answered, and what it should have."""
+
+    predicted: Tensor
+    """float32 `[P]`, voxels of a block of 2^3 adjacent, z fastest."""
+    target: Tensor
+    """float32 `[P]`, NaN where unknown."""
+    blocks: CoordinateSet
+    """The P / 8 blocks."""
+    signed: bool
+    """The field has signs and is in units of its band."""
+    thin: Tensor | None
+    """Of `thin_blocks`, where asked for and the field is signed."""
+
+
+def answers_of(out: Mapping[str, Any], batch: Mapping[str, Tensor], config: VAEConfig, *, thin: bool) -> Answers:
+    """Return the answers of a forward pass beside their targets.
 
     Args:
         out: of `SparseSDFVQVAE.forward`.
         batch: what it was given.
         config: of the tokenizer.
-        trainer: the weights of the parts.
+        thin: find out where the shapes are thin.
     """
     signed = config.field.kind == "sdf" and config.field.unit == "band"
-    whole = SparseTensor(
+    field = SparseTensor(
         batch["sparse_sdf"],
         torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
         side=config.data_resolution,
         batch_size=out["latent"].batch_size,
     )
-    dense = dense_targets(whole, out["latent"], signed=signed)
-    target = targets_of(out["reconst_x"], dense, config.levels)
-    power = trainer.object_balance
-    blocks, _ = out["reconst_x"].coordinates.coarser()
+    decoded = out["reconst_x"]
+    dense = dense_targets(field, out["latent"], signed=signed)
+    return Answers(
+        predicted=decoded.feats[:, 0].float(),
+        target=targets_of(decoded, dense, config.levels),
+        blocks=decoded.coordinates.coarser()[0],
+        signed=signed,
+        thin=thin_blocks(dense, field, out["latent"]) if thin and signed else None,
+    )
+
+
+def training_loss(
+    out: Mapping[str, Any], answers: Answers, trainer: TrainerConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a forward pass and its parts by the names in the log, on the device.
+
+    Args:
+        out: of `SparseSDFVQVAE.forward`.
+        answers: its answers, with `thin` where `thin_weight` is not 0.
+        trainer: the weights of the parts.
+    """
+
+    def weights(cells: CoordinateSet) -> Tensor | None:
+        if trainer.thin_weight and answers.thin is not None:
+            relative = 1 + trainer.thin_weight * thin_at(answers.thin, cells)
+            return object_weights(cells, trainer.object_balance, relative)
+        return object_weights(cells, trainer.object_balance) if trainer.object_balance else None
+
+    of_blocks = weights(answers.blocks)
     total, parts = reconstruction_loss(
-        out["reconst_x"].feats[:, 0],
-        target,
-        weights=object_weights(blocks, power).repeat_interleave(8) if power else None,
+        answers.predicted,
+        answers.target,
+        weights=None if of_blocks is None else of_blocks.repeat_interleave(8),
         kind=trainer.loss_type,
         sign_weight=trainer.sign_weight,
         slope_weight=trainer.slope_weight,
-        signed=signed,
+        surface_weight=trainer.surface_weight,
+        signed=answers.signed,
     )
     parts["commitment"] = out["commitment_loss"]
     total = total + trainer.lambda_commitment * out["commitment_loss"]
     if out["vq_loss"] is not None:
         total = total + trainer.lambda_vq * out["vq_loss"]
     if out["occupancy"]:
-        levels = [object_weights(level.cells, power) for level in out["occupancy"]] if power else None
-        cost, missed = occupancy_loss(out["occupancy"], levels)
+        cost, missed = occupancy_loss(out["occupancy"], [weights(level.cells) for level in out["occupancy"]])
         total = total + trainer.lambda_occupancy * cost
         parts |= {"occupancy": cost, **missed}
     return total, {"loss": total, **parts}
 
 
-def object_weights(cells: CoordinateSet, power: float) -> Tensor:
-    """Weight every cell by (cells of its object)^-power, mean 1. float32 `[N]`"""
+@torch.no_grad()
+def object_errors(answers: Answers) -> Tensor:
+    """Return the mean error of each object within a third of the band of the surface: float32 `[B]`.
+
+    Signed fields; 0 of an object without such voxels.
+    """
+    near = answers.target.abs() < _NEAR
+    error = torch.where(near, answers.predicted - answers.target, 0.0).abs().view(-1, 8).sum(1)
+    count = near.view(-1, 8).sum(1)
+    total, counted = (_object_sums(values, answers.blocks) for values in (error, count))
+    return (total / counted.clamp(min=1)).float()
+
+
+@torch.no_grad()
+def fine_measures(answers: Answers) -> dict[str, Tensor]:
+    """Return what tells of surfaces and thin parts of signed fields; NaN where there is nothing to measure.
+
+    `surface`: of `surface_error`. `l1_near_thin`, `wrong_sign_thin`: as without `_thin`, each voxel weighed by how
+    thin it is there.
+    """
+    if answers.thin is None:
+        return {}
+    t, known = torch.nan_to_num(answers.target), ~answers.target.isnan()
+    miss = answers.predicted - t
+    thin = thin_at(answers.thin, answers.blocks).repeat_interleave(8)
+    near = torch.where(known & (t.abs() < _NEAR), thin, 0.0)
+    wrong = (answers.predicted < 0) != (t < 0)
+    return {
+        "surface": surface_error(miss, t, known.float()),
+        "l1_near_thin": torch.dot(miss.abs(), near) / near.sum(),
+        "wrong_sign_thin": torch.dot(wrong.float(), near) / near.sum(),
+    }
+
+
+def object_weights(cells: CoordinateSet, power: float, relative: Tensor | None = None) -> Tensor:
+    """Weight every cell by (cells of its object)^-power, mean 1. float32 `[N]`
+
+    `relative` `[N]`: what each cell counts within its object; None: all the same.
+    """
     objects = cells.coords[:, 0].contiguous()
-    edges = torch.arange(cells.batch_size + 1, device=objects.device, dtype=objects.dtype)
-    sizes = torch.searchsorted(objects, edges).diff().float()
+    sizes = _object_bounds(cells).diff().float()
     weights = sizes.clamp(min=1).pow(-power)
-    return (weights * (len(objects) / (sizes * weights).sum()))[objects.long()]
+    weights = weights * (len(objects) / (sizes * weights).sum())
+    if relative is None:
+        return weights[objects.long()]
+    mean = _object_sums(relative, cells) / sizes.clamp(min=1)
+    return relative * (weights / mean.clamp(min=1e-6)).float()[objects.long()]
+
+
+def _object_bounds(cells: CoordinateSet) -> Tensor:
+    """Return where the rows of each object begin, and how many there are last. int64 `[B + 1]`"""
+    edges = torch.arange(cells.batch_size + 1, device=cells.device, dtype=cells.coords.dtype)
+    return torch.searchsorted(cells.coords[:, 0].contiguous(), edges)
+
+
+def _object_sums(values: Tensor, cells: CoordinateSet) -> Tensor:
+    """Return the sum of `[N]` values over the cells of each object: float64 `[B]`, without a wait or an atomic."""
+    running = functional.pad(values.double().cumsum(0), (1, 0))
+    return running[_object_bounds(cells)].diff()
 
 
 def reconstruction_loss(
@@ -80,14 +172,16 @@ def reconstruction_loss(
     kind: str = "l1",
     sign_weight: float = 0.0,
     slope_weight: float = 0.0,
+    surface_weight: float = 0.0,
     signed: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of predicted against true distances, both `[P]`, voxels of a block of 2^3 adjacent, z fastest.
 
     The mean error over all known voxels; for signed fields in units of a band also the same over those within a
     third of the band, `sign_weight` times the cross-entropy of the sign, reading (1 + p) / 2 as the probability of
-    being outside, and `slope_weight` times the mean error of the differences between neighbors in a block, near
-    the surface.
+    being outside, `slope_weight` times the mean error of the differences between neighbors in a block, near the
+    surface (`slope_error`), and `surface_weight` times how far the answers' surface is from the true one
+    (`surface_error`).
 
     Args:
         prediction: float `[P]`.
@@ -96,6 +190,7 @@ def reconstruction_loss(
         kind: `l1`, `mse`, `l1_l2` (their mean) or `huber` (quadratic below a tenth).
         sign_weight: see above.
         slope_weight: see above.
+        surface_weight: see above.
         signed: the field has signs and is in units of its band.
     """
     known = ~target.isnan()
@@ -120,6 +215,9 @@ def reconstruction_loss(
     if slope_weight:
         parts["slope"] = slope_error(miss, distance, counted)
         total = total + slope_weight * parts["slope"]
+    if surface_weight:
+        parts["surface"] = surface_error(miss, t, counted)
+        total = total + surface_weight * parts["surface"]
     return total, parts
 
 
@@ -144,8 +242,37 @@ def slope_error(miss: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
     return total / weight.clamp(min=1)
 
 
+def surface_error(miss: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean |answer| where the true surface crosses an edge between neighbors in a block, in units of the band.
+
+    On an edge whose targets a and b differ in sign the surface is at c = a / (a - b). The answer there, linear
+    between its ends p and q as an extracted surface has it, is `(1 - c) p + c q`. A distance has slope 1, so that is,
+    to first order, how far along its normal the answered surface is from the true one. Unlike the place of the
+    answer's own crossing it is bounded and has a gradient that does not vanish where the answer has no crossing at
+    all. Samples of a surface at which a distance should be 0 are the first term of A. Gropp et al., "Implicit
+    geometric regularization for learning shapes", 2020.
+
+    Args:
+        miss: float `[P]`: answers less targets, voxels of a block of 2^3 adjacent, z fastest.
+        target: float `[P]`, finite.
+        weights: float `[P]`, 0 where the target is unknown. An edge has the smaller of its ends.
+    """
+    shape = (-1, 2, 2, 2)
+    miss, target, weights = miss.view(shape), target.view(shape), weights.view(shape)
+    total, weight = miss.new_zeros(()), miss.new_zeros(())
+    for axis in (1, 2, 3):
+        a, b = target.unbind(axis)
+        crosses = (a < 0) != (b < 0)
+        w = torch.where(crosses, torch.minimum(*weights.unbind(axis)), 0.0).view(-1)
+        # Targets interpolate to 0 there, so what the answer misses is the answer.
+        p, q = miss.unbind(axis)
+        answer = torch.lerp(p, q, torch.where(crosses, a / (a - b), 0.0))
+        total, weight = total + torch.dot(answer.abs().view(-1), w), weight + w.sum()
+    return total / weight.clamp(min=1)
+
+
 def occupancy_loss(
-    levels: Sequence[Occupancy], weights: Sequence[Tensor] | None = None
+    levels: Sequence[Occupancy], weights: Sequence[Tensor | None] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross-entropy of the predicted children, summed over levels, and how many true ones are missed.
 
@@ -156,7 +283,8 @@ def occupancy_loss(
     for number, level in enumerate(levels):
         assert level.truth is not None
         truth = level.truth.float()
-        weight = None if weights is None else weights[number][:, None]
+        weight = None if weights is None else weights[number]
+        weight = None if weight is None else weight[:, None]
         losses.append(functional.binary_cross_entropy_with_logits(level.logits, truth, weight))
         parts[f"missed_{number}"] = _mean((level.logits < 0).float(), truth)
         parts[f"extra_{number}"] = _mean((level.logits >= 0).float(), 1 - truth)

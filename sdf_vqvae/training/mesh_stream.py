@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 32
 """Meshes that are voxelized in one go."""
+_NEWS = 0.5
+"""Share of the latest error in the running one."""
 
 
 class MeshStream:
@@ -34,6 +37,8 @@ class MeshStream:
         device: where to voxelize and keep the buffer.
         echo: uses of a field, on average, before it has been replaced.
         buffer: fields kept.
+        by_error: fields of the buffer are drawn in proportion to (running error)^by_error, as `learn` is told it. One
+            that has not been rebuilt yet counts as the mean of the others. 0: all alike.
         max_points: largest number of voxels of an object.
         rank: this process draws the numbers `rank`, `rank + world_size`, ...
         world_size: number of processes.
@@ -49,6 +54,7 @@ class MeshStream:
         device: torch.device,
         echo: int = 4,
         buffer: int = 2048,
+        by_error: float = 0.0,
         max_points: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -60,6 +66,11 @@ class MeshStream:
         self.rank, self.world_size = rank, world_size
         self.generator = torch.Generator().manual_seed(draws.seed * 1009 + rank)
         self.kept: list[tuple[int, Field]] = []
+        self.by_error = by_error
+        self.errors = torch.full((buffer,), math.nan, dtype=torch.float64)
+        """Running error of what is kept, NaN where it is not known yet."""
+        self._untold: list[tuple[int, int]] = []
+        """Place and number of what was drawn and whose errors are not known yet."""
         self.next_number = rank
         self.uses = 0
         self._incoming: Iterator[Prepared] | None = None
@@ -69,6 +80,29 @@ class MeshStream:
     def epoch(self) -> float:
         """Meshes drawn here, times the processes, over the meshes there are."""
         return self.next_number / len(self.draws.cumulated)
+
+    @property
+    def learn(self) -> Callable[[Sequence[float]], None] | None:
+        """Takes the errors of all objects drawn since it was last called; None where draws don't go by errors."""
+        return self._learn if self.by_error else None
+
+    def _learn(self, errors: Sequence[float]) -> None:
+        for (place, number), error in zip(self._untold, errors, strict=True):
+            if self.kept[place][0] == number and math.isfinite(error):
+                before = float(self.errors[place])
+                self.errors[place] = error if math.isnan(before) else before + _NEWS * (error - before)
+        self._untold = []
+
+    def _choose(self) -> int:
+        if not self.by_error:
+            return int(torch.randint(len(self.kept), (1,), generator=self.generator))
+        errors = self.errors[: len(self.kept)]
+        known = ~errors.isnan()
+        mean = float(errors[known].mean()) if bool(known.any()) else 1.0
+        weights = torch.where(known, errors, mean).clamp(min=1e-9) ** self.by_error
+        place = int(torch.multinomial(weights, 1, generator=self.generator))
+        self._untold.append((place, self.kept[place][0]))
+        return place
 
     def draw(self, count: int) -> list[Field]:
         """Return the next objects. Raises a ValueError where no mesh can be used."""
@@ -80,7 +114,7 @@ class MeshStream:
                 self._refill()
                 self.uses = 0
             self.uses += 1
-            _, (index, sdf) = self.kept[int(torch.randint(len(self.kept), (1,), generator=self.generator))]
+            _, (index, sdf) = self.kept[self._choose()]
             objects.append((random_symmetry(index, self.resolution, self.generator), sdf))
         return objects
 
@@ -90,6 +124,7 @@ class MeshStream:
             "next_number": self.next_number,
             "uses": self.uses,
             "kept": [number for number, _ in self.kept],
+            "errors": [None if math.isnan(e) else e for e in self.errors[: len(self.kept)].tolist()],
             "generator": self.generator.get_state().tolist(),
         }
 
@@ -101,6 +136,8 @@ class MeshStream:
         self.kept = []
         for prepared in self._loader([int(number) for number in state["kept"]]):
             self.kept += self._voxelized(prepared)
+        for place, error in enumerate(state["errors"]):
+            self.errors[place] = math.nan if error is None else error
         self._incoming = None
 
     def _refill(self) -> None:
@@ -114,7 +151,9 @@ class MeshStream:
                 if len(self.kept) < self.size:
                     self.kept.append(item)
                 else:
-                    self.kept[int(torch.randint(len(self.kept), (1,), generator=self.generator))] = item
+                    place = int(torch.randint(len(self.kept), (1,), generator=self.generator))
+                    self.kept[place] = item
+                    self.errors[place] = math.nan
             if new:
                 return
         raise ValueError(f"none of {100 * _TOGETHER} meshes drawn could be voxelized; the log says why")

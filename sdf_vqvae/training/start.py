@@ -106,6 +106,7 @@ def training_data(
         device=device,
         echo=dataset.echo,
         buffer=dataset.buffer,
+        by_error=dataset.draw_by_error,
         max_points=dataset.max_points,
         workers=trainer.num_workers,
         **place,

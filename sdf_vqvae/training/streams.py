@@ -6,7 +6,7 @@ from meshes as they are drawn, `field_stream` reads prepared files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,11 @@ Field = tuple[Tensor, Tensor]
 
 class Stream(Protocol):
     """What the trainer draws from."""
+
+    @property
+    def learn(self) -> Callable[[Sequence[float]], None] | None:
+        """Takes the errors of all objects drawn since it was last called; None where draws don't go by errors."""
+        ...
 
     def draw(self, count: int) -> list[Field]:
         """Return the next objects."""

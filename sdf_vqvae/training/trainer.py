@@ -26,7 +26,7 @@ from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.held_out import measure_held_out, picture_rows
-from sdf_vqvae.training.losses import training_loss
+from sdf_vqvae.training.losses import answers_of, object_errors, training_loss
 from sdf_vqvae.training.run_log import RunLog
 from sdf_vqvae.training.streams import Field, Stream, collate_fields
 from sdf_vqvae.utils.progress import Progress
@@ -171,6 +171,7 @@ class TokenizerTrainer:
         config = self.config
         self._place_codebook(progress)
         total: dict[str, Tensor] = {}
+        errors: list[Tensor] = []
         count = config.batch_size_per_gpu // config.batch_split
         for part in range(config.batch_split):
             before = time.perf_counter()
@@ -179,7 +180,7 @@ class TokenizerTrainer:
             batch = collate_fields(drawn, self.device)
             last = part == config.batch_split - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                measured = self._forward_backward(batch)
+                measured = self._forward_backward(batch, errors)
             for name, value in measured.items():
                 total[name] = (
                     total.get(name, torch.zeros((), device=self.device)) + value.detach() / config.batch_split
@@ -187,14 +188,20 @@ class TokenizerTrainer:
         self.objects += config.batch_size_per_gpu * self.accelerator.num_processes
         if self.optimizer is not None:
             total["grad_norm"] = self._update(self.optimizer, progress)
+        if self.stream.learn is not None:
+            self.stream.learn(torch.cat(errors).tolist())  # the device is done with them: `_update` waited for it
         for average in self.averages:
             average.update_parameters(self.vae)
         return total
 
-    def _forward_backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: dict[str, Tensor], errors: list[Tensor]) -> dict[str, Tensor]:
+        """Compute gradients and return the measurements; the objects' errors go into the list."""
         with self._precision():
             out = self.model(batch, bypass=not self.quantizing)
-            loss, parts = training_loss(out, batch, self.vae.config, self.config)
+            answers = answers_of(out, batch, self.vae.config, thin=self.config.thin_weight > 0)
+            loss, parts = training_loss(out, answers, self.config)
+        if self.stream.learn is not None:
+            errors.append(object_errors(answers))
         if self.quantizing:
             self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
         else:

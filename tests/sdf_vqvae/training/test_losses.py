@@ -1,11 +1,31 @@
 """Losses are what their formulas say."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
+import tiny_tokenizer as tiny
+from sdf_vqvae.config.training import TrainerConfig
+from sdf_vqvae.geometry.solids import Solids
 from sdf_vqvae.model.residual import Occupancy
 from sdf_vqvae.sparse.coordinates import CoordinateSet
-from sdf_vqvae.training.losses import object_weights, occupancy_loss, reconstruction_loss, slope_error
+from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.training.losses import (
+    Answers,
+    answers_of,
+    fine_measures,
+    object_errors,
+    object_weights,
+    occupancy_loss,
+    reconstruction_loss,
+    slope_error,
+    surface_error,
+    training_loss,
+)
+from sdf_vqvae.training.streams import collate_fields
+from sdf_vqvae.training.thin_shapes import part
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("l1", 0.2), ("mse", 0.04), ("l1_l2", 0.12), ("huber", 0.15)])
@@ -63,3 +83,115 @@ def test_a_small_objects_error_costs_as_much_as_a_large_ones() -> None:
     weights = object_weights(cells, 1.0)
     cost = [float(reconstruction_loss(guess, target, weights=weights)[0]) for guess in (small, large)]
     assert cost[0] == pytest.approx(cost[1])
+
+
+def plane(offset: float) -> Tensor:
+    """Return distances to a slanted plane on 64 blocks of 2^3 voxels, in units of the band. `[512]`"""
+    index = torch.cartesian_prod(*[torch.arange(4)] * 3).float() * 2
+    inner = torch.cartesian_prod(*[torch.arange(2)] * 3).float()
+    points = (index[:, None] + inner).view(-1, 3) - 3.5
+    normal = torch.tensor([2.0, -1.0, 2.0]) / 3
+    return ((points @ normal - offset) / tiny.BAND).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("shift", [-0.6, 0.0, 0.25, 2.0])
+def test_a_moved_plane_is_as_far_off_as_it_was_moved(shift: float) -> None:
+    target, answer = plane(0.1), plane(0.1 + shift)
+    assert float(surface_error(answer - target, target, torch.ones(512))) * tiny.BAND == pytest.approx(
+        abs(shift), abs=1e-5
+    )
+
+
+def test_the_surface_pulls_answers_that_have_none() -> None:
+    target = plane(0.1)
+    answer = torch.full((512,), 0.9, requires_grad=True)
+    surface_error(answer - target, target, torch.ones(512)).backward()
+    gradient = answer.grad
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
+    assert float(gradient.min()) >= 0
+    assert float(gradient[target.abs() < 1 / 6].mean()) > 0.01
+    assert float(gradient[target.abs() > 2 / 3].abs().max()) == 0
+
+
+@pytest.mark.parametrize(("weight", "measure"), [("surface_weight", "surface"), ("slope_weight", "slope")])
+def test_a_weighed_term_ends_lower_than_without_it(weight: str, measure: str) -> None:
+    torch.manual_seed(0)
+    target, start = plane(0.1), torch.randn(512)
+    ends = {}
+    for value in (0.0, 2.0):
+        raw = start.clone().requires_grad_()
+        optimizer = torch.optim.SGD([raw], lr=2.0)
+        for _ in range(20):
+            optimizer.zero_grad()
+            reconstruction_loss(torch.tanh(raw), target, **{weight: value})[0].backward()
+            assert bool(raw.grad.isfinite().all())
+            optimizer.step()
+        with torch.no_grad():
+            ends[value] = float(reconstruction_loss(torch.tanh(raw), target, **{weight: 1.0})[1][measure])
+    assert ends[2.0] < 0.9 * ends[0.0]
+
+
+def answers_to(*solids: Solids) -> Answers:
+    """Return the right answers to a batch of solids on the tiny tokenizer's grid, whole latent cells decoded."""
+    fields = [solid.field(tiny.SIDE) for solid in solids]
+    batch = collate_fields(fields, torch.device("cpu"))
+    vae = tiny.vae(architecture="original")
+    with torch.no_grad():
+        out = vae(batch, bypass=True)
+    answers = answers_of(out, batch, vae.config, thin=True)
+    return Answers(**(vars(answers) | {"predicted": torch.nan_to_num(answers.target)}))
+
+
+def missing(answers: Answers, where: Tensor, by: float) -> Answers:
+    """Return answers that are too far out by an amount in some voxels near the surface."""
+    off = where & (answers.target.abs() < 1 / 3)
+    return Answers(**(vars(answers) | {"predicted": answers.predicted + by * off}))
+
+
+PLATE = part((0.3, 0, 0), (1 / 64, 0.3, 0.3))
+CUBE = part((-0.1, 0, 0), (0.2, 0.25, 0.3))
+
+
+def test_an_error_of_a_plate_costs_more_than_that_of_a_block_by_the_weight() -> None:
+    answers = answers_to(Solids.joined([PLATE, CUBE]))
+    x = answers.blocks.coords[:, 1].repeat_interleave(8) * 2
+    plate, cube = x > 45, (x < 40) & (x > 20)
+    cells = SparseTensor(torch.zeros(len(answers.blocks), 1), answers.blocks)
+    out = {"commitment_loss": torch.zeros(()), "vq_loss": None, "occupancy": [], "reconst_x": cells}
+    costs = {}
+    for weight in (0.0, 3.0):
+        trainer = TrainerConfig(thin_weight=weight)
+        costs[weight] = [
+            float(training_loss(out, missing(answers, where, 0.1), trainer)[1]["l1"]) for where in (plate, cube)
+        ]
+    ratio = [costs[3.0][n] / costs[0.0][n] for n in (0, 1)]
+    # The plate is two voxels thick, a third of two bands, its deepest sample half a voxel from the middle.
+    assert ratio[0] / ratio[1] == pytest.approx(1 + 3 * (1 - 0.9 / 3), rel=0.2)
+    assert ratio[1] < 1
+    measures = fine_measures(missing(answers, plate, 0.1))
+    assert float(measures["l1_near_thin"]) == pytest.approx(0.1, rel=0.1)
+    assert float(fine_measures(missing(answers, cube, 0.1))["l1_near_thin"]) < 0.02
+
+
+def test_thin_weights_have_mean_one_in_every_object() -> None:
+    answers = answers_to(PLATE, CUBE, Solids.joined([PLATE, CUBE]))
+    relative = torch.rand(len(answers.blocks)) + 0.5
+    weights = object_weights(answers.blocks, 0.0, relative)
+    objects = answers.blocks.coords[:, 0]
+    for number in range(3):
+        assert float(weights[objects == number].mean()) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(
+        object_weights(answers.blocks, 0.5, torch.ones(len(weights))), object_weights(answers.blocks, 0.5)
+    )
+
+
+def test_a_block_has_nothing_thin_to_measure() -> None:
+    assert math.isnan(float(fine_measures(answers_to(CUBE))["l1_near_thin"]))
+
+
+def test_each_object_has_its_own_error() -> None:
+    answers = answers_to(PLATE, CUBE)
+    second = (answers.blocks.coords[:, 0] == 1).repeat_interleave(8)
+    errors = object_errors(missing(answers, second, 0.07))
+    assert errors.tolist() == pytest.approx([0, 0.07], abs=1e-6)

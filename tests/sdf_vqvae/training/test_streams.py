@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ def draws_of(folder: Path, made: float = 0.0, **how: float) -> MeshDraws:
     return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made)
 
 
-def stream_of(folder: Path, made: float = 0.0, **more: int) -> MeshStream:
+def stream_of(folder: Path, made: float = 0.0, **more: float) -> MeshStream:
     settings = {"echo": 1, "buffer": 40, **more}
     draws = draws_of(folder, made, rotation=0.5, stretch=0.5)
     return MeshStream(draws, resolution=16, band=3.0, device=torch.device("cpu"), **settings)
@@ -67,6 +69,57 @@ def test_a_stream_goes_on_where_it_stopped(meshes: Path, made: float, monkeypatc
     expected = one.draw(60)
     other.restore(state)
     assert same(expected, other.draw(60))
+
+
+def test_draws_go_by_the_errors_that_they_are_told(meshes: Path) -> None:
+    stream = stream_of(meshes, echo=100, by_error=2.0)
+    stream.draw(1)
+    assert stream.learn is not None
+    stream.learn([0.1])
+    worst = 5
+    for _ in range(40):
+        stream.draw(8)
+        stream.learn([0.4 if place == worst else 0.1 for place, _ in stream._untold])
+    stream.draw(400)
+    often = [place for place, _ in stream._untold].count(worst)
+    assert len(stream.kept) == 40
+    assert 400 * 16 / 55 * 0.6 < often < 400 * 16 / 55 * 1.5
+
+
+def test_a_stream_that_goes_by_errors_goes_on_where_it_stopped(meshes: Path) -> None:
+    def learn(stream: MeshStream) -> None:
+        assert stream.learn is not None
+        stream.learn([0.01 * (number % 7) for _, number in stream._untold])
+
+    one, other = (stream_of(meshes, by_error=1.0) for _ in range(2))
+    for _ in range(5):
+        one.draw(10)
+        learn(one)
+    state = json.loads(json.dumps(one.state()))
+    expected = [one.draw(20), learn(one), one.draw(20)]
+    other.restore(state)
+    found = [other.draw(20), learn(other), other.draw(20)]
+    assert same(expected[0] + expected[2], found[0] + found[2])
+
+
+def test_without_errors_draws_are_those_of_a_stream_that_knows_none(meshes: Path) -> None:
+    stream = stream_of(meshes)
+    assert stream.learn is None
+    assert stream._untold == []
+    assert same(stream.draw(30), stream_of(meshes, by_error=0.0).draw(30))
+
+
+def test_errors_of_replaced_objects_are_not_taken_for_those_of_new_ones(meshes: Path) -> None:
+    stream = stream_of(meshes, by_error=1.0)
+    stream.draw(32)
+    told = list(stream._untold)
+    place, number = told[0]
+    stream.kept[place] = (number + 1000, stream.kept[place][1])
+    stream._learn([0.5] * len(told))
+    assert math.isnan(float(stream.errors[place]))
+    stream.draw(1)
+    with pytest.raises(ValueError, match="shorter"):
+        stream._learn([])
 
 
 def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(meshes: Path) -> None:

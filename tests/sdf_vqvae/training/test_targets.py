@@ -9,8 +9,9 @@ from torch.nn import functional
 
 import tiny_tokenizer as tiny
 from sdf_vqvae.geometry.solids import Solids
+from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
-from sdf_vqvae.training.targets import dense_targets, targets_of
+from sdf_vqvae.training.targets import dense_targets, targets_of, thin_at, thin_blocks
 from sdf_vqvae.training.thin_shapes import part
 
 
@@ -130,3 +131,52 @@ def test_unsigned_targets_end_where_the_field_ends() -> None:
     dense = dense_targets(whole, cells, signed=False)
     assert int((~dense.isnan()).sum()) <= len(whole)
     assert float(dense[~dense.isnan()].max()) <= 1
+
+
+def thin_of(field: SparseTensor, side: int) -> tuple[Tensor, SparseTensor]:
+    """Return how thin each block is, and the cells."""
+    cells = cells_near(field, side)
+    return thin_blocks(dense_targets(field, cells), field, cells), cells
+
+
+def solid_field(*parts: Solids) -> SparseTensor:
+    index, distance = Solids.joined(parts).field(64)
+    return SparseTensor(distance[:, None], functional.pad(index, (1, 0)), side=64)
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+@pytest.mark.parametrize("thickness", [1.0, 2.0, 4.0, 8.0, 40.0])
+@pytest.mark.parametrize("shift", [0.1, 0.3, 0.5])
+def test_a_plate_is_as_thin_as_its_middle_is_near_and_a_block_is_not(
+    side: int, thickness: float, shift: float
+) -> None:
+    field = solid_field(part((shift / 64, 0, 0), (thickness / 2 / 64, 0.3, 0.3)))
+    thin, _ = thin_of(field, side)
+    inside = field.coords[field.feats[:, 0] < 0].long()
+    flat = inside[((inside[:, 2:] - 31.5).abs() < 10).all(1)]  # away from the rim
+    values = thin[tuple((flat // torch.tensor([1, 4, 4, 4])).unbind(1))].float()
+    expected = max(0.0, 1 - thickness / 2 / tiny.BAND)
+    # The deepest sample lies up to half a voxel beside the middle.
+    assert expected - 1e-3 <= float(values.min())
+    assert float(values.max()) <= expected + (0.5 / tiny.BAND + 1e-3 if expected else 0)
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_narrow_gap_is_thin_and_the_open_side_of_the_walls_is_not(side: int) -> None:
+    wall = (10 / 64, 0.3, 0.3)
+    field = solid_field(part((-11.3 / 64, 0, 0), wall), part((11.0 / 64, 0, 0), wall))
+    thin, _ = thin_of(field, side)
+    middle = thin[0, :, 6:10, 6:10].float()
+    assert float(middle[8].min()) > 0.5
+    assert float(middle[:6].max()) == 0
+    assert float(middle[10:].max()) == 0
+
+
+def test_thickness_of_coarser_and_finer_cells_is_that_of_their_blocks() -> None:
+    thin = torch.zeros(1, 8, 8, 8)
+    thin[0, 5, 2, 7] = 0.5
+    at = {2: [[0, 1, 0, 1], [0, 0, 0, 1]], 8: [[0, 5, 2, 7], [0, 5, 2, 6]], 32: [[0, 21, 11, 30], [0, 24, 11, 30]]}
+    for side, rows in at.items():
+        cells = CoordinateSet(torch.tensor(rows, dtype=torch.int32).sort(0)[0], side)
+        cells.coords[:] = torch.tensor(rows, dtype=torch.int32)
+        assert thin_at(thin, cells).tolist() == [0.5, 0.0]

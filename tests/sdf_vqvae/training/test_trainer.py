@@ -13,12 +13,16 @@ import tiny_tokenizer as tiny
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.training.checkpoints import checkpoint_steps
+from sdf_vqvae.training.held_out import measure_held_out
 from sdf_vqvae.training.streams import Field
+from sdf_vqvae.training.thin_shapes import part
 from sdf_vqvae.training.trainer import TokenizerTrainer
 
 
 class Spheres:
     """Spheres of seeded radii, one after another."""
+
+    learn = None
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -109,6 +113,30 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int) -> No
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 15))
+
+
+def test_the_stream_is_told_the_error_of_every_object(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, settings_of(batch_size_per_gpu=4, batch_split=2, max_steps=2, thin_weight=2.0))
+    told: list[list[float]] = []
+    trainer.stream.learn = lambda errors: told.append(list(errors))  # type: ignore[misc, method-assign]
+    trainer.run()
+    assert [len(errors) for errors in told] == [4, 4]
+    assert all(0.01 < error < 2 for errors in told for error in errors)
+
+
+def test_held_out_measures_tell_of_thin_and_small_objects(tmp_path: Path) -> None:
+    plate = part((0, 0, 0), (1 / 64, 0.3, 0.3)).field(tiny.SIDE)
+    fields = [tiny.field(20.0), tiny.field(8.0), plate]
+    vae = tiny.vae().eval()
+    config = settings_of(surface_weight=1.0)
+    measures = measure_held_out(vae, fields, config, quantizing=True)
+    small = measure_held_out(vae, fields[1:2], config, quantizing=True)
+    assert measures["l1_near_small"] == pytest.approx(small["l1_near"])
+    assert measures["l1_near_small"] == pytest.approx(small["l1_near_small"])
+    thin = measure_held_out(vae, fields[2:], config, quantizing=True)
+    assert measures["wrong_sign_thin"] == pytest.approx(thin["wrong_sign_thin"])
+    assert measures["surface"] > 0
+    assert "l1_near_thin" not in measure_held_out(vae, fields[:1], config, quantizing=True)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
