@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
-from vae_qwen3vl.generation.graphs import Graphs, Results, aside, few_sizes
+from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes, read
 from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
@@ -210,12 +210,8 @@ class Engine:
             ValueError: the chat can't be read, or is too long.
         """
         self._check_open()
-        device = self.model.device
-        with self._building, aside(device):  # steps of others are on the GPU one behind the other
+        with self._building:
             chat = self._chat(messages, objects, sampling or Sampling())
-        if device.type == "cuda":
-            for tensor in (chat.embeds, chat.positions, *chat.images.values()):
-                tensor.record_stream(torch.cuda.default_stream(tensor.device))
         with self._changed:
             self._check_open()
             self._waiting.append(chat)
@@ -376,7 +372,7 @@ class Engine:
             self._counts["prompt_tokens"] += chat.length - start
             self._counts["cached_tokens"] += start
             chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
-        likeliest, last = torch.cat(looks, dim=1).tolist()  # the one wait for the device
+        likeliest, last = read(torch.cat(looks, dim=1))  # the one wait for the device
         for chat, position in zip(group, last, strict=True):
             chat.position = position + 1
         self._draw(first, torch.cat(logits), likeliest)
@@ -440,7 +436,7 @@ class Engine:
             chat.length += 1
             chat.position += 1
         self._counts["steps"] += 1
-        self._draw(0, logits, likeliest[: len(chats)].tolist())
+        self._draw(0, logits, read(likeliest[: len(chats)]))
 
     def _forward(
         self,

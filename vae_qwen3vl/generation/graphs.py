@@ -8,12 +8,11 @@ knows nothing of models, chats or shapes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +110,20 @@ class Graphs:
             self._captured.popitem(last=False)
 
 
+def read(values: Tensor) -> list[Any]:
+    """Return values as `tolist` does. Other threads use the GPU while this one waits for them.
+
+    A copy into memory that isn't pinned waits inside the driver, which lets no other thread's copy in meanwhile.
+    """
+    if values.device.type == "cuda":
+        there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(values.device))
+        ready.synchronize()
+        values = there
+    return list(values.tolist())
+
+
 def captured(
     work: Callable[[], Results], device: torch.device, pool: Any
 ) -> tuple[Callable[[], object], Results, Any]:
@@ -127,7 +140,7 @@ def captured(
     Raises:
         RuntimeError: the work waits for the device, or does something else that a graph can't hold.
     """
-    graph, stream = torch.cuda.CUDAGraph(), _stream_of(device, "capture")
+    graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
     # A capture that fails leaves its own stream the current one; the one before is current again in any case. Other
     # threads may use the device meanwhile: what they do is no part of the graph and does not end it.
     with (
@@ -139,24 +152,9 @@ def captured(
     return graph.replay, results, graph.pool()
 
 
-@contextlib.contextmanager
-def aside(device: torch.device) -> Iterator[None]:
-    """Compute beside what other threads compute on a GPU, not behind it; at the end it is done.
-
-    Tensors that others use afterwards are to be told so (`record_stream`), or their memory is given away too soon.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    stream = _stream_of(device, "aside")
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
-
-
 @functools.cache
-def _stream_of(device: torch.device, _purpose: str) -> torch.cuda.Stream:
-    """Return a device's stream for one purpose, always the same: libraries keep memory for each stream they see."""
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device on which graphs are captured: libraries keep memory for each stream they see."""
     return torch.cuda.Stream(device)
 
 
