@@ -2,9 +2,9 @@
 
 python benchmarks/speed/tokenizer_losses.py --resolution 512
 
-The object is a turned box with about two million voxels in its band at 512^3, decoded in the blocks of 4^3 voxels that
-touch the part of the band that the encoder sees. Bytes are those that every operation reads and writes, each tensor
-once; `at 3 TB/s` is what they take at that rate. On a GPU, seconds are measured besides, waiting included.
+The object is a turned box with about two million voxels in its band at 512^3, decoded in the blocks of 4^3 voxels
+that touch the part of the band that the encoder sees. Bytes are those that every operation reads and writes, each
+tensor once; `at 3 TB/s` is what they take at that rate. On a GPU, seconds are measured besides, waiting included.
 """
 
 from __future__ import annotations

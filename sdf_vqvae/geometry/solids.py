@@ -104,7 +104,7 @@ class Solids:
         hidden = union.new_zeros(union.shape, dtype=torch.int32)
         # The way out of the deepest part can end within another only if that other is nearer than the way is long.
         hidden.index_add_(0, brick, (single < -union[brick]).int())
-        hidden_at = ((union < 0) & (hidden > 1)).nonzero()
+        hidden_at = ((union < 0) & (union >= -band) & (hidden > 1)).nonzero()
         if len(hidden_at):
             points = (corners[hidden_at[:, 0]] + local[hidden_at[:, 1]]).float()
             depth = parts._ways_out(points, *_listed(which, brick, hidden_at[:, 0]))

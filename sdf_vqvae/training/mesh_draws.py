@@ -16,10 +16,12 @@ from sdf_vqvae.config.training import THIN
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.solids import Solids
+from sdf_vqvae.training.streams import Field
 from sdf_vqvae.training.thin_shapes import thin_shape
 from sdf_vqvae.utils.errors import brief
 
-Drawn = tuple[Tensor, Tensor, bool] | str | None
+Drawn = tuple[Tensor, Tensor, bool] | Field | str
+"""A mesh, the field of a shape made by rule, or why there is none."""
 
 
 def source_weights(sources: Sequence[str], shares: Mapping[str, float]) -> Tensor:
@@ -80,7 +82,13 @@ class Prepared:
     order: list[int]
     """All draws, also those of the other fields, as they were asked for."""
     made: list[int]
-    """The draws that are shapes made by rule (`MeshDraws.shape`)."""
+    """The draws that are shapes made by rule."""
+    made_sizes: list[int]
+    """Voxels of each of those."""
+    made_index: Tensor
+    """int16 `[N, 3]`."""
+    made_distance: Tensor
+    """float16 `[N]`."""
     failed: dict[str, str]
     """Name -> why it can't be used."""
 
@@ -88,12 +96,17 @@ class Prepared:
 class MeshDraws(Dataset):
     """Draw number n of a seeded endless sequence, the same whoever asks: a mesh, augmented and normalized.
 
+    Shapes made by rule come as fields: making one takes a second or so of one core, so that is for the processes that
+    read, all at a time, not for the device that trains.
+
     Args:
         places: where the meshes lie.
         weights: `[len(places)]`, how often each is drawn.
         augmentation: what is done to them.
         seed: seed of the sequence.
         made: share of the draws that are thin shapes made by rule, below 1.
+        resolution: grid side R of those shapes' fields.
+        band: half width of their band in voxels.
     """
 
     def __init__(
@@ -104,20 +117,24 @@ class MeshDraws(Dataset):
         seed: int,
         *,
         made: float = 0.0,
+        resolution: int = 256,
+        band: float = 3.0,
     ) -> None:
         self.places = places
         self.cumulated = np.cumsum(weights.double().numpy())
         self.augmentation = augmentation
         self.seed = seed
+        self.resolution, self.band = resolution, band
         self.total = self.cumulated[-1] / (1 - made)
         """Of the weights, with that of what is made by rule, which comes after the meshes."""
 
     def __getitem__(self, number: int) -> tuple[int, str, Drawn]:
-        """Return the number, a name, and the mesh, None for a shape made by rule, or why a mesh can't be used."""
+        """Return the number, a name, and what was drawn."""
         rng = np.random.default_rng((self.seed, number))
         at = rng.random() * self.total
         if at > self.cumulated[-1]:
-            return number, THIN, None
+            index, distance = self.shape(number).field(self.resolution, band=self.band)
+            return number, THIN, (index.to(torch.int16), distance.to(torch.float16))
         drawn = np.searchsorted(self.cumulated, at, side="right")
         place = self.places[int(min(drawn, len(self.cumulated) - 1))]
         try:
@@ -126,14 +143,15 @@ class MeshDraws(Dataset):
             return number, place.name, brief(error)
         return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
 
-    def shape(self, number: int, resolution: int) -> Solids:
-        """Return the shape of a draw that is made by rule, for a grid of this side."""
-        return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution)
+    def shape(self, number: int) -> Solids:
+        """Return the shape of a draw that is made by rule."""
+        return thin_shape(np.random.default_rng((self.seed, number, 1)), self.resolution)
 
 
 def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:
     """Join draws (a loader's `collate_fn`)."""
-    usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple)]
+    usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple) and len(mesh) == 3]
+    made = [(number, field) for number, _, field in items if isinstance(field, tuple) and len(field) == 2]
     return Prepared(
         numbers=[number for number, _ in usable],
         sizes=torch.tensor([[len(v), len(f)] for _, (v, f, _) in usable], dtype=torch.int64).view(-1, 2),
@@ -141,6 +159,9 @@ def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:
         faces=torch.cat([f for _, (_, f, _) in usable] or [torch.empty(0, 3, dtype=torch.int64)]),
         watertight=[closed for _, (_, _, closed) in usable],
         order=[number for number, _, _ in items],
-        made=[number for number, _, mesh in items if mesh is None],
+        made=[number for number, _ in made],
+        made_sizes=[len(distance) for _, (_, distance) in made],
+        made_index=torch.cat([i for _, (i, _) in made] or [torch.empty(0, 3, dtype=torch.int16)]),
+        made_distance=torch.cat([d for _, (_, d) in made] or [torch.empty(0, dtype=torch.float16)]),
         failed={name: mesh for _, name, mesh in items if isinstance(mesh, str)},
     )

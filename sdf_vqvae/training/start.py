@@ -100,7 +100,15 @@ def training_data(
     train, weights, held_out = mesh_places(folder, dataset)
     how = Augmentation(rotation=dataset.rotation, stretch=dataset.stretch)
     stream = MeshStream(
-        MeshDraws(train, weights, how, seed, made=dataset.shares.get(THIN, 0.0)),
+        MeshDraws(
+            train,
+            weights,
+            how,
+            seed,
+            made=dataset.shares.get(THIN, 0.0),
+            resolution=model.data_resolution,
+            band=band,
+        ),
         resolution=model.data_resolution,
         band=band,
         device=device,

@@ -11,6 +11,7 @@ import pytest
 import torch
 import trimesh
 
+from sdf_vqvae.config.training import THIN
 from sdf_vqvae.data.field_file import field_file_name
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.objects import Place
@@ -34,7 +35,7 @@ def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draws_of(folder: Path, made: float = 0.0, **how: float) -> MeshDraws:
     files = sorted(folder.iterdir())
     places = [Place(path=file, name=str(file)) for file in files]
-    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made)
+    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made, resolution=16)
 
 
 def stream_of(folder: Path, made: float = 0.0, **more: float) -> MeshStream:
@@ -61,11 +62,11 @@ def test_a_draw_depends_on_its_number_alone(meshes: Path) -> None:
 
 @pytest.mark.parametrize("made", [0.0, 0.12])
 def test_a_stream_goes_on_where_it_stopped(meshes: Path, made: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    monkeypatch.setattr(MeshDraws, "shape", lambda _, number: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
     one, other = stream_of(meshes, made), stream_of(meshes, made)
     one.draw(50)
     state = one.state()
-    assert (made > 0) == any(one.draws[number][2] is None for number in state["kept"])
+    assert (made > 0) == any(one.draws[number][1] == THIN for number in state["kept"])
     expected = one.draw(60)
     other.restore(state)
     assert same(expected, other.draw(60))
@@ -122,15 +123,21 @@ def test_errors_of_replaced_objects_are_not_taken_for_those_of_new_ones(meshes: 
         stream._learn([])
 
 
-def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(meshes: Path) -> None:
+def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(
+    meshes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MeshDraws, "shape", lambda _, number: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
     plain, mixed = draws_of(meshes), draws_of(meshes, made=0.25)
-    made = [number for number in range(400) if mixed[number][2] is None]
-    assert 70 <= len(made) <= 130
-    assert not any(plain[number][2] is None for number in range(20))
-    assert len(mixed.shape(made[0], 16).ring) > 0
+    made = [number for number in range(200) if mixed[number][1] == THIN]
+    assert 35 <= len(made) <= 65
+    assert not any(plain[number][1] == THIN for number in range(20))
     prepared = prepare([mixed[number] for number in range(32)])
     assert prepared.made == [number for number in made if number < 32]
     assert sorted(prepared.made + prepared.numbers) == list(range(32))
+    index, distance = mixed.shape(made[1]).field(16)
+    first, second = prepared.made_sizes[:2]
+    assert torch.equal(prepared.made_index[first : first + second], index.short())
+    assert torch.equal(prepared.made_distance[first : first + second], distance.half())
 
 
 def test_processes_draw_different_objects(meshes: Path) -> None:
