@@ -20,8 +20,7 @@ from sdf_vqvae.training.streams import Field
 from sdf_vqvae.training.thin_shapes import thin_shape
 from sdf_vqvae.utils.errors import brief
 
-Drawn = tuple[Tensor, Tensor, bool] | Field | str
-"""A mesh, the field of a shape made by rule, or why there is none."""
+Drawn = tuple[Tensor, Tensor, bool] | str | None
 
 
 def source_weights(sources: Sequence[str], shares: Mapping[str, float]) -> Tensor:
@@ -96,17 +95,12 @@ class Prepared:
 class MeshDraws(Dataset):
     """Draw number n of a seeded endless sequence, the same whoever asks: a mesh, augmented and normalized.
 
-    Shapes made by rule come as fields: making one takes a second or so of one core, so that is for the processes that
-    read, all at a time, not for the device that trains.
-
     Args:
         places: where the meshes lie.
         weights: `[len(places)]`, how often each is drawn.
         augmentation: what is done to them.
         seed: seed of the sequence.
         made: share of the draws that are thin shapes made by rule, below 1.
-        resolution: grid side R of those shapes' fields.
-        band: half width of their band in voxels.
     """
 
     def __init__(
@@ -117,24 +111,20 @@ class MeshDraws(Dataset):
         seed: int,
         *,
         made: float = 0.0,
-        resolution: int = 256,
-        band: float = 3.0,
     ) -> None:
         self.places = places
         self.cumulated = np.cumsum(weights.double().numpy())
         self.augmentation = augmentation
         self.seed = seed
-        self.resolution, self.band = resolution, band
         self.total = self.cumulated[-1] / (1 - made)
         """Of the weights, with that of what is made by rule, which comes after the meshes."""
 
     def __getitem__(self, number: int) -> tuple[int, str, Drawn]:
-        """Return the number, a name, and what was drawn."""
+        """Return the number, a name, and the mesh, None for a shape made by rule, or why a mesh can't be used."""
         rng = np.random.default_rng((self.seed, number))
         at = rng.random() * self.total
         if at > self.cumulated[-1]:
-            index, distance = self.shape(number).field(self.resolution, band=self.band)
-            return number, THIN, (index.to(torch.int16), distance.to(torch.float16))
+            return number, THIN, None
         drawn = np.searchsorted(self.cumulated, at, side="right")
         place = self.places[int(min(drawn, len(self.cumulated) - 1))]
         try:
@@ -143,12 +133,35 @@ class MeshDraws(Dataset):
             return number, place.name, brief(error)
         return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
 
-    def shape(self, number: int) -> Solids:
-        """Return the shape of a draw that is made by rule."""
-        return thin_shape(np.random.default_rng((self.seed, number, 1)), self.resolution)
+    def shape(self, number: int, resolution: int) -> Solids:
+        """Return the shape of a draw that is made by rule, for a grid of this side."""
+        return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution)
 
 
-def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:
+class FieldDraws(Dataset):
+    """The same draws, shapes made by rule as fields.
+
+    Making one takes a second or so of one core, which is for the processes that read, not for the device that trains.
+
+    Args:
+        draws: the draws.
+        resolution: grid side R.
+        band: half width of the band in voxels.
+    """
+
+    def __init__(self, draws: MeshDraws, resolution: int, band: float) -> None:
+        self.draws, self.resolution, self.band = draws, resolution, band
+
+    def __getitem__(self, number: int) -> tuple[int, str, Drawn | Field]:
+        """Return the number, a name, and the mesh, the field, or why a mesh can't be used."""
+        number, name, drawn = self.draws[number]
+        if drawn is not None:
+            return number, name, drawn
+        index, distance = self.draws.shape(number, self.resolution).field(self.resolution, band=self.band)
+        return number, name, (index.to(torch.int16), distance.to(torch.float16))
+
+
+def prepare(items: Sequence[tuple[int, str, Drawn | Field]]) -> Prepared:
     """Join draws (a loader's `collate_fn`)."""
     usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple) and len(mesh) == 3]
     made = [(number, field) for number, _, field in items if isinstance(field, tuple) and len(field) == 2]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
-from sdf_vqvae.training.mesh_draws import MeshDraws, Prepared, prepare
+from sdf_vqvae.training.mesh_draws import FieldDraws, MeshDraws, Prepared, prepare
 from sdf_vqvae.training.streams import Field, loader_options, random_symmetry
 from sdf_vqvae.utils.errors import brief
 
@@ -160,7 +160,7 @@ class MeshStream:
 
     def _loader(self, numbers: Any) -> DataLoader:
         return DataLoader(
-            self.draws,
+            FieldDraws(self.draws, self.resolution, self.band),
             batch_size=_TOGETHER,
             sampler=numbers,
             collate_fn=prepare,

@@ -100,15 +100,7 @@ def training_data(
     train, weights, held_out = mesh_places(folder, dataset)
     how = Augmentation(rotation=dataset.rotation, stretch=dataset.stretch)
     stream = MeshStream(
-        MeshDraws(
-            train,
-            weights,
-            how,
-            seed,
-            made=dataset.shares.get(THIN, 0.0),
-            resolution=model.data_resolution,
-            band=band,
-        ),
+        MeshDraws(train, weights, how, seed, made=dataset.shares.get(THIN, 0.0)),
         resolution=model.data_resolution,
         band=band,
         device=device,

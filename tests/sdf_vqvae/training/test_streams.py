@@ -18,7 +18,7 @@ from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.training.field_stream import FieldStream
-from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, augmented, prepare
+from sdf_vqvae.training.mesh_draws import Augmentation, FieldDraws, MeshDraws, augmented, prepare
 from sdf_vqvae.training.mesh_stream import MeshStream
 from sdf_vqvae.training.thin_shapes import part
 
@@ -35,7 +35,7 @@ def meshes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draws_of(folder: Path, made: float = 0.0, **how: float) -> MeshDraws:
     files = sorted(folder.iterdir())
     places = [Place(path=file, name=str(file)) for file in files]
-    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made, resolution=16)
+    return MeshDraws(places, torch.ones(len(files)), Augmentation(**how), seed=3, made=made)
 
 
 def stream_of(folder: Path, made: float = 0.0, **more: float) -> MeshStream:
@@ -62,7 +62,7 @@ def test_a_draw_depends_on_its_number_alone(meshes: Path) -> None:
 
 @pytest.mark.parametrize("made", [0.0, 0.12])
 def test_a_stream_goes_on_where_it_stopped(meshes: Path, made: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MeshDraws, "shape", lambda _, number: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
     one, other = stream_of(meshes, made), stream_of(meshes, made)
     one.draw(50)
     state = one.state()
@@ -126,15 +126,16 @@ def test_errors_of_replaced_objects_are_not_taken_for_those_of_new_ones(meshes: 
 def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(
     meshes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MeshDraws, "shape", lambda _, number: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
     plain, mixed = draws_of(meshes), draws_of(meshes, made=0.25)
     made = [number for number in range(200) if mixed[number][1] == THIN]
     assert 35 <= len(made) <= 65
     assert not any(plain[number][1] == THIN for number in range(20))
-    prepared = prepare([mixed[number] for number in range(32)])
+    fields = FieldDraws(mixed, 16, 3.0)
+    prepared = prepare([fields[number] for number in range(32)])
     assert prepared.made == [number for number in made if number < 32]
     assert sorted(prepared.made + prepared.numbers) == list(range(32))
-    index, distance = mixed.shape(made[1]).field(16)
+    index, distance = mixed.shape(made[1], 16).field(16)
     first, second = prepared.made_sizes[:2]
     assert torch.equal(prepared.made_index[first : first + second], index.short())
     assert torch.equal(prepared.made_distance[first : first + second], distance.half())
