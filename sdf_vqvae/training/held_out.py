@@ -33,8 +33,9 @@ def measure_held_out(
 ) -> dict[str, float]:
     """Return the mean losses over objects, each weighing the same, and how evenly they use the codebook.
 
-    Beside the losses: those of `fine_measures`, over the objects that have thin parts; and `l1_near_small` and
-    `wrong_sign_small`, over the third of the objects with the fewest codes.
+    Beside the losses: `fine_measures`, those of thin parts over the objects that have any; and `l1_near_small` and
+    `wrong_sign_small`, over the third of the objects with the fewest codes. They can be compared between runs of
+    different weights, as the losses can't.
 
     Args:
         vae: in evaluation mode.

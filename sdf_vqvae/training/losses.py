@@ -118,23 +118,23 @@ def object_errors(answers: Answers) -> Tensor:
 
 @torch.no_grad()
 def fine_measures(answers: Answers) -> dict[str, Tensor]:
-    """Return what tells of surfaces and thin parts of signed fields; NaN where there is nothing to measure.
+    """Return what tells of the surface and the thin parts of signed fields, whatever weights a trainer has.
 
-    `surface`: of `surface_error`. `l1_near_thin`, `wrong_sign_thin`: as without `_thin`, each voxel weighed by how
-    thin it is there.
+    `l1_near`, `wrong_sign`: of `reconstruction_loss` without weights; `surface`: of `surface_error`, likewise.
+    `l1_near_thin`, `wrong_sign_thin`: each voxel weighed by how thin it is there; NaN where nothing is thin.
     """
     if answers.thin is None:
         return {}
     t, known = torch.nan_to_num(answers.target), ~answers.target.isnan()
     miss = answers.predicted - t
     thin = thin_at(answers.thin, answers.blocks).repeat_interleave(8)
-    near = torch.where(known & (t.abs() < _NEAR), thin, 0.0)
-    wrong = (answers.predicted < 0) != (t < 0)
-    return {
-        "surface": surface_error(miss, t, known.float()),
-        "l1_near_thin": torch.dot(miss.abs(), near) / near.sum(),
-        "wrong_sign_thin": torch.dot(wrong.float(), near) / near.sum(),
-    }
+    near = (known & (t.abs() < _NEAR)).float()
+    error, wrong = miss.abs(), ((answers.predicted < 0) != (t < 0)).float()
+    measures = {"surface": surface_error(miss, t, known.float())}
+    for ending, weights in {"": near, "_thin": near * thin}.items():
+        measures[f"l1_near{ending}"] = torch.dot(error, weights) / weights.sum()
+        measures[f"wrong_sign{ending}"] = torch.dot(wrong, weights) / weights.sum()
+    return measures
 
 
 def object_weights(cells: CoordinateSet, power: float, relative: Tensor | None = None) -> Tensor:

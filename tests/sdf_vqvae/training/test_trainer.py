@@ -136,6 +136,10 @@ def test_held_out_measures_tell_of_thin_and_small_objects(tmp_path: Path) -> Non
     thin = measure_held_out(vae, fields[2:], config, quantizing=True)
     assert measures["wrong_sign_thin"] == pytest.approx(thin["wrong_sign_thin"])
     assert measures["surface"] > 0
+    weighed = measure_held_out(vae, fields, settings_of(thin_weight=3.0), quantizing=True)
+    assert weighed["l1"] != pytest.approx(measures["l1"])
+    for name in ("surface", "l1_near", "wrong_sign", "l1_near_thin", "wrong_sign_small"):
+        assert weighed[name] == pytest.approx(measures[name])
     assert "l1_near_thin" not in measure_held_out(vae, fields[:1], config, quantizing=True)
 
 
