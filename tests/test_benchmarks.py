@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import trimesh
 
+import tiny_tokenizer as tiny
+from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.utils.measurements import measuring_parser, read_runs, run_name, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,3 +103,32 @@ def test_a_run_is_called_as_asked_or_after_what_ran(options):
     assert run_name(options, "large") == "large"
     options.name = "mine"
     assert run_name(options, "large") == "mine"
+
+
+def test_choices_of_a_tokenizer_start_from_a_coarser_one(tmp_path, monkeypatch):
+    """Each variant trains on the CPU, from one filled buffer, and its row is on file."""
+    monkeypatch.chdir(ROOT)
+    meshes = tmp_path / "meshes"
+    meshes.mkdir()
+    for number in range(3):
+        trimesh.creation.box((1, 0.5 + 0.1 * number, 0.4)).export(meshes / f"box{number}.ply")
+    save_vae(tiny.vae(resolution=4, field={**tiny.args()["field"], "resolution": 32}), tmp_path / "coarse")
+    document = json.loads((ROOT / "configs/vae/sdf_vqvae_512.json").read_text(encoding="utf-8"))
+    document["models"]["vqvae"]["args"] |= tiny.args(resolution=4, num_embeddings=64, **tiny.PATCHES)
+    document["models"]["vqvae"]["args"] |= {"level_channels": [16, 32], "level_blocks": [1, 1]}
+    document["dataset"]["args"] |= {"resolution": 64, "shares": {"made:thin": 0.3}}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(document), encoding="utf-8")
+    program = BENCHMARKS / "quality/tokenizer_choices.py"
+    words = ["--pack", meshes, "--vae_config", config, "--start", tmp_path / "coarse/model.safetensors"]
+    words += ["--variants", "base,one_level_more,no_made_thin,by_error", "--max_seconds", "0.5", "--buffer", "16"]
+    words += ["--held_out", "1", "--workers", "0", "--batch_size_per_gpu", "2", "--device", "cpu", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, [program, *words])))
+    changes = runpy.run_path(str(program))
+    changes["STARTED"]["one_level_more"][0].update(level_channels=(8, 16, 32), level_blocks=(1, 1, 1))
+    changes["STARTED"]["no_made_thin"][1]["shares"] = {}
+    changes["main"]()
+    rows = read_runs(tmp_path / "tokenizer_choices.json")["cpu"]["rows"]
+    assert [row["variant"] for row in rows] == ["base", "one_level_more", "no_made_thin", "by_error"]
+    assert [len(row["children_missed"]) for row in rows] == [2, 3, 2, 2]
+    assert all(row["steps"] > 0 and 0 < row["near_error_voxels"] < 3 for row in rows)

@@ -27,6 +27,8 @@ _MODEL_NAMES = ("SparseSDFVQVAE", "Direct3DS2_VQVAE")  # the second is the origi
 # Arguments that the original also takes for each half; here the halves may differ in their number of blocks only.
 _SPLIT = ("model_channels", "num_heads", "num_head_channels")
 _MOST_LEVELS = 8
+_PATCHES = {2: 1, 4: 2}
+"""Sides of patches, and how often they halve the data grid."""
 # The bounds are far beyond any network of this kind; what exceeds them is a slip that would ask for terabytes.
 _WIDEST, _DEEPEST = 8192, 128
 _Blocks = Annotated[int, Bounds(least=0, most=_DEEPEST)]
@@ -90,9 +92,11 @@ class VAEConfig:
     """`original` (pooling and subdivision) or `residual` (space-to-channel steps with shortcuts)."""
     level_channels: tuple[int, ...] | None = None
     """Widths of the levels with convolutions, from the finest inwards, the trunk's not included. `original`: the
-    finest is the data grid, by default (C/16, C/8, C/4); `residual`: half of it, by default (C/4, C/2)."""
+    finest is the data grid, by default (C/16, C/8, C/4); `residual`: that of patches, by default (C/4, C/2)."""
     level_blocks: tuple[int, ...] = ()
     """Residual blocks on each of those levels, in each half; by default two. `residual` only."""
+    patch_size: int = 2
+    """Voxels along a side of the patches that are rows of the finest level: 2 or 4. `residual` only."""
     predict_occupancy: bool = False
     """The decoder predicts which children exist and computes no others. `residual` only."""
     quantizer: str = "euclidean"
@@ -130,6 +134,7 @@ class VAEConfig:
             "quantizer": tuple(QUANTIZERS),
             "chunk_size": (1,),
             "use_fp16": (False,),
+            "patch_size": tuple(_PATCHES),
         }.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not supported; choose from {allowed}")
@@ -140,8 +145,8 @@ class VAEConfig:
         if not all(isinstance(width, int) and 0 < width <= _WIDEST for width in self.widths) or not self.widths:
             raise ValueError(f"level_channels must be integers in 1..{_WIDEST}, got {list(self.widths)}")
         check_quantizer(vars(self))
-        if self.architecture == "original" and (self.predict_occupancy or self.level_blocks):
-            raise ValueError("predict_occupancy and level_blocks need architecture='residual'")
+        if self.architecture == "original" and (self.predict_occupancy or self.level_blocks or self.patch_size != 2):
+            raise ValueError("predict_occupancy, level_blocks and patch_size need architecture='residual'")
         if self.architecture == "residual" and self.level_blocks and len(self.level_blocks) != len(self.widths):
             raise ValueError(
                 f"level_blocks needs {len(self.widths)} numbers, as {list(self.widths)}; got {self.level_blocks}"
@@ -168,7 +173,12 @@ class VAEConfig:
     @property
     def levels(self) -> int:
         """Number of halvings between data grid and latent grid."""
-        return len(self.widths) + (self.architecture == "residual")
+        return len(self.widths) + self.patch_levels
+
+    @property
+    def patch_levels(self) -> int:
+        """Number of halvings between data grid and the finest level with features."""
+        return _patch_levels({"architecture": self.architecture, "patch_size": self.patch_size})
 
     def blocks_of(self, half: str) -> int:
         """Return the transformer blocks of `encoder` or `decoder`."""
@@ -230,8 +240,7 @@ class VAEConfig:
                 unit="world",
                 band=None,
                 sampling="corner",
-                resolution=side
-                * 2 ** (3 if widths is None else len(widths) + (args.get("architecture") == "residual")),
+                resolution=side * 2 ** (3 if widths is None else len(widths) + _patch_levels(args)),
             )
         return cls(**values)
 
@@ -249,6 +258,11 @@ class VAEConfig:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["field"] = self.field.to_dict()
         return values
+
+
+def _patch_levels(args: dict[str, Any]) -> int:
+    """Return how often patches halve the data grid."""
+    return _PATCHES.get(args.get("patch_size", 2), 1) if args.get("architecture") == "residual" else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,9 @@ class TrainerConfig:
     pretrained_vae_path: Annotated[str, Option(metavar="FILE")] | None = None
     """Weights to start from; training stops where the file is absent."""
     pretrained_inner: bool = False
-    """The weights to start from are of a coarser data grid (`config.json` beside them) and become the inner levels;
-    the outer ones start at random. With a `bypass_share` of 0 their codes stay, else k-means places them anew."""
+    """The weights to start from are of a data grid half as fine (`config.json` beside them). With patches twice as
+    large all layers start from them, with one level more the inner ones. With a `bypass_share` of 0 their codes stay
+    where there are as many, else k-means places them anew."""
     max_steps: Positive = 100_000
     """Optimizer steps at most."""
     max_seconds: Amount | None = None

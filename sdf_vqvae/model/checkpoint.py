@@ -182,11 +182,14 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
 
 
 def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadReport:
-    """Start a residual tokenizer from one of a coarser data grid, whose trunks, codebook and levels become its own.
+    """Start a residual tokenizer from one of a data grid half as fine, whose trunks and levels become its own.
 
-    The encoder counts levels from the finest inwards, so its numbers move up by the levels that are new; the
-    decoder's stay. What touches the new levels or the distances themselves (the encoder's stem, the decoder's last
-    layers) keeps its random start.
+    Where this one has a level more, the encoder's numbers of levels move up, since they count from the finest
+    inwards, and what touches the new level or the distances themselves (the encoder's stem, the decoder's last
+    layers) keeps its random start. Where its patches are twice as large instead, those layers start as the others'
+    between neighboring grids: it begins as the coarser one, read and answered in finer voxels.
+
+    The codes are taken over where there are as many.
 
     Args:
         vae: where to.
@@ -199,25 +202,34 @@ def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> Load
         ValueError: the file can't be read, or its network is not the inner part of this one.
     """
     given, config = VAEConfig.from_json(config_beside(path)), vae.config
-    new = config.levels - given.levels
+    new = len(config.widths) - len(given.widths)
+    larger = config.patch_size == 2 * given.patch_size
     inner = {
         "architecture": (given.architecture, config.architecture),
         "resolution": (given.resolution, config.resolution),
-        "level_channels": (given.widths, config.widths[new:]),
-        "level_blocks": (given.level_blocks, config.level_blocks[new:]),
+        "level_channels": (given.widths, config.widths[max(new, 0) :]),
+        "level_blocks": (given.level_blocks, config.level_blocks[max(new, 0) :]),
+        "patch_size": (given.patch_size, config.patch_size // (2 if larger else 1)),
     }
     differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in inner.items() if a != b]
-    if config.architecture != "residual" or new < 1 or differing:
+    halvings = config.levels - given.levels
+    if config.architecture != "residual" or halvings < 1 or (larger and new) or differing:
         raise ValueError(
-            f"{path} is not the inner part of this residual network: {new} levels fewer, {'; '.join(differing)}"
+            f"{path} is not the inner part of this residual network: {halvings} halvings fewer, "
+            f"{'; '.join(differing) or 'of patches and levels'}"
         )
     source = SparseSDFVQVAE(given)
     load_weights(source, path)
+    left = {name for name in source.state_dict() if is_training_state(name)}
+    if given.num_embeddings != config.num_embeddings:
+        left.add(CODEBOOK)
     state = {
         _LEVEL.sub(lambda found: f"{found[1]}{int(found[2]) + new}.", name): tensor
         for name, tensor in source.state_dict().items()
-        if not name.startswith(_OUTERMOST) and not is_training_state(name)
+        if name not in left and (larger or not name.startswith(_OUTERMOST))
     }
+    if larger:
+        state |= _for_larger_patches(state)
     expected = vae.state_dict()
     unfit = [n for n in state if n not in expected or expected[n].shape != state[n].shape]
     if unfit:
@@ -233,6 +245,25 @@ def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> Load
         left_over=[],
         missing=[n for n in expected if n not in state and not is_training_state(n)],
     )
+
+
+def _for_larger_patches(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return stem and output layer for patches of 4^3 voxels from those for the same patches in 2^3 coarser ones.
+
+    Both fields have bands of as many voxels, so a distance on the coarser grid is half of that on the finer one. The
+    stem takes the means of eight values and of their marks; answers are interpolated linearly and, beyond the centers
+    of the coarser voxels, extrapolated, so a plane stays a plane where `tanh` is straight.
+    """
+    axis = torch.tensor([-0.75, -0.25, 0.25, 0.75])[:, None] * torch.tensor([-1.0, 1.0]) + 0.5  # [4, 2], sums 1
+    # From voxels in the order x, y, z of the patch to eight blocks of eight.
+    between = torch.einsum("xa,yb,zc->xyzabc", axis, axis, axis).view(2, 2, 2, 2, 2, 2, 8)
+    between = between.permute(0, 2, 4, 1, 3, 5, 6).reshape(64, 8)
+    stem = state["encoder.stem.weight"].view(-1, 8, 1, 2) * torch.tensor([0.5, 1.0]) / 8
+    return {
+        "encoder.stem.weight": stem.expand(-1, 8, 8, 2).reshape(len(stem), -1),
+        "decoder.out_layer.weight": 2 * between @ state["decoder.out_layer.weight"],
+        "decoder.out_layer.bias": 2 * between @ state["decoder.out_layer.bias"],
+    }
 
 
 def _guess(state: Mapping[str, Tensor]) -> str:

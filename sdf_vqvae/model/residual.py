@@ -1,7 +1,7 @@
 """The residual form of the network: space-to-channel steps, and a decoder that predicts which children exist.
 
-The finest grid that has features is half the data grid: a row there is a block of 2^3 voxels of the field. Decoding
-needs codes and their cells only.
+The finest grid that has features is that of patches: a row there is a block of 2^3 or 4^3 voxels of the field, a
+block of 4^3 as eight of 2^3, z fastest in both. Decoding needs codes and their cells only.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ class ResidualEncoder(Trunk):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config, config.model_channels, config.blocks_of("encoder"))
         widths = (*config.widths, config.model_channels)
-        self.stem = nn.Linear(16, widths[0])
+        self.patch_levels = config.patch_levels
+        self.stem = nn.Linear(2 * config.patch_size**3, widths[0])
         self.levels = nn.ModuleList(_level_blocks(config, i) for i in range(len(config.widths)))
         self.downsample = nn.ModuleList(ResidualDown(a, b) for a, b in pairwise(widths))
         self.out_layer = nn.Linear(config.model_channels, config.latent_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Encode; the output is float32."""
-        given = torch.cat([x.feats, torch.ones_like(x.feats)], dim=1)
-        block = space_to_channel(x.replace(given))  # eight values and eight marks of presence
-        h = block.replace(self.stem(block.feats))
+        patch = x.replace(torch.cat([x.feats, torch.ones_like(x.feats)], dim=1))  # values and marks of presence
+        for _ in range(self.patch_levels):
+            patch = space_to_channel(patch)
+        h = patch.replace(self.stem(patch.feats))
         for blocks, down in zip(self.levels, self.downsample, strict=True):
             h = down(blocks(h))
         h = self.run_trunk(h)
@@ -59,7 +61,7 @@ class ResidualEncoder(Trunk):
 
 
 class ResidualDecoder(Trunk):
-    """Code vectors `[M, D]` to a distance field on the data grid, in blocks of 2^3 voxels."""
+    """Code vectors `[M, D]` to a distance field on the data grid, in patches."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config, config.latent_channels, config.blocks_of("decoder"))
@@ -70,7 +72,8 @@ class ResidualDecoder(Trunk):
         )
         self.levels = nn.ModuleList(_level_blocks(config, i) for i in reversed(range(len(config.widths))))
         self.out_norm = VoxelNorm(widths[-1])
-        self.out_layer = nn.Linear(widths[-1], 8)
+        self.patch_levels = config.patch_levels
+        self.out_layer = nn.Linear(widths[-1], config.patch_size**3)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Decode; the output is float32 in (-1, 1), in units of the field."""
@@ -85,7 +88,7 @@ class ResidualDecoder(Trunk):
                 so that training sees both what is right and what decoding will meet.
         """
         h = self.run_trunk(x)
-        known = _pyramid(truth, len(self.upsample) + 1)
+        known = _pyramid(truth, len(self.upsample), self.patch_levels)
         predicted: list[Occupancy] = []
         for number, (up, blocks) in enumerate(zip(self.upsample, self.levels, strict=True)):
             kept = None
@@ -97,7 +100,10 @@ class ResidualDecoder(Trunk):
                 kept = kept if here is None else kept | here
             h = blocks(up(h, kept))
         values = torch.tanh(self.out_layer(self.out_norm(h).feats).float())
-        return SparseTensor(values.view(-1, 1), h.coordinates.finer()), predicted
+        voxels = h.coordinates
+        for _ in range(self.patch_levels):
+            voxels = voxels.finer()
+        return SparseTensor(values.view(-1, 1), voxels), predicted
 
 
 def kept_children(logits: Tensor) -> Tensor:
@@ -117,14 +123,17 @@ def _level_blocks(config: VAEConfig, level: int) -> nn.Sequential:
     )
 
 
-def _pyramid(truth: CoordinateSet | None, levels: int) -> list[CoordinateSet]:
-    """Return the true cells of each level that is predicted, coarsest first."""
+def _pyramid(truth: CoordinateSet | None, levels: int, below: int) -> list[CoordinateSet]:
+    """Return the true cells of each of the levels that are predicted, coarsest first.
+
+    `below`: halvings between the true voxels and the finest of them.
+    """
     if truth is None:
         return []
     sets = [truth]
-    for _ in range(levels - 1):
+    for _ in range(below + levels - 1):
         sets.append(sets[-1].coarser()[0])
-    return sets[:0:-1]
+    return sets[: below - 1 : -1]
 
 
 def _children(cells: CoordinateSet) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sdf_vqvae.utils.threads import by_rows
 
-_CHUNK = 16384
+_TABLE = 1 << 28
+"""Distances of vectors to codes that are held at a time: a gigabyte."""
 _RUN = 64
 
 
@@ -77,7 +78,8 @@ class Quantizer(nn.Module):
             return _first_least(half_norm - rows.float() @ codes.T)
 
         with torch.autocast(vectors.device.type, enabled=False):
-            parts = [by_rows(search, part, width=len(codes)) for part in vectors.split(_CHUNK)]
+            chunks = vectors.split(max(1, _TABLE // len(codes)))
+            parts = [by_rows(search, chunk, width=len(codes)) for chunk in chunks]
         return torch.cat(parts)
 
     def forward(self, vectors: Tensor) -> Quantized:

@@ -116,15 +116,16 @@ class MeshDraws(Dataset):
         self.cumulated = np.cumsum(weights.double().numpy())
         self.augmentation = augmentation
         self.seed = seed
+        self.made = made
         self.total = self.cumulated[-1] / (1 - made)
         """Of the weights, with that of what is made by rule, which comes after the meshes."""
 
     def __getitem__(self, number: int) -> tuple[int, str, Drawn]:
         """Return the number, a name, and the mesh, None for a shape made by rule, or why a mesh can't be used."""
+        if self.is_made(number):
+            return number, THIN, None
         rng = np.random.default_rng((self.seed, number))
         at = rng.random() * self.total
-        if at > self.cumulated[-1]:
-            return number, THIN, None
         drawn = np.searchsorted(self.cumulated, at, side="right")
         place = self.places[int(min(drawn, len(self.cumulated) - 1))]
         try:
@@ -132,6 +133,10 @@ class MeshDraws(Dataset):
         except ValueError as error:
             return number, place.name, brief(error)
         return number, place.name, (mesh.vertices, mesh.faces, mesh.watertight)
+
+    def is_made(self, number: int) -> bool:
+        """Return whether a draw is a shape made by rule."""
+        return bool(np.random.default_rng((self.seed, number)).random() * self.total > self.cumulated[-1])
 
     def shape(self, number: int, resolution: int) -> Solids:
         """Return the shape of a draw that is made by rule, for a grid of this side."""

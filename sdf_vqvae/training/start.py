@@ -21,7 +21,7 @@ from sdf_vqvae.data.objects import Kind, kind_of, mesh_objects, pack_objects
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import READABLE
 from sdf_vqvae.model.checkpoint import load_inner_levels, load_weights
-from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.model.vqvae import CODEBOOK, SparseSDFVQVAE
 from sdf_vqvae.training.field_stream import FieldStream
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, source_weights
 from sdf_vqvae.training.mesh_stream import MeshStream
@@ -58,7 +58,7 @@ def start_model(config: VAEConfig, trainer: TrainerConfig, seed: int) -> tuple[S
     if trainer.pretrained_inner:
         report = load_inner_levels(vae, trainer.pretrained_vae_path)
         logger.info("%s", report)
-        return vae, trainer.bypass_share == 0
+        return vae, trainer.bypass_share == 0 and CODEBOOK not in report.missing
     report = load_weights(vae, trainer.pretrained_vae_path, codebook_required=trainer.training_stage == 3)
     logger.info("%s", report)
     return vae, not report.missing and trainer.training_stage != 1

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RESERVOIR = 16
-"""Batches whose latent vectors are kept for the start of the codebook."""
+_SAMPLES, _FEWEST = 16, 2
+"""Latent vectors a code that are kept for the start of the codebook, and without which it doesn't start."""
 _PAST_NORMS = 1000
 _PERCENTILE_FROM = 20
 _PICTURED = 4
@@ -205,7 +205,9 @@ class TokenizerTrainer:
         if self.quantizing:
             self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
         else:
-            self.reservoir = [*self.reservoir[1 - _RESERVOIR :], out["latent"].feats.detach()]
+            self.reservoir.append(out["latent"].feats.detach())
+            while self._sampled() - len(self.reservoir[0]) >= _SAMPLES * len(self.counts):
+                del self.reservoir[0]
             # Every parameter takes part in every step, or the processes would wait for its gradient.
             loss = loss + 0 * sum(p.sum() for p in self.vae.vq.parameters() if p.requires_grad)
         if self.optimizer is not None:
@@ -238,13 +240,16 @@ class TokenizerTrainer:
         if self.quantizing:
             return
         early = self.config.training_stage != 2
-        enough = sum(len(part) for part in self.reservoir) >= self.vae.config.num_embeddings
+        enough = self._sampled() >= _FEWEST * len(self.counts)
         if enough and (early or progress >= self.config.bypass_share):
             samples = torch.cat(self.reservoir)
             self.vae.vq.initialize(samples)
             self.reservoir = []
             self.quantizing = True
             logger.info("codebook placed by k-means on %d latent vectors", len(samples))
+
+    def _sampled(self) -> int:
+        return sum(len(part) for part in self.reservoir)
 
     def run(self) -> list[dict[str, Any]]:
         """Train until a limit is reached and return this part's log records.
@@ -364,7 +369,7 @@ class TokenizerTrainer:
 
     def _rank_tensors(self) -> dict[str, Tensor]:
         tensors = {**checkpoints.generator_states(self.device), "counts": self.counts.cpu()}
-        return tensors | {f"reservoir_{i:02d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
+        return tensors | {f"reservoir_{i:06d}": part.cpu().contiguous() for i, part in enumerate(self.reservoir)}
 
     def resume(self) -> None:
         """Go on from the folder's latest checkpoint, if there is one. Raises a ValueError where it is damaged."""

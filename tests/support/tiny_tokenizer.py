@@ -28,6 +28,9 @@ SMALL_ARGS: dict[str, Any] = {
 }
 """Arguments of a tokenizer of 32^3 fields that is built in a moment."""
 
+PATCHES: dict[str, Any] = {"level_channels": [16], "level_blocks": [1], "patch_size": 4}
+"""What makes rows of the finest level of `vae` patches of 4^3 voxels."""
+
 
 def measured_args(side: int = SIDE) -> dict[str, Any]:
     """Return arguments of a tokenizer whose fields are fine enough to be measured, and whose network is small."""

@@ -72,7 +72,8 @@ def test_the_finer_config_trains_from_inner_weights_with_thin_shapes_and_goes_on
     """`sdf_vqvae_512.json` as it is, but narrow and on a small grid, from a narrow tokenizer of half that grid."""
     document = json.loads((repository / "configs/vae/sdf_vqvae_512.json").read_text())
     args = document["models"]["vqvae"]["args"]
-    args |= tiny.args(level_channels=[8, 16, 32], level_blocks=[1, 1, 1], resolution=4)
+    assert args["patch_size"] == 4
+    args |= tiny.args(resolution=4)
     document["dataset"]["args"] |= {"resolution": 64, "buffer": 8, "shares": {"made:thin": 0.1}}
     document["trainer"]["args"] |= {**TRAINER, "num_workers": 0, "held_out": 1, "disable_snapshot": True}
     (tmp_path / "fine.json").write_text(json.dumps(document))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,77 @@ def tiny_level_input(fine: SparseSDFVQVAE) -> SparseTensor:
     return SparseTensor(feats, cells, side=fine.config.data_resolution // 4)
 
 
-def test_a_network_that_is_no_inner_part_is_refused(tmp_path: Path) -> None:
+def places_in(patch: int) -> torch.Tensor:
+    """Return where the voxels of a patch lie, -1..1 along each axis, in the order of the network. `[patch^3, 3]`"""
+    voxels = CoordinateSet(torch.zeros(1, 4, dtype=torch.int32), side=1)
+    while voxels.side < patch:
+        voxels = voxels.finer()
+    return (voxels.coords[:, 1:] + 0.5) / patch * 2 - 1
+
+
+def test_patches_are_read_and_answered_voxel_by_voxel() -> None:
+    """A stem that passes one voxel on, and answers that differ by voxel, say where each comes from and goes to."""
+    vae = tiny.vae(**tiny.PATCHES).eval()
+    field = vae.field_tensor(tiny.batch(20.0))
+    seen: dict[str, Any] = {}
+    vae.encoder.stem.register_forward_pre_hook(lambda _, args: seen.update(read=args[0]))
+    torch.nn.init.zeros_(vae.decoder.out_layer.weight)
+    vae.decoder.out_layer.bias.data = torch.arange(64.0) / 64
+    with torch.no_grad():
+        decoded = vae.decode_latent(vae.latent_of(field))
+    patches = field.coordinates.coarser()[0].coarser()[0]
+    place = ((places_in(4) + 1) * 2).int()  # [64, 3]
+    known = dict(zip(map(tuple, field.coords.tolist()), field.feats[:, 0].tolist(), strict=True))
+    for row in (0, 7, len(patches) - 1):
+        batch, *corner = patches.coords[row].tolist()
+        for voxel, (value, mark) in enumerate(seen["read"][row].view(64, 2).tolist()):
+            at = (batch, *(4 * c + o for c, o in zip(corner, place[voxel].tolist(), strict=True)))
+            assert (value, mark) == ((known[at], 1) if at in known else (0, 0))
+    answers = (torch.atanh(decoded.feats[:, 0].double()) * 64).round().int()
+    assert torch.equal(decoded.coords[:, 1:] % 4, place[answers])
+
+
+def test_larger_patches_start_between_the_voxels_of_smaller_ones(tmp_path: Path) -> None:
+    """A plane that the coarser network answers or reads is the same plane for the finer one, in finer voxels."""
+    plane = torch.tensor([0.3, -0.2, 0.5])
+    coarse = tiny.vae(resolution=4, field={**tiny.args()["field"], "resolution": 32})
+    coarse.decoder.out_layer.weight.data[:, 0] = places_in(2) @ plane + 0.1
+    save_vae(coarse, tmp_path)
+    fine = tiny.vae(resolution=4, patch_size=4, num_embeddings=64)
+    report = load_inner_levels(fine, tmp_path / "model.safetensors")
+    assert report.missing == ["vq.embeddings.weight"]
+    answered = fine.decoder.out_layer.weight.data[:, 0]
+    torch.testing.assert_close(answered, 2 * (places_in(4) @ plane + 0.1))
+    read = [
+        vae.encoder.stem(torch.stack([scale * (places_in(patch) @ plane + 0.1), torch.ones(patch**3)], 1).flatten())
+        for vae, patch, scale in ((coarse, 2, 1), (fine, 4, 2))
+    ]
+    torch.testing.assert_close(read[1], read[0])
+    changed = {"encoder.stem.weight", "decoder.out_layer.weight", "decoder.out_layer.bias"}
+    ours, theirs = fine.state_dict(), coarse.state_dict()
+    same = [name for name in theirs if not name.startswith("vq.") and name not in changed]
+    assert all(torch.equal(ours[name], theirs[name]) for name in same)
+
+
+def test_codes_stay_where_there_are_as_many(tmp_path: Path) -> None:
+    coarse = tiny.vae(resolution=4, field={**tiny.args()["field"], "resolution": 32})
+    save_vae(coarse, tmp_path)
+    fine = tiny.vae(resolution=4, patch_size=4)
+    assert load_inner_levels(fine, tmp_path / "model.safetensors").missing == []
+    assert torch.equal(fine.vq.embeddings.weight, coarse.vq.embeddings.weight)
+
+
+@pytest.mark.parametrize(
+    ("side", "more"),
+    [
+        (64, {}),
+        (128, {"level_channels": [16, 16], "patch_size": 4}),
+        (256, {"level_channels": [8, 16, 32], "level_blocks": [1, 1, 1], "patch_size": 4}),
+    ],
+    ids=["as_fine", "other_widths", "patches_and_a_level"],
+)
+def test_a_network_that_is_no_inner_part_is_refused(tmp_path: Path, side: int, more: dict[str, Any]) -> None:
     save_vae(tiny.vae(), tmp_path)
+    fine = tiny.vae(**{"field": {**tiny.args()["field"], "resolution": side}, **more})
     with pytest.raises(ValueError, match="not the inner part"):
-        load_inner_levels(tiny.vae(), tmp_path / "model.safetensors")
+        load_inner_levels(fine, tmp_path / "model.safetensors")

@@ -109,9 +109,9 @@ def test_one_known_voxel_tells_a_whole_cell_and_none_leaves_it_unknown() -> None
 
 
 @settings(deadline=None, max_examples=10)
-@given(radius=st.floats(9.0, 28.0), architecture=st.sampled_from(["original", "residual"]))
-def test_targets_are_the_clipped_distance_wherever_the_decoder_answers(radius: float, architecture: str) -> None:
-    vae = tiny.vae(architecture=architecture)
+@given(radius=st.floats(9.0, 28.0), kind=st.sampled_from(["original", "residual", "patches"]))
+def test_targets_are_the_clipped_distance_wherever_the_decoder_answers(radius: float, kind: str) -> None:
+    vae = tiny.vae(**tiny.PATCHES) if kind == "patches" else tiny.vae(architecture=kind)
     batch = tiny.batch(radius)
     cells = vae.Encode(batch)
     decoded = vae.Decode(cells)

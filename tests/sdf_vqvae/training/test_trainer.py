@@ -70,9 +70,9 @@ def weights_of(trainer: TokenizerTrainer) -> dict[str, torch.Tensor]:
     return {**trainer.vae.state_dict(), **averages}
 
 
-@pytest.mark.parametrize("architecture", ["residual", "original"])
-def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: Path, architecture: str) -> None:
-    trainer = trainer_of(tmp_path, settings_of(max_steps=40), held_out=[tiny.field(12.0)], vae=tiny.vae(architecture))
+@pytest.mark.parametrize("args", [{}, tiny.PATCHES, {"architecture": "original"}], ids=["residual", "4", "original"])
+def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: Path, args: dict[str, Any]) -> None:
+    trainer = trainer_of(tmp_path, settings_of(max_steps=40), held_out=[tiny.field(12.0)], vae=tiny.vae(**args))
     records = [r for r in trainer.run() if r["kind"] == "train"]
     # Each step is one sphere of another size, so a single one tells little.
     assert min(r["loss"] for r in records[-8:]) < 0.75 * records[0]["loss"]
