@@ -4,8 +4,8 @@ The door for people; what stands behind it is in `codes.pipeline` and `fields.co
 """
 
 from sdf_vqvae.codes.pipeline import (
+    as_read,
     check_codes,
-    check_field,
     decode_codes,
     encode_field,
     field_for,
@@ -17,8 +17,8 @@ from sdf_vqvae.codes.pipeline import (
 from sdf_vqvae.fields.conversion import convert_field, field_in_world
 
 __all__ = [
+    "as_read",
     "check_codes",
-    "check_field",
     "convert_field",
     "decode_codes",
     "encode_field",

@@ -423,7 +423,9 @@ class Qwen3VLWith3DBranch(nn.Module):
             if trained_on is not None and trained_on != here:
                 raise ValueError(
                     f"{path} was trained on codes of the VAE {trained_on[:12]}, but this VAE is {here[:12]}: load "
-                    "the VAE it was trained with (or pass verify_vae=False if encoder and codebook are the same)"
+                    "the VAE it was trained with (for the shipped one, leave --vae_config and --vae_ckpt out), or "
+                    "train one for this VAE with train_finetune.py (or pass verify_vae=False if encoder and codebook "
+                    "are the same)"
                 )
         self.projector = projector.to(table.device)
         self.positions, self.max_3d_tokens = description.positions, description.max_3d_tokens

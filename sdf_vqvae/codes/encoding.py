@@ -177,7 +177,7 @@ def objects_of(settings: EncodeSettings, vae: SparseSDFVQVAE) -> Objects:
     meshes: Source | None = None
     kind = kind_of(source, Kind.FIELDS, Kind.PACK)
     if kind is Kind.FIELDS:
-        fields = FieldFolder(source, vae.config.data_resolution)
+        fields = FieldFolder(source, vae.config.data_resolution, resampled=True)
         failed |= fields.left_out
         for item in field_objects(fields):
             if settings.split is not None and item.split != settings.split:

@@ -5,6 +5,8 @@ What a program does with one file, as functions. Batches, datasets and scores ar
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +19,8 @@ import trimesh
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.objects import Place
-from sdf_vqvae.fields.conversion import field_in_world
-from sdf_vqvae.fields.description import CONVERSION_HINT
+from sdf_vqvae.fields.conversion import convert_field, field_in_world
+from sdf_vqvae.fields.description import CONVERSION_HINT, FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.mesh import NormalizedMesh, load_mesh, normalize_mesh, to_source_units
@@ -28,6 +30,8 @@ from sdf_vqvae.geometry.voxelizer.voxelize import voxelize_batch
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.errors import brief
+
+logger = logging.getLogger(__name__)
 
 
 class FieldReader(Protocol):
@@ -58,7 +62,7 @@ def field_for(
     threshold_factor: float | None = None,
     up: Up | None = None,
 ) -> SparseSDF:
-    """Return the field that a tokenizer reads: a mesh voxelized, or a field as it is.
+    """Return the field that a tokenizer reads: a mesh voxelized, or a field, resampled where it is of another grid.
 
     Args:
         vae: the tokenizer.
@@ -67,10 +71,10 @@ def field_for(
         up: the axis of the source that points up; None leaves a mesh as it is (y), and a field as it was made.
 
     Raises:
-        ValueError: see `voxelize_for`, `check_field` and `settle_up`.
+        ValueError: see `voxelize_for`, `as_read` and `settle_up`.
     """
     if not isinstance(shape, trimesh.Trimesh):
-        check_field(vae, shape)
+        shape = as_read(vae.config, shape)
     settled = None if up is None else settle_up(up, shape)
     if isinstance(shape, trimesh.Trimesh):
         field = voxelize_for(
@@ -237,13 +241,29 @@ def _band_for(vae: FieldReader, threshold_factor: float | None) -> float:
     return band
 
 
-def check_field(vae: FieldReader, field: SparseSDF) -> None:
-    """Raise a ValueError, naming both sides, unless a field is of the kind that the tokenizer reads."""
-    if field.field == vae.config.field:
-        return
-    raise ValueError(
-        f"the field is {field.field.in_words()}, but the VAE reads {vae.config.field.in_words()}: {CONVERSION_HINT}"
-    )
+def as_read(config: VAEConfig, field: SparseSDF) -> SparseSDF:
+    """Return a field as a tokenizer of that configuration reads it.
+
+    A signed field of a grid up to twice as coarse or as fine is resampled (see `convert_field`), as far from the
+    surface as the encoder sees, which is logged once: a coarser one has no detail below its own voxels.
+
+    Raises:
+        ValueError: it is of a kind that the tokenizer doesn't read; the message names both. See `convert_field`, too.
+    """
+    given, read = field.field, config.field
+    if given == read:
+        return field
+    if not given.is_read_as(read):
+        raise ValueError(f"the field is {given.in_words()}, but the VAE reads {read.in_words()}: {CONVERSION_HINT}")
+    _say_resampled(given, read)
+    return convert_field(field, read, band=config.input_band)
+
+
+@functools.cache
+def _say_resampled(given: FieldDescription, read: FieldDescription) -> None:
+    """Log, once a process, that fields of one description are resampled to another."""
+    lost = f": no detail below 1/{given.resolution} is in them" if given.resolution < read.resolution else ""
+    logger.warning("fields of %s are resampled to %s, which the VAE reads%s", given.in_words(), read.in_words(), lost)
 
 
 def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
@@ -252,7 +272,7 @@ def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
     Raises:
         ValueError: the field is of another kind than the tokenizer's.
     """
-    check_field(vae, field)
+    field = as_read(vae.config, field)
     encoded = vae.Encode(field.to_batch())
     return ShapeCodes(
         codes=encoded.feats[:, 0].to("cpu", torch.int32),

@@ -283,11 +283,16 @@ def config_file(path: str | os.PathLike[str]) -> Path:
     given = Path(path)
     if given.parent not in (Path("configs/vae"), Path()) or os.path.lexists(given):
         return given
-    shipped = Path(str(resources.files("sdf_vqvae.config") / "documents" / given.name))
+    shipped = shipped_document(given.name)
     if given.suffix != ".json" or not shipped.is_file():
         return given
     logger.info("there is no %s here: %s is read", path, shipped)
     return shipped
+
+
+def shipped_document(name: str) -> Path:
+    """Return the file of that name as `configs/vae` has it in this installation."""
+    return Path(str(resources.files("sdf_vqvae.config") / "documents" / name))
 
 
 def read_vae_document(path: str | os.PathLike[str]) -> VAEDocument:

@@ -38,6 +38,8 @@ class FieldFolder:
         resolution: grid side R in the file names.
         min_points: least number of voxels (the table's `r{R}_num_points`), as in the original's configs.
         max_points: most voxels. Larger objects are left out whole: thinning them, as the original does, makes holes.
+        resampled: objects without a file of R count with one of twice R, or of half of it, which tokenizers read as
+            well (see `as_read`).
 
     Raises:
         ValueError: no such folder, a table without the column `sha256`, or no object is left.
@@ -50,16 +52,18 @@ class FieldFolder:
         *,
         min_points: int = 0,
         max_points: int | None = None,
+        resampled: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.resolution = resolution
+        self._sides = (resolution, 2 * resolution, resolution // 2) if resampled else (resolution,)
         if not self.folder.is_dir():
             raise ValueError(f"the dataset folder {self.folder} does not exist")
         self.rows: list[dict[str, str]] = []
         gathered = read_field_table(self.folder)
         if gathered is None:
             gathered = OneRowAnObject(
-                rows=[{ID_COLUMN: n} for n, sides in self._resolutions.items() if resolution in sides]
+                rows=[{ID_COLUMN: n} for n, sides in self._resolutions.items() if sides.intersection(self._sides)]
             )
         self._table, self._contradicting = gathered.rows, tuple(gathered.contradicting)
         self.left_out = dict(gathered.contradicting)
@@ -87,7 +91,12 @@ class FieldFolder:
 
     def path(self, name: str) -> Path:
         """Return the file of an object by its id."""
-        return self.folder / field_file_name(name, self.resolution)
+        return self.folder / field_file_name(name, self.side(name))
+
+    def side(self, name: str) -> int:
+        """Return the grid side of the file of an object: R, unless it has another alone that is taken as well."""
+        there = self._resolutions.get(name, ())
+        return next((side for side in self._sides if side in there), self.resolution)
 
     def table(self) -> Iterator[dict[str, str]]:
         """Yield a row of each object, usable or not; an id that stands for several has a row without words."""
@@ -101,12 +110,13 @@ class FieldFolder:
             return "its id is not a plain name"
         if row.get("sdf_computed", "True").strip().lower() not in ("true", "1", "1.0"):
             return "sdf_computed is not True"
-        points = row.get(f"r{self.resolution}_num_points")
+        column = f"r{self.side(name)}_num_points"
+        points = row.get(column)
         if points is not None:
             try:
                 count = float(points or "nan")
             except ValueError:
-                return f"r{self.resolution}_num_points is {points!r}"
+                return f"{column} is {points!r}"
             if not count >= min_points:
                 return f"it has {points or 'no'} voxels, fewer than {min_points}"
             if max_points is not None and count > max_points:

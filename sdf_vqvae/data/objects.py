@@ -206,7 +206,8 @@ def objects_at(
     Args:
         path: the file or folder; a folder that is neither pack nor dataset counts with its mesh files.
         split: only objects of this split, for packs and tables with such a column.
-        resolution: grid side R of a dataset of fields. Those of its objects that can't be used have no place.
+        resolution: grid side R of a dataset of fields, of which those of twice or half of it count too, to be
+            resampled. Those of its objects that can't be used have no place.
 
     Raises:
         ValueError: there is nothing to be read, or a split is asked of what has none.
@@ -216,7 +217,7 @@ def objects_at(
     if kind is Kind.PACK:
         return _of_pack(MeshPack(folder), split)
     if kind is Kind.FIELDS:
-        return _of_fields(FieldFolder(folder, resolution), split)
+        return _of_fields(FieldFolder(folder, resolution, resampled=True), split)
     if split is not None:
         raise ValueError(f"--split {split}: {folder} is no pack and no dataset, so its objects have no split")
     if kind is None:

@@ -26,6 +26,7 @@ from sdf_vqvae.codes.pipeline import field_for, settle_up
 from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.metrics.scores import THRESHOLDS, GroundTruth, ReconstructionScore
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
@@ -106,6 +107,10 @@ def _rebuild(
     if isinstance(loaded, SparseSDF):
         sdf_field = whole = field_for(vae, loaded, up=up).to(vae.device)
         record["truth_is_field"] = True
+        if loaded.field != vae.config.field:  # what resampling loses is the ceiling's
+            given = loaded.turned(sdf_field.up)
+            truth = triangles_of(extract_surface(given.sdf, given.index, given.field))
+            record["faces"] = len(truth[1])
     else:
         normalized = normalize_mesh(loaded, "y" if up is None else up.axis)
         truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))

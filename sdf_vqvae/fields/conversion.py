@@ -16,11 +16,15 @@ from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.face_repair import is_watertight
+from sdf_vqvae.geometry.resample import double_field
 from sdf_vqvae.geometry.voxelizer.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize
 
 _NEAR = 2.0
 """Steps from the surface within which all corners of the cells that it cuts lie (sqrt(3)), with some to spare."""
+
+_FARTHEST = 0.75 * 3**0.5
+"""Steps from a sample of a grid twice as fine to the farthest of the eight that it is interpolated from."""
 
 
 def field_in_world(
@@ -77,16 +81,25 @@ def field_in_world(
     )
 
 
-def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
-    """Turn a field into one of another description, by way of its surface.
+def convert_field(source: SparseSDF, field: FieldDescription, *, band: float | None = None) -> SparseSDF:
+    """Turn a field into one of another description.
 
-    Unsigned fields get signs (see `extract_surface`, which logs how); center, scale and up are kept.
+    A signed field becomes one of twice its grid by interpolation, any other by way of its surface; unsigned ones get
+    signs (see `extract_surface`, which logs how). Center, scale and up are kept.
+
+    Args:
+        source: the field.
+        field: description of the result.
+        band: half width in voxels of the shell to make, at most the description's, which is the default.
 
     Raises:
         ValueError: the source has no surface, or the wanted field records no band.
     """
     if field.band is None:
         raise ValueError("a field can only be made with a known band")
+    band = band or field.band
+    if _is_half(source.field, field, band):
+        return _doubled(source, field, band)
     # Marching cubes needs no more; a wide band is mostly far from the surface.
     near = source.sdf.abs() * source.field.voxels_per_unit <= _NEAR
     mesh = extract_surface(source.sdf[near], source.index[near], source.field)
@@ -96,7 +109,7 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
         vertices.to(source.sdf.device),
         faces.to(source.sdf.device),
         field,
-        band=field.band,
+        band=band,
         watertight=is_watertight(faces.numpy()),
         center=source.center,
         scale=source.scale,
@@ -104,3 +117,19 @@ def convert_field(source: SparseSDF, field: FieldDescription) -> SparseSDF:
         voxelizer=voxelize_dense,
     )
     return replace(converted, up_from=source.up_from)
+
+
+def _is_half(given: FieldDescription, wanted: FieldDescription, band: float) -> bool:
+    """Return whether a field has all samples within `band` that one of twice its grid is interpolated from."""
+    signed = given.kind == wanted.kind == "sdf"
+    centered = given.sampling == wanted.sampling == "center"
+    wide_enough = given.band is not None and 2 * (given.band - _FARTHEST) >= band
+    return signed and centered and wide_enough and wanted.resolution == 2 * given.resolution
+
+
+def _doubled(source: SparseSDF, field: FieldDescription, band: float) -> SparseSDF:
+    needed = source.sdf.abs() * source.field.voxels_per_unit <= band / 2 + _FARTHEST
+    values, index = double_field(source.sdf[needed], source.index[needed], source.field.resolution)
+    values = values * (2 * source.field.voxels_per_unit / field.voxels_per_unit)
+    within = values.abs() * field.voxels_per_unit <= band
+    return replace(source, sdf=values[within], index=index[within].int(), field=field)

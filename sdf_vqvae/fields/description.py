@@ -76,6 +76,15 @@ class FieldDescription:
             return float(steps)
         return self.band * steps / self.resolution
 
+    def is_read_as(self, other: FieldDescription) -> bool:
+        """Return whether fields like this one are resampled where those of another description are read.
+
+        So are signed fields of a known band, on a grid at most twice as coarse or as fine.
+        """
+        signed = self.kind == other.kind == "sdf" and None not in (self.band, other.band)
+        low, high = sorted((self.resolution, other.resolution))
+        return signed and high <= 2 * low
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FieldDescription:
         """Read what `to_dict` wrote (British `centre` is accepted).

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdf_vqvae.config.architecture import VAEConfig
+from sdf_vqvae.config.architecture import VAEConfig, shipped_document
 from sdf_vqvae.model.state_dict import Renamed, read_state_dict, to_canonical, to_int8
 from sdf_vqvae.model.vqvae import CODEBOOK, SparseSDFVQVAE, is_training_state
 from sdf_vqvae.utils.archives import write_safetensors
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+DEFAULT = "sdf_vqvae_256"
+"""Name of the tokenizer that is loaded where none is named; what words the default says were learned on its codes."""
+FINER = "sdf_vqvae_512"
+"""Name of the tokenizer of fields of 512^3."""
 _LISTED = 6
 _LEVEL = re.compile(r"^(encoder\.(?:levels|downsample)\.)(\d+)\.")
 _OUTERMOST = ("encoder.stem.", "decoder.out_norm.", "decoder.out_layer.")
@@ -79,8 +83,8 @@ def load_vae_from_config(
 
     Args:
         vae_config: JSON config; by default the one beside the checkpoint, or the shipped tokenizer's.
-        vae_ckpt: weights. Without it a given config gets random weights (seed 0), which is logged;
-            without both, the shipped tokenizer is loaded.
+        vae_ckpt: weights. Without it, a config of `shipped_tokenizers` gets theirs, any other random ones (seed 0),
+            which is logged; without both, the default tokenizer is loaded.
         device: where to; CUDA where present by default.
         codebook_required: see `load_weights`.
 
@@ -89,27 +93,66 @@ def load_vae_from_config(
     """
     target = resolve_device(device)
     if vae_config is None and vae_ckpt is None:
-        vae_ckpt = shipped_config().with_name(WEIGHTS_NAME)
+        vae_ckpt = shipped_tokenizers()[DEFAULT]
         if not vae_ckpt.is_file():
             raise ValueError("this installation ships no tokenizer weights: give vae_config and vae_ckpt")
-    if vae_config is None:
-        assert vae_ckpt is not None
-        vae_config = config_beside(vae_ckpt)
+    vae_config = config_of(vae_config, vae_ckpt)
     config = VAEConfig.from_json(vae_config)
+    if vae_ckpt is None:
+        vae_ckpt = shipped_weights(config)
     if vae_ckpt is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             vae = SparseSDFVQVAE(config)
-        logger.warning("no checkpoint given: %s runs on random weights", vae_config)
+        logger.warning("no checkpoint given, and none is shipped for %s: it runs on random weights", vae_config)
     else:
         vae = SparseSDFVQVAE(config)
         logger.info("%s", load_weights(vae, vae_ckpt, codebook_required=codebook_required))
     return vae.to(target).eval()
 
 
+def config_of(
+    vae_config: str | os.PathLike[str] | None = None, vae_ckpt: str | os.PathLike[str] | None = None
+) -> str | os.PathLike[str]:
+    """Return the config that is meant: the given one, the one beside the checkpoint, or the default tokenizer's.
+
+    Raises:
+        ValueError: see `config_beside`.
+    """
+    if vae_config is not None:
+        return vae_config
+    return shipped_config() if vae_ckpt is None else config_beside(vae_ckpt)
+
+
 def shipped_config() -> Path:
-    """Return the path of the shipped tokenizer's config; its weights lie beside it."""
-    return Path(str(resources.files("sdf_vqvae") / "weights" / CONFIG_NAME))
+    """Return the path of the default tokenizer's config; its weights lie beside it."""
+    return shipped_tokenizers()[DEFAULT].with_name(CONFIG_NAME)
+
+
+def shipped_tokenizers() -> dict[str, Path]:
+    """Return the weights of the tokenizers of this project by the names of their configs in `configs/vae`.
+
+    A file may be missing in an installation.
+    """
+    folder = Path(str(resources.files("sdf_vqvae") / "weights"))
+    return {DEFAULT: folder / WEIGHTS_NAME, FINER: folder / FINER / WEIGHTS_NAME}
+
+
+def shipped_weights(config: VAEConfig) -> Path | None:
+    """Return the weights that a tokenizer of that config is shipped with; None for configs of no such tokenizer.
+
+    Raises:
+        ValueError: it is such a tokenizer, but its weights are not in this installation.
+    """
+    for name, weights in shipped_tokenizers().items():
+        if config == VAEConfig.from_json(shipped_document(f"{name}.json")):
+            if weights.is_file():
+                return weights
+            raise ValueError(
+                f"this installation has no weights of the tokenizer {name} ({weights}): give --vae_ckpt with weights "
+                "of your own (train_tokenizer makes some), or leave --vae_config out for the default tokenizer"
+            )
+    return None
 
 
 def config_beside(vae_ckpt: str | os.PathLike[str]) -> Path:

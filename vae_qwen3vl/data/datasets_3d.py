@@ -18,6 +18,8 @@ import torch
 from torch.utils.data import Dataset
 
 from sdf_vqvae.codes.folder import CodeFolder
+from sdf_vqvae.codes.pipeline import as_read
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.captions import CAPTION_COLUMNS
 from sdf_vqvae.data.field_folder import FieldFolder, log_left_out
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, find_table, nearest_names
@@ -118,6 +120,8 @@ class SDF3DCaptionDataset(_WithTexts):
         seed: of the choice among an object's texts, which `set_epoch` makes anew.
         caption_share: how often a caption of the table is taken where there are records too.
         kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
+        reads: configuration of the VAE, of the grid R: objects without a file of R count with one of half or twice R,
+            and every field is resampled to what the VAE reads (see `as_read`). None leaves fields as they are.
 
     Raises:
         ValueError: the folder has no usable object with words.
@@ -136,8 +140,12 @@ class SDF3DCaptionDataset(_WithTexts):
         seed: int = 0,
         caption_share: float = CAPTION_SHARE,
         kind_weights: Mapping[str, int] | None = None,
+        reads: VAEConfig | None = None,
     ) -> None:
-        self.fields = FieldFolder(sdf_dir, resolution, min_points=min_points, max_points=max_points)
+        self._reads = reads
+        self.fields = FieldFolder(
+            sdf_dir, resolution, min_points=min_points, max_points=max_points, resampled=reads is not None
+        )
         ids = {row[ID_COLUMN] for row in self.fields.table()}
         texts = texts_of_table(self.fields.rows, self.fields.folder, records, ID_COLUMN, known=ids)
         self.left_out = dict(self.fields.left_out)
@@ -149,10 +157,10 @@ class SDF3DCaptionDataset(_WithTexts):
         if not self._rows:
             raise ValueError(f"{sdf_dir}: none of {len(texts)} objects with a field {self._why_none(texts, split)}")
         log_left_out(mute, len(texts), self.fields.folder)
-        column = f"r{resolution}_num_points"
-        self.sizes = [float(self.fields.rows[i].get(column) or 0) for i in self._rows]
-        """Voxels of each object, 0 where the table does not say."""
         names = [self.fields.rows[i][ID_COLUMN] for i in self._rows]
+        counts = [f"r{self.fields.side(name)}_num_points" for name in names]
+        self.sizes = [float(self.fields.rows[i].get(count) or 0) for i, count in zip(self._rows, counts, strict=True)]
+        """Voxels of each object's file, 0 where the table does not say."""
         super().__init__(texts, names, seed, caption_share, kind_weights)
 
     def _why_none(self, texts: Mapping[str, list[Text]], split: str | None) -> str:
@@ -172,6 +180,8 @@ class SDF3DCaptionDataset(_WithTexts):
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Read one object. Raises a ValueError if its file is damaged."""
         field = self.fields[self._rows[number]]
+        if self._reads is not None:
+            field = as_read(self._reads, field)
         name = self.names[number]
         return {"inputs_3d": collate_sparse_sdf([field]), **_words(name, self._chosen(name))}
 

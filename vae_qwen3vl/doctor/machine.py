@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from sdf_vqvae.config.architecture import VAEConfig
-from sdf_vqvae.model.checkpoint import WEIGHTS_NAME, shipped_config
+from sdf_vqvae.model.checkpoint import CONFIG_NAME, DEFAULT, FINER, WEIGHTS_NAME, shipped_tokenizers
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.utils.extras import DISTRIBUTION, EXTRAS
 from sdf_vqvae.utils.files import sha256_of
@@ -111,7 +111,7 @@ class Machine:
     damaged_files: tuple[str, ...] = ()
     """Files of it that changed."""
     weights: dict[str, str | None] = field(default_factory=dict)
-    """tokenizer, projector, adapter -> shipped file, None for what isn't shipped."""
+    """tokenizer, sdf_vqvae_512, projector, adapter -> shipped file, None for what isn't shipped."""
     damaged_weights: dict[str, str] = field(default_factory=dict)
     """Shipped file -> what is wrong with it."""
 
@@ -246,9 +246,10 @@ def _gpus() -> tuple[tuple[str, int, int, int], ...]:
 
 
 def _weights() -> dict[str, Path | None]:
-    ours = Path(str(resources.files("vae_qwen3vl") / "weights"))
+    ours, tokenizers = Path(str(resources.files("vae_qwen3vl") / "weights")), shipped_tokenizers()
     paths = {
-        "tokenizer": shipped_config().with_name(WEIGHTS_NAME),
+        "tokenizer": tokenizers[DEFAULT],
+        FINER: tokenizers[FINER],
         "projector": ours / PROJECTOR_NAME,
         "adapter": ours / LORA_NAME / "adapter_model.safetensors",
     }
@@ -280,7 +281,7 @@ def damaged_weights(paths: Iterable[Path]) -> dict[str, str]:
                 if digest != recorded.value:
                     faults[str(path)] = "its SHA-256 is not the one it was installed with"
             if path.name == WEIGHTS_NAME:
-                VAEConfig.from_json(path.with_name(shipped_config().name))
+                VAEConfig.from_json(path.with_name(CONFIG_NAME))
             elif path.parent.name == LORA_NAME:
                 json.loads(path.with_name("adapter_config.json").read_text(encoding="utf-8"))
         except (SafetensorError, OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdf_vqvae.model.checkpoint import FINER
 from sdf_vqvae.utils.extras import DISTRIBUTION, install
 from sdf_vqvae.utils.progress import waiting
 from vae_qwen3vl.doctor.machine import CORE, NOT_INSTALLED, SHOWN, Machine, look
@@ -288,6 +289,8 @@ def _processor_and_memory(machine: Machine) -> Iterator[Finding]:
 
 def _weights(machine: Machine) -> Iterator[Finding]:
     for name in [name for name, path in machine.weights.items() if path is None]:
+        if name == FINER:
+            continue  # whoever names it is told
         if name == "tokenizer":
             yield _problem("weights", "no tokenizer is installed: give --vae_config and --vae_ckpt, or reinstall")
         else:

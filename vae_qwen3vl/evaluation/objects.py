@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.codes.folder import CodeFolder
+from sdf_vqvae.codes.pipeline import as_read
 from sdf_vqvae.data.captions import captions_of_row
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.tables import ID_COLUMN
 from sdf_vqvae.fields.balls import ball_batch
 from sdf_vqvae.fields.description import FieldDescription
-from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
+from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_torch_file
 from sdf_vqvae.utils.progress import follow
@@ -131,7 +132,7 @@ def from_fields(
 
     Damaged files are left out with a warning.
     """
-    dataset = FieldFolder(folder, vae.config.data_resolution, min_points=1, max_points=None)
+    dataset = FieldFolder(folder, vae.config.data_resolution, min_points=1, max_points=None, resampled=True)
     rows = [row for row in dataset.rows if captions_of_row(row)]
     if len(rows) < len(dataset.rows):
         logger.warning("%s: %d objects without captions left out", folder, len(dataset.rows) - len(rows))
@@ -140,7 +141,7 @@ def from_fields(
     for row in follow(rows[: most or None], "encode"):
         name = row[ID_COLUMN]
         try:
-            codes, coords = _encode(vae, collate_sparse_sdf([SparseSDF.load(dataset.path(name))]))
+            codes, coords = _encode(vae, as_read(vae.config, SparseSDF.load(dataset.path(name))).to_batch())
         except (ValueError, OSError) as error:
             logger.warning("%s is left out: %s", name, error)
             continue

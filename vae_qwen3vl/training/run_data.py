@@ -241,13 +241,13 @@ def _pooled(coords: Tensor, most: int) -> int:
 
 def _from_fields(config: AlignmentConfig, processor: Processor3D, folder: Path) -> AlignmentData:
     from sdf_vqvae.config.architecture import VAEConfig
-    from sdf_vqvae.model.checkpoint import shipped_config
+    from sdf_vqvae.model.checkpoint import config_of
 
-    resolution = VAEConfig.from_json(config.vae_config or shipped_config()).data_resolution
+    reads = VAEConfig.from_json(config_of(config.vae_config, config.vae_ckpt))
     gathered = read_field_table(folder)
     rows = [] if gathered is None else gathered.rows
     splits = _splits_of(rows, folder)
-    read = functools.partial(SDF3DCaptionDataset, folder, resolution, min_points=1, max_points=None)
+    read = functools.partial(SDF3DCaptionDataset, folder, reads.data_resolution, min_points=1, reads=reads)
     data = read(split=TRAIN if splits else None, **_words(config))
     collate = functools.partial(collate_sdf_caption, tokenizer=processor, prompt=config.prompt, max_length=None)
     return _apart(config, data, data.sizes, collate, rows, splits, read)

@@ -202,13 +202,13 @@ def test_mirror_images_have_a_folder_of_their_own(tmp_path, vae_config, capsys):
         assert checked[0]["coords"].tolist() == coords and "right" in checked[0]["caption"]
 
 
-def test_a_field_without_a_mirror_image_is_listed(tmp_path, vae_config):
+def test_a_field_that_cannot_be_read_is_listed(tmp_path, vae_config):
     folder = make_meshes(tmp_path / "fields", 0)
     vae = load_vae_from_config(vae_config, device="cpu")
     field = voxelize_for(vae, trimesh.creation.box())
-    corners = dataclasses.replace(field.field, sampling="corner")
+    unsigned = dataclasses.replace(field.field, kind="udf")
     field.save(folder / "good_r64.npz")
-    dataclasses.replace(field, field=corners).save(folder / "old_r64.npz")
+    dataclasses.replace(field, sdf=field.sdf.abs(), field=unsigned).save(folder / "old_r64.npz")
     write_table(folder / "metadata.csv", [{"sha256": name, "captions": "a box"} for name in ("good", "old")])
     assert encode(folder, tmp_path / "codes", vae_config, "--mirror") == 0
     found = CodeFolder(tmp_path / "codes", mirrored=True)
