@@ -173,7 +173,7 @@ class TrainerConfig:
     """How much more a voxel counts where matter or a gap is thin, in all these losses and in those of occupancy: 1 +
     this, times 1 - half the thickness over the band (signed fields)."""
     surface_weight: Amount = 0.0
-    """Weight of the answers where the true surface crosses an edge between neighbors (signed fields)."""
+    """Weight of the volume between the answered surface and the true one, over the area (signed fields)."""
     object_balance: Share = 0.0
     """0: every voxel weighs the same in the losses; 1: every object does; between: by (its voxels)^-balance."""
     bypass_share: Share = 0.1

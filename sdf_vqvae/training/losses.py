@@ -19,6 +19,8 @@ from sdf_vqvae.training.targets import dense_targets, targets_of, thin_at, thin_
 
 _NEAR = 1 / 3
 """Share of the band that counts as near the surface: one voxel at band 3."""
+_SHARP = 6.0
+"""How fast a voxel goes from inside to outside (`surface_error`), over the band."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def fine_measures(answers: Answers) -> dict[str, Tensor]:
     thin = thin_at(answers.thin, answers.blocks).repeat_interleave(8)
     near = (known & (t.abs() < _NEAR)).float()
     error, wrong = miss.abs(), ((answers.predicted < 0) != (t < 0)).float()
-    measures = {"surface": surface_error(miss, t, known.float())}
+    measures = {"surface": surface_error(answers.predicted, t, known.float())}
     for ending, weights in {"": near, "_thin": near * thin}.items():
         measures[f"l1_near{ending}"] = torch.dot(error, weights) / weights.sum()
         measures[f"wrong_sign{ending}"] = torch.dot(wrong, weights) / weights.sum()
@@ -216,7 +218,7 @@ def reconstruction_loss(
         parts["slope"] = slope_error(miss, distance, counted)
         total = total + slope_weight * parts["slope"]
     if surface_weight:
-        parts["surface"] = surface_error(miss, t, counted)
+        parts["surface"] = surface_error(prediction.float(), t, counted)
         total = total + surface_weight * parts["surface"]
     return total, parts
 
@@ -242,33 +244,23 @@ def slope_error(miss: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
     return total / weight.clamp(min=1)
 
 
-def surface_error(miss: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean |answer| where the true surface crosses an edge between neighbors in a block, in units of the band.
+def surface_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Volume between the answered surface and the true one over the area of the true one, in units of the band.
 
-    On an edge whose targets a and b differ in sign the surface is at c = a / (a - b). The answer there, linear
-    between its ends p and q as an extracted surface has it, is `(1 - c) p + c q`. A distance has slope 1, so that is,
-    to first order, how far along its normal the answered surface is from the true one. Unlike the place of the
-    answer's own crossing it is bounded and has a gradient that does not vanish where the answer has no crossing at
-    all. Samples of a surface at which a distance should be 0 are the first term of A. Gropp et al., "Implicit
-    geometric regularization for learning shapes", 2020.
+    With `v(d) = sigmoid(6 d)`, a smooth form of how much of a voxel is outside: `sum |v(p) - v(t)| / sum v'(t)`. For
+    small errors this is the mean displacement; it is bounded, as a voxel of the wrong sign costs at most its volume,
+    and it is what a volume IoU lacks. All voxels take part, so that where the surface may lie at several depths the
+    answer is their median. Asking instead for 0 where the true surface is makes answers flat there: on small runs it
+    turned a fifth more signs.
 
     Args:
-        miss: float `[P]`: answers less targets, voxels of a block of 2^3 adjacent, z fastest.
+        prediction: float `[P]`, in units of the band.
         target: float `[P]`, finite.
-        weights: float `[P]`, 0 where the target is unknown. An edge has the smaller of its ends.
+        weights: float `[P]`, 0 where the target is unknown.
     """
-    shape = (-1, 2, 2, 2)
-    miss, target, weights = miss.view(shape), target.view(shape), weights.view(shape)
-    total, weight = miss.new_zeros(()), miss.new_zeros(())
-    for axis in (1, 2, 3):
-        a, b = target.unbind(axis)
-        crosses = (a < 0) != (b < 0)
-        w = torch.where(crosses, torch.minimum(*weights.unbind(axis)), 0.0).view(-1)
-        # Targets interpolate to 0 there, so what the answer misses is the answer.
-        p, q = miss.unbind(axis)
-        answer = torch.lerp(p, q, torch.where(crosses, a / (a - b), 0.0))
-        total, weight = total + torch.dot(answer.abs().view(-1), w), weight + w.sum()
-    return total / weight.clamp(min=1)
+    true = (target * _SHARP).sigmoid()
+    between = ((prediction * _SHARP).sigmoid() - true).abs()
+    return torch.dot(between, weights) / (_SHARP * torch.dot(true * (1 - true), weights)).clamp(min=1)
 
 
 def occupancy_loss(
