@@ -87,7 +87,6 @@ STARTED: dict[str, Change] = {
     "one_level_more": ({"patch_size": 2, "level_channels": (32, 64, 128), "level_blocks": (1, 2, 2)}, {}),
     "codes_16384": ({"num_embeddings": 16384}, {"bypass_share": 0.0}),
     "codes_16384_anew": ({"num_embeddings": 16384}, {}),
-    "input_band_3": ({"input_band": None}, {}),
     "input_band_1.75": ({"input_band": 1.75}, {}),
     "vq_decay_0.98": ({"vq_decay": 0.98}, {}),
     "balance_0.8": ({}, {"object_balance": 0.8}),
