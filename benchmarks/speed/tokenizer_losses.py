@@ -3,7 +3,7 @@
 python benchmarks/speed/tokenizer_losses.py --resolution 512
 
 The object is a turned box with about two million voxels in its band at 512^3, decoded in the blocks of 4^3 voxels
-that touch the part of the band that the encoder sees. Bytes are those that every operation reads and writes, each
+that touch the band. Bytes are those that every operation reads and writes, each
 tensor once; `at 3 TB/s` is what they take at that rate. On a GPU, seconds are measured besides, waiting included.
 """
 
@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sdf_vqvae.config.training import TrainerConfig
-from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training.losses import Answers, object_errors, training_loss
 from sdf_vqvae.training.targets import dense_targets, targets_of, thin_blocks
@@ -30,7 +29,6 @@ from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import resolve_device
 
 BYTES_A_MILLISECOND = 3e9
-INPUT_BAND = 1.75 / 3
 
 
 class Traffic(TorchDispatchMode):
@@ -73,9 +71,7 @@ def the_object(resolution: int, side: int, device: torch.device) -> tuple[Sparse
     axis = np.random.default_rng(0).normal(size=3)
     index, distance = part((0, 0, 0), (0.4, 0.25, 0.1), axis=axis).field(resolution, device=device)
     field = SparseTensor(distance[:, None], torch.nn.functional.pad(index, (1, 0)), side=resolution)
-    seen = distance.abs() <= INPUT_BAND
-    known = CoordinateSet(field.coords[seen], resolution)
-    blocks = known.coarser()[0].coarser()[0]
+    blocks = field.coordinates.coarser()[0].coarser()[0]
     cells = blocks
     while cells.side > resolution // side:
         cells = cells.coarser()[0]

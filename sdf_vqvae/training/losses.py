@@ -239,7 +239,8 @@ def slope_error(miss: Tensor, distance: Tensor, weights: Tensor) -> Tensor:
     for axis in (1, 2, 3):
         one_near, other_near = near.unbind(axis)
         w = torch.where(one_near | other_near, torch.minimum(*weights.unbind(axis)), 0.0).view(-1)
-        error = torch.diff(miss, dim=axis).abs().view(-1)
+        one, other = miss.unbind(axis)  # not torch.diff, whose gradient fills whole tensors with zeros
+        error = (other - one).abs().view(-1)
         total, weight = total + torch.dot(error, w), weight + w.sum()
     return total / weight.clamp(min=1)
 
