@@ -85,7 +85,7 @@ class AlignmentConfig:
     vae_config: Annotated[str, Option(metavar="JSON")] | None = None
     """Configuration of the VAE; the shipped tokenizer's by default."""
     vae_ckpt: Annotated[str, Option(metavar="FILE")] | None = None
-    """Weights of the VAE."""
+    """Weights of the VAE; those shipped for its configuration by default."""
     data_dir: str | None = None
     """Folder of the captioned data set."""
     mirrored_dir: str | None = None

@@ -19,6 +19,7 @@ EXAMPLES = (
     "  vae-qwen3vl evaluate train_sdf_dataset -o evaluation                voxelized fields (.npz)\n"
     "  vae-qwen3vl evaluate shapes -o quick --split test --max_samples 50  50 objects drawn with --seed\n"
     "  vae-qwen3vl evaluate shapes -o mine --vae_ckpt outputs/tok/model.safetensors\n"
+    "  vae-qwen3vl evaluate shapes -o mine --vae_ckpt tok/model.safetensors --against evaluation\n"
     "  vae-qwen3vl evaluate --protocol                                     every measure and its formula\n"
     "\n"
     "Three rows for every object: `ceiling` is mesh -> field -> mesh without the network, the best that the\n"
@@ -72,18 +73,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="N best, N median and N worst objects on the page (default %(default)s; 0: none)",
     )
+    parser.add_argument(
+        "--against", metavar="FOLDER", type=Path, help="another evaluation of the same objects, to compare with"
+    )
     parser.add_argument("--protocol", action=_Protocol, help="print every measure with its formula, and leave")
     add_run_options(parser)
 
 
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
+    from sdf_vqvae.evaluation.against import AGAINST, compare, comparison_text, read_other
     from sdf_vqvae.evaluation.objects import list_shapes
     from sdf_vqvae.evaluation.page import REPORT
     from sdf_vqvae.evaluation.report import draw_report
-    from sdf_vqvae.evaluation.run import evaluate_shapes
+    from sdf_vqvae.evaluation.run import as_recorded, evaluate_shapes, read_objects
     from sdf_vqvae.evaluation.tables import protocol_text, summary_text
     from sdf_vqvae.model.checkpoint import load_vae_from_config
+    from sdf_vqvae.utils.files import write_json
 
     settings = EvaluationSettings(**given(options, EvaluationSettings))
     if options.output.exists() and not options.output.is_dir():
@@ -97,15 +103,23 @@ def work(options: argparse.Namespace) -> int:
         resolution=vae.config.data_resolution,
         up=settings.up,
     )
+    others = None if options.against is None else read_other(options.against, as_recorded(settings, vae))
     workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
     summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
     draw_report(vae, shapes, options.output, summary, pictures=options.pictures, workers=workers)
+    if others is not None:
+        measured = read_objects(options.output)
+        summary["against"] = compare([measured[shape.id] for shape in shapes], others)
+        write_json(options.output / AGAINST, summary["against"], indent=1, ensure_ascii=False)
     if options.json:
         print_json(summary, indent=None)
     else:
         print(protocol_text(summary["formulas"]))
         print()
         print(summary_text(summary))
+        if others is not None:
+            print(f"here: {options.output}, there: {options.against}; discrete row, means, bins by the codes there")
+            print(comparison_text(summary["against"]) + "\n")
         print(f"{options.output}: summary.json, objects.jsonl, {REPORT}")
     everything = len(summary["failures"]) == summary["objects"] and summary["codebook"]["tokens"] == 0
     return USER_ERROR if everything else 0

@@ -39,7 +39,11 @@ def add_vae_options(parser: argparse.ArgumentParser, default_config: str | None 
     parser.add_argument(
         "--vae_config", metavar="JSON", default=default_config, help=f"VAE configuration (default: {shipped})"
     )
-    parser.add_argument("--vae_ckpt", metavar="FILE", help="VAE weights: .safetensors, or .pt of the original system")
+    parser.add_argument(
+        "--vae_ckpt",
+        metavar="FILE",
+        help="VAE weights: .safetensors, or .pt of the original system (default: those shipped for it)",
+    )
 
 
 def add_threshold_factor(parser: argparse.ArgumentParser) -> None:

@@ -115,6 +115,25 @@ def _subset(records: Sequence[Record]) -> dict[str, Any]:
     return summary
 
 
+def paired(records: Sequence[Record], others: Sequence[Record], row: str) -> dict[str, Any]:
+    """Return the statistics of a row's measures of the same objects in two evaluations, and of their differences."""
+    names = [name for name in records[0][row] if name not in _NOT_MEASURES]
+    drawn = draws(len(records))
+    here, there = (_columns(of, row, names) for of in (records, others))
+    return {
+        "objects": len(records),
+        "here": {
+            "failed": sum(bool(r[row]["failed"]) for r in records),
+            **_statistics(here, names, drawn, median=True),
+        },
+        "there": {
+            "failed": sum(bool(r[row]["failed"]) for r in others),
+            **_statistics(there, names, drawn, median=True),
+        },
+        "here - there": _statistics(here - there, names, drawn, median=False),
+    }
+
+
 def _columns(records: Sequence[Record], row: str, names: Sequence[str]) -> Array:
     """Return the values of a row `[objects, measures]`, NaN where a measure doesn't apply."""
     return np.array([[np.nan if r[row][n] is None else float(r[row][n]) for n in names] for r in records])

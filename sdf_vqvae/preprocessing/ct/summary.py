@@ -83,7 +83,7 @@ def _samples(organs: Sequence[dict[str, Any]], settings: Settings) -> Iterator[s
     for reason, count in errors.most_common(_FEW):
         yield f"  no field of {reason}" + (f" ({count} times)" if count > 1 else "")
     read = VAEConfig.from_json(shipped_config()).field
-    if with_field and field != read:
+    if with_field and field != read and not field.is_read_as(read):
         yield (
             f"  the shipped tokenizer reads fields of {read.resolution}^3 and band {read.band:g}, these have "
             f"{field.resolution}^3 and {field.band:g}: make them with --sdf_resolution {read.resolution} "

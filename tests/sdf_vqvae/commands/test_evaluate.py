@@ -82,6 +82,35 @@ def test_a_folder_of_meshes_is_measured_and_goes_on(run, tmp_path, small_config)
     assert len(other.stderr.strip().splitlines()) <= 2  # a warning of random weights, and the error
 
 
+def test_two_tokenizers_are_compared_on_the_same_objects(run, tmp_path, small_config):
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    trimesh.creation.icosphere().export(folder / "ball.ply")
+    trimesh.creation.box((1, 2, 3)).export(folder / "box.ply")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": measured_args(128)}}}))
+    options = (str(folder), "--samples", "2000", "--pictures", "0", "--device", "cpu")
+    assert run(*options, "-o", str(tmp_path / "a"), "--vae_config", small_config).returncode == 0
+    here = ("-o", str(tmp_path / "b"), "--vae_config", str(other), "--against", str(tmp_path / "a"))
+    done = run(*options, *here, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    compared = json.loads((tmp_path / "b" / "against.json").read_text())
+    assert compared == found["against"]
+    theirs = json.loads((tmp_path / "a" / "summary.json").read_text())
+    bins = {name for name in theirs["subsets"] if name.startswith("codes")}
+    assert bins == {name for name in compared if name.startswith("codes")}  # whatever the codes here
+    both = compared["all"]
+    for side, subsets in (("here", found["subsets"]), ("there", theirs["subsets"])):
+        assert both[side]["chamfer_l1"] == subsets["all"]["discrete"]["chamfer_l1"]
+    gap = both["here"]["chamfer_l1"]["mean"] - both["there"]["chamfer_l1"]["mean"]
+    assert both["here - there"]["chamfer_l1"]["mean"] == pytest.approx(gap, abs=1e-6)
+    table = run(*options, *here)
+    assert "here - there" in table.stdout and "F@.001" in table.stdout
+    refused = run(*options, "-o", str(tmp_path / "c"), "--vae_config", small_config, "--against", str(folder))
+    assert refused.returncode == 2 and "holds no evaluation" in refused.stderr
+
+
 def test_the_protocol_and_the_help_teach(run):
     protocol = run("--protocol")
     assert protocol.returncode == 0
