@@ -12,6 +12,7 @@ import functools
 import torch
 
 from sdf_vqvae.geometry.cube_table import cube_table
+from sdf_vqvae.utils.threads import has_numba, in_threads
 
 
 def extract_isosurface(
@@ -127,12 +128,20 @@ def _cut_cells(
     """Return the corners [K, 8] (positions in `keys`) and the sign cases [K] of all known cells that are cut.
 
     In sorted order a point's z-neighbour is the next entry or absent, so the four columns of a cell (8
-    corners) take three searches. Cells drop out as soon as a corner is missing.
+    corners) take three searches. Cells drop out as soon as a corner is missing. On a CPU a walk along the keys finds
+    first which cells are cut.
     """
     stride_x, stride_y = strides
     has_above = torch.zeros_like(positive)
     has_above[:-1] = keys[1:] == keys[:-1] + 1
-    base = torch.nonzero(has_above)[:, 0]  # [K]
+    worth = has_above
+    if keys.device.type == "cpu" and has_numba():
+        from sdf_vqvae.geometry.isosurface_numba import mark_cut
+
+        worth = torch.zeros_like(positive)
+        arrays = keys.numpy(), positive.numpy()
+        in_threads(lambda start, stop: mark_cut(*arrays, *strides, start, stop, worth.numpy()), len(keys))
+    base = torch.nonzero(worth)[:, 0]  # [K]
     columns = [base]
     for offset in (stride_y, stride_x, stride_x + stride_y):
         wanted = keys[columns[0]] + offset

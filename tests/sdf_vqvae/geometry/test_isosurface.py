@@ -152,8 +152,11 @@ def test_both_cubes_beside_a_face_draw_the_same_segments() -> None:
 # ---------------------------------------------------------------- against the twin and scikit-image
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("level", [0.0, 0.35])
-def test_fast_and_slow_twin_agree_on_a_ragged_set_of_points(level: float) -> None:
+def test_fast_and_slow_twin_agree_on_a_ragged_set_of_points(level: float, compiled: bool, monkeypatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("sdf_vqvae.geometry.isosurface.has_numba", lambda: False)
     rng = np.random.default_rng(3)
     values, index = points_of(smooth_noise(9, seed=1))
     keep = torch.from_numpy(rng.permutation(len(values))[:600])
