@@ -9,9 +9,9 @@ starts. With `--start` it starts from weights of a grid half as fine (`pretraine
 begin with the same filled buffer. Measured are the averaged weights on objects of `val`, with codes: the mean error
 within a third of the band of the surface, in voxels of the base grid (`finer_grid`, twice as fine with the same
 latent grid, is measured within one of its own voxels), and the share of wrong signs there, both also of thin parts
-and of the third of the objects with the fewest codes; how far surfaces are off; the share of true children that the
-decoder leaves out at each level; and the codebook's health. Rows are written as they come. Two GPUs can share the
-variants, each process with a --name of its own.
+and of the third of the objects with the fewest codes; the error of continuous latents before and after training; how
+far surfaces are off; the share of true children that the decoder leaves out at each level; and the codebook's health.
+Rows are written as they come. Two GPUs can share the variants, each process with a --name of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import torch
 from sdf_vqvae.config.architecture import VAEConfig, read_vae_document
 from sdf_vqvae.config.training import THIN, DatasetConfig, TrainerConfig
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.training.held_out import measure_held_out
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws
 from sdf_vqvae.training.mesh_stream import MeshStream
 from sdf_vqvae.training.start import mesh_places, start_model, voxelized
@@ -178,17 +179,21 @@ def measure_variant(
             folder=Path(folder),
             has_codebook=has_codebook,
         )
+        before = _without_codes(run, held_out, trainer)
         start = time.perf_counter()
         records = run.run()
+        seconds = time.perf_counter() - start
+        after = _without_codes(run, held_out, trainer)
     last = [r for r in records if r["kind"] == "held_out"][-1]
     curve = [[r["step"], round(r["seconds"], 1), r["l1_near"] * voxels] for r in records if r["kind"] == "train"]
     return {
         "parameters": sum(p.numel() for p in vae.parameters()),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
         "seconds_drawing": round(run.waited, 1),
         "steps": run.step_number,
         "objects": run.objects,
         "near_error_voxels": last["l1_near"] * voxels,
+        "without_codes_voxels": [before * voxels, after * voxels],
         **{f"{name}_voxels": last[name] * voxels for name in _FINE if name in last},
         "wrong_sign_near": last["wrong_sign"],
         **{name: last[name] for name in ("wrong_sign_small", "wrong_sign_thin") if name in last},
@@ -199,6 +204,12 @@ def measure_variant(
         "peak_gigabytes": max((r.get("peak_gigabytes", 0.0) for r in records), default=0.0),
         "curve": curve,
     }
+
+
+def _without_codes(run: TokenizerTrainer, held_out: list[Field], settings: TrainerConfig) -> float:
+    """Return the error near the surface of continuous latents, which tells of the network alone."""
+    with run._precision():
+        return measure_held_out(run.averaged().eval(), held_out, settings, quantizing=False)["l1_near"]
 
 
 def _compile(vae: SparseSDFVQVAE, settings: TrainerConfig, stream: MeshStream, device: torch.device) -> None:

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sdf_vqvae.codes.cache import CodeCache
+from sdf_vqvae.codes.folder import Manifest, read_shard
 from sdf_vqvae.codes.pipeline import decode_codes
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.checkpoint import load_vae_from_config, load_weights, save_vae
@@ -210,6 +212,41 @@ def test_a_codes_file_round_trip(vae: SparseSDFVQVAE, tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(ValueError, match=r"bad\.safetensors"):
         ShapeCodes.load(tmp_path / "bad.safetensors")
+
+
+def test_the_last_of_65536_codes_comes_back_from_every_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = SparseSDFVQVAE(**{**ARGS, "num_embeddings": 2**16}).eval()
+    latent = vae.encode_latent(sphere_batch((20.0,)))
+    with torch.no_grad():
+        vae.vq.embeddings.weight[-1] = latent.feats[5]
+    encoded = vae.Encode(sphere_batch((20.0,)))
+    assert int(encoded.feats[5]) == 2**16 - 1
+    numbers, cells = encoded.feats[:, 0].int(), encoded.coords[:, 1:]
+    codes = ShapeCodes(
+        codes=numbers,
+        coords=cells,
+        latent_resolution=8,
+        data_resolution=64,
+        center=(0.0, 0.0, 0.0),
+        scale=1.0,
+        vae_hash="",
+    )
+    codes.save(tmp_path / "one.safetensors")
+    assert torch.equal(ShapeCodes.load(tmp_path / "one.safetensors").codes, numbers)
+    many = CodeCache(
+        codes=numbers,
+        coords=cells.short(),
+        splits=torch.tensor([0, len(numbers)]),
+        ids=("a",),
+        failures={},
+        vae_hash="",
+    )
+    many.save(tmp_path / "many.safetensors")
+    manifest = Manifest(vae_hash="", data_resolution=64, latent_resolution=8, codebook_size=2**16)
+    assert torch.equal(read_shard(tmp_path / "many.safetensors", manifest).object(0)[0], numbers)
+    expected = vae.vq.embeddings.weight[-1]
+    assert torch.equal(vae.lookup(codes.to_sparse_tensor()).feats[5], expected)
 
 
 def test_an_empty_batch_and_codes_of_another_grid_are_refused(vae: SparseSDFVQVAE) -> None:
