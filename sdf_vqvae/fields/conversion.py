@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import trimesh
 from torch import Tensor
 
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.face_repair import is_watertight
-from sdf_vqvae.geometry.resample import double_field
+from sdf_vqvae.geometry.metrics.surface_distance import distance_to_surface
+from sdf_vqvae.geometry.resample import double_field, halve_field
 from sdf_vqvae.geometry.voxelizer.dense_surface import voxelize_dense
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize
 
@@ -25,6 +27,9 @@ _NEAR = 2.0
 
 _FARTHEST = 0.75 * 3**0.5
 """Steps from a sample of a grid twice as fine to the farthest of the eight that it is interpolated from."""
+
+_NEARER = 0.25
+"""Steps of a grid half as fine by which one of the eight around a sample is nearer to the surface, at least."""
 
 
 def field_in_world(
@@ -84,8 +89,9 @@ def field_in_world(
 def convert_field(source: SparseSDF, field: FieldDescription, *, band: float | None = None) -> SparseSDF:
     """Turn a field into one of another description.
 
-    A signed field becomes one of twice its grid by interpolation, any other by way of its surface; unsigned ones get
-    signs (see `extract_surface`, which logs how). Center, scale and up are kept.
+    A signed field becomes one of twice or half its grid by interpolation, where its band is wide enough for that; any
+    other goes by way of its surface, and unsigned ones get signs (see `extract_surface`, which logs how). Center,
+    scale and up are kept.
 
     Args:
         source: the field.
@@ -98,11 +104,13 @@ def convert_field(source: SparseSDF, field: FieldDescription, *, band: float | N
     if field.band is None:
         raise ValueError("a field can only be made with a known band")
     band = band or field.band
-    if _is_half(source.field, field, band):
-        return _doubled(source, field, band)
-    # Marching cubes needs no more; a wide band is mostly far from the surface.
-    near = source.sdf.abs() * source.field.voxels_per_unit <= _NEAR
-    mesh = extract_surface(source.sdf[near], source.index[near], source.field)
+    if _are_nested(source.field, field) and source.field.band is not None:
+        finer = field.resolution > source.field.resolution
+        if finer and band <= 2 * (source.field.band - _FARTHEST):
+            return _doubled(source, field, band)
+        if not finer and band <= source.field.band / 2 + _NEARER:
+            return _halved(source, field, band)
+    mesh = _surface(source)
     faces = torch.from_numpy(np.asarray(mesh.faces, dtype=np.int64))
     vertices = torch.from_numpy(np.asarray(mesh.vertices, dtype=np.float64))
     converted = field_in_world(
@@ -119,12 +127,18 @@ def convert_field(source: SparseSDF, field: FieldDescription, *, band: float | N
     return replace(converted, up_from=source.up_from)
 
 
-def _is_half(given: FieldDescription, wanted: FieldDescription, band: float) -> bool:
-    """Return whether a field has all samples within `band` that one of twice its grid is interpolated from."""
+def _surface(source: SparseSDF) -> trimesh.Trimesh:
+    # Marching cubes needs no more; a wide band is mostly far from the surface.
+    near = source.sdf.abs() * source.field.voxels_per_unit <= _NEAR
+    return extract_surface(source.sdf[near], source.index[near], source.field)
+
+
+def _are_nested(given: FieldDescription, wanted: FieldDescription) -> bool:
+    """Return whether the samples of one signed field lie in the middle between eight of the other."""
     signed = given.kind == wanted.kind == "sdf"
     centered = given.sampling == wanted.sampling == "center"
-    wide_enough = given.band is not None and 2 * (given.band - _FARTHEST) >= band
-    return signed and centered and wide_enough and wanted.resolution == 2 * given.resolution
+    low, high = sorted((given.resolution, wanted.resolution))
+    return signed and centered and high == 2 * low
 
 
 def _doubled(source: SparseSDF, field: FieldDescription, band: float) -> SparseSDF:
@@ -133,3 +147,17 @@ def _doubled(source: SparseSDF, field: FieldDescription, band: float) -> SparseS
     values = values * (2 * source.field.voxels_per_unit / field.voxels_per_unit)
     within = values.abs() * field.voxels_per_unit <= band
     return replace(source, sdf=values[within], index=index[within].int(), field=field)
+
+
+def _halved(source: SparseSDF, field: FieldDescription, band: float) -> SparseSDF:
+    """Average eight samples where all are known, and measure how far the surface is from the others, farther out."""
+    means, index, whole = halve_field(source.sdf, source.index, source.field.resolution)
+    steps = means.double() * source.field.voxels_per_unit / 2
+    mesh = _surface(source)
+    points = ((index[~whole] + 0.5) / field.resolution - 0.5).cpu().double().numpy()
+    distance, _ = distance_to_surface(points, mesh.vertices, mesh.faces)
+    # Their sides are known: where one of eight is missing, the surface is farther away than they are apart.
+    steps[~whole] = torch.from_numpy(distance).to(steps) * field.resolution * steps[~whole].sign()
+    within = steps.abs() <= band
+    values = (steps[within] / field.voxels_per_unit).to(source.sdf.dtype)
+    return replace(source, sdf=values, index=index[within].int(), field=field)

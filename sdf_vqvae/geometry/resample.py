@@ -99,6 +99,28 @@ def double_field(values: Tensor, index: Tensor, resolution: int) -> tuple[Tensor
     return values, index
 
 
+def halve_field(values: Tensor, index: Tensor, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Average a field with samples at the centers of cells over the eight around each sample of a grid half as fine.
+
+    Args:
+        values: `[N]`.
+        index: int `[N, 3]` in `0..resolution-1`, every sample once.
+        resolution: side of the given grid, an even number.
+
+    Returns:
+        Means of those of the eight that are known `[P]`, int64 index `[P, 3]` in `0..resolution/2-1`, rows sorted,
+        and whether all eight are known `[P]`.
+    """
+    side = resolution // 2
+    keys, order = torch.sort(_keys(index.long() // 2, side))
+    cells, counts = torch.unique_consecutive(keys, return_counts=True)
+    rows = torch.arange(len(cells), device=values.device).repeat_interleave(counts)
+    means = torch.zeros(len(cells), dtype=torch.float64, device=values.device)
+    means.index_add_(0, rows, values[order].double())
+    places = torch.stack([cells // side**2, cells // side % side, cells % side], dim=1)
+    return (means / counts).to(values.dtype), places, counts == 8
+
+
 def _keys(index: Tensor, resolution: int) -> Tensor:
     x, y, z = index.unbind(1)
     return (x * resolution + y) * resolution + z

@@ -223,7 +223,7 @@ def fields() -> list[BadInput]:
         _encode("a negative scale", "scale.npz", _changed_field(scale=np.float64(-1)), "scale"),
         _encode("pickled objects", "objects.npz", _npz_of_objects, "never loaded"),
         _encode("a pickle", "pickle.npz", _bare_pickle, "not a zip file"),
-        _encode("of another grid", "other.npz", _changed_field(resolution=np.int64(64)), "but the VAE reads"),
+        _encode("of another grid", "other.npz", _changed_field(resolution=np.int64(128)), "but the VAE reads"),
     ]
 
 
