@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sdf_vqvae.utils.threads import by_rows
+from sdf_vqvae.utils.threads import CACHED, by_rows
 
 _TABLE = 1 << 28
 """Distances of vectors to codes that are held at a time: a gigabyte."""
 _RUN = 64
+_VECTORS = 16
+"""At least so many share a reading of all codes on a CPU, though their distances leave the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Quantizer(nn.Module):
 
         with torch.autocast(vectors.device.type, enabled=False):
             chunks = vectors.split(max(1, _TABLE // len(codes)))
-            parts = [by_rows(search, chunk, width=len(codes)) for chunk in chunks]
+            parts = [by_rows(search, chunk, width=min(len(codes), CACHED // _VECTORS)) for chunk in chunks]
         return torch.cat(parts)
 
     def forward(self, vectors: Tensor) -> Quantized:

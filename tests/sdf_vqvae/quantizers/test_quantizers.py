@@ -55,11 +55,12 @@ def test_learning_brings_the_codes_to_the_vectors(name: str) -> None:
     assert float(vq(moved).commitment_loss) < before
 
 
-def test_nearest_codes_equal_a_full_distance_matrix() -> None:
+@pytest.mark.parametrize("size", [50, 65536])
+def test_nearest_codes_equal_a_full_distance_matrix(size: int) -> None:
     torch.manual_seed(0)
-    vq = EuclideanQuantizer(50, 4)
+    vq = EuclideanQuantizer(size, 4)
     vectors = torch.randn(300, 4)
-    expected = torch.cdist(vectors, vq.embeddings.weight).argmin(1)
+    expected = torch.cdist(vectors.double(), vq.embeddings.weight.double()).argmin(1)
     assert torch.equal(vq.nearest(vectors), expected)
 
 
