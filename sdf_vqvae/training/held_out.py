@@ -15,9 +15,8 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
-from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training.losses import answers_of, fine_measures, training_loss
-from sdf_vqvae.training.streams import Field, collate_fields
+from sdf_vqvae.training.streams import Field, joined_field
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,9 +46,9 @@ def measure_held_out(
     sizes: list[int] = []
     counts = torch.zeros(vae.config.num_embeddings, device=vae.device)
     for field in fields:
-        batch = collate_fields([field], vae.device)
-        out = vae(batch, bypass=not quantizing)
-        answers = answers_of(out, batch, vae.config, thin=True)
+        whole = joined_field([field], vae.config.data_resolution, vae.device)
+        out = vae(whole, bypass=not quantizing)
+        answers = answers_of(out, whole, vae.config, thin=True)
         parts = training_loss(out, answers, trainer)[1] | fine_measures(answers)
         sizes.append(len(out["latent"]))
         if quantizing:
@@ -76,11 +75,9 @@ def picture_rows(vae: SparseSDFVQVAE, fields: Sequence[Field]) -> list[list[Imag
 
     rows = []
     for field in fields:
-        batch = collate_fields([field], vae.device)
-        coords = torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1)
-        whole = SparseTensor(batch["sparse_sdf"], coords, side=vae.config.data_resolution)
-        truth = _surface(lambda field=whole: vae.sparse2mesh(field))  # type: ignore[misc]
-        rebuilt = _surface(lambda given=batch: vae.decode_mesh(vae.Encode(given)))  # type: ignore[misc]
+        whole = joined_field([field], vae.config.data_resolution, vae.device)
+        truth = _surface(lambda given=whole: vae.sparse2mesh(given))  # type: ignore[misc]
+        rebuilt = _surface(lambda given=whole: vae.decode_mesh(vae.Encode(given)))  # type: ignore[misc]
         blank = Image.new("RGB", (_SIZE, _SIZE), "white")
         if truth is None:
             rows.append([blank, blank])

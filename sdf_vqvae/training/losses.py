@@ -39,22 +39,16 @@ class Answers:
     """Of `thin_blocks`, where asked for and the field is signed."""
 
 
-def answers_of(out: Mapping[str, Any], batch: Mapping[str, Tensor], config: VAEConfig, *, thin: bool) -> Answers:
-    """Return the answers of a forward pass beside their targets.
+def answers_of(out: Mapping[str, Any], field: SparseTensor, config: VAEConfig, *, thin: bool) -> Answers:
+    """Return the answers of a forward pass beside their targets, without a wait for the device.
 
     Args:
         out: of `SparseSDFVQVAE.forward`.
-        batch: what it was given.
+        field: what it was given: all voxels, also those that the encoder doesn't see.
         config: of the tokenizer.
         thin: find out where the shapes are thin.
     """
     signed = config.field.kind == "sdf" and config.field.unit == "band"
-    field = SparseTensor(
-        batch["sparse_sdf"],
-        torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1).int(),
-        side=config.data_resolution,
-        batch_size=out["latent"].batch_size,
-    )
     decoded = out["reconst_x"]
     dense = dense_targets(field, out["latent"], signed=signed)
     return Answers(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.runtime import worker_seeds
 
 Field = tuple[Tensor, Tensor]
@@ -63,6 +64,16 @@ def random_symmetry(index: Tensor, resolution: int, generator: torch.Generator) 
     mirrored = torch.rand(3, generator=generator) < 0.5
     turned = index[:, order.to(index.device)]
     return torch.where(mirrored.to(index.device), resolution - 1 - turned, turned)
+
+
+def joined_field(objects: Sequence[Field], resolution: int, device: torch.device) -> SparseTensor:
+    """Join objects to one field on a grid of side `resolution`.
+
+    Its coordinates are checked here, which waits for the device: before a forward pass is queued, not behind it.
+    """
+    batch = collate_fields(objects, device)
+    coords = torch.cat([batch["batch_idx"][:, None], batch["sparse_index"]], dim=1)
+    return SparseTensor(batch["sparse_sdf"], coords, side=resolution)
 
 
 def collate_fields(objects: Sequence[Field], device: torch.device) -> dict[str, Tensor]:

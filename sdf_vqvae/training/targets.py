@@ -26,8 +26,10 @@ def dense_targets(field: SparseTensor, cells: SparseTensor, *, signed: bool = Tr
         field: the distance field `[N, 1]`, in units of its band where signed, on the data grid of side `s` times the
             cells'.
         cells: the latent cells `[M, *]`.
-        signed: fill what lies beyond the band by the sign of the nearest voxels of known sign in the cell. That is
-            exact, since beyond the band no step between neighbors can cross the surface.
+        signed: fill what lies beyond the band by the sign of known voxels that it is connected with in the cell. For
+            a closed surface all of them have one sign, since beyond the band no step between neighbors can cross it.
+            Signs of an open one, by winding number, also change far from it, in its holes; a run of voxels between
+            two signs then takes the one below, not the nearer.
     """
     side = field.side // cells.side
     rows = torch.full((field.batch_size * cells.side**3,), len(cells), dtype=torch.int32, device=field.device)
@@ -94,7 +96,7 @@ def targets_of(decoded: SparseTensor, dense: Tensor, steps: int) -> Tensor:
     blocks, _ = decoded.coordinates.coarser()
     x, y, z = ((blocks.coords[:, 1:].long() * 2) % side).unbind(1)
     first = ((blocks.ancestors(steps - 1) * side + x) * side + y) * side + z
-    step = torch.tensor([0, 1], device=first.device)
+    step = torch.arange(2, device=first.device)  # made there; copied from here, it would wait for the device
     inner = ((step[:, None, None] * side + step[:, None]) * side + step).view(-1)
     return dense.view(-1)[(first[:, None] + inner).view(-1)]
 

@@ -24,11 +24,12 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
+from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.held_out import measure_held_out, picture_rows
 from sdf_vqvae.training.losses import answers_of, object_errors, training_loss
 from sdf_vqvae.training.run_log import RunLog
-from sdf_vqvae.training.streams import Field, Stream, collate_fields
+from sdf_vqvae.training.streams import Field, Stream, joined_field
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.runtime import StopRequest, stop_requests
 
@@ -177,10 +178,10 @@ class TokenizerTrainer:
             before = time.perf_counter()
             drawn = self.stream.draw(count)
             self.waited += time.perf_counter() - before
-            batch = collate_fields(drawn, self.device)
+            field = joined_field(drawn, self.vae.config.data_resolution, self.device)
             last = part == config.batch_split - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                measured = self._forward_backward(batch, errors)
+                measured = self._forward_backward(field, errors)
             for name, value in measured.items():
                 total[name] = (
                     total.get(name, torch.zeros((), device=self.device)) + value.detach() / config.batch_split
@@ -194,11 +195,11 @@ class TokenizerTrainer:
             average.update_parameters(self.vae)
         return total
 
-    def _forward_backward(self, batch: dict[str, Tensor], errors: list[Tensor]) -> dict[str, Tensor]:
+    def _forward_backward(self, field: SparseTensor, errors: list[Tensor]) -> dict[str, Tensor]:
         """Compute gradients and return the measurements; the objects' errors go into the list."""
         with self._precision():
-            out = self.model(batch, bypass=not self.quantizing)
-            answers = answers_of(out, batch, self.vae.config, thin=self.config.thin_weight > 0)
+            out = self.model(field, bypass=not self.quantizing)
+            answers = answers_of(out, field, self.vae.config, thin=self.config.thin_weight > 0)
             loss, parts = training_loss(out, answers, self.config)
         if self.stream.learn is not None:
             errors.append(object_errors(answers))

@@ -1,10 +1,12 @@
 """Losses are what their formulas say."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny_tokenizer as tiny
 from sdf_vqvae.config.training import TrainerConfig
@@ -24,7 +26,7 @@ from sdf_vqvae.training.losses import (
     surface_error,
     training_loss,
 )
-from sdf_vqvae.training.streams import collate_fields
+from sdf_vqvae.training.streams import joined_field
 from sdf_vqvae.training.thin_shapes import part
 
 
@@ -138,11 +140,11 @@ def test_a_weighed_term_ends_lower_than_without_it(weight: str, measure: str) ->
 def answers_to(*solids: Solids) -> Answers:
     """Return the right answers to a batch of solids on the tiny tokenizer's grid, whole latent cells decoded."""
     fields = [solid.field(tiny.SIDE) for solid in solids]
-    batch = collate_fields(fields, torch.device("cpu"))
+    field = joined_field(fields, tiny.SIDE, torch.device("cpu"))
     vae = tiny.vae(architecture="original")
     with torch.no_grad():
-        out = vae(batch, bypass=True)
-    answers = answers_of(out, batch, vae.config, thin=True)
+        out = vae(field, bypass=True)
+    answers = answers_of(out, field, vae.config, thin=True)
     return Answers(**(vars(answers) | {"predicted": torch.nan_to_num(answers.target)}))
 
 
@@ -198,3 +200,41 @@ def test_each_object_has_its_own_error() -> None:
     second = (answers.blocks.coords[:, 0] == 1).repeat_interleave(8)
     errors = object_errors(missing(answers, second, 0.07))
     assert errors.tolist() == pytest.approx([0, 0.07], abs=1e-6)
+
+
+class Waits(TorchDispatchMode):
+    """Lists operations whose result, or whose size, a host must wait for on a GPU, and copies from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        slow = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount", "lift_fresh")
+        masks = "index" in name and any(
+            getattr(index, "dtype", None) == torch.bool
+            for given in args
+            if isinstance(given, list)
+            for index in given
+        )
+        if masks or any(part in name for part in slow):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("args", [{"input_band": 1.75}, tiny.PATCHES], ids=["residual", "patches"])
+def test_targets_and_losses_do_not_wait_for_the_device(args: dict[str, Any]) -> None:
+    vae = tiny.vae(**args)
+    field = joined_field([tiny.field(12.0), tiny.field(20.0)], tiny.SIDE, torch.device("cpu"))
+    out = vae(field, bypass=True)
+    trainer = TrainerConfig(slope_weight=1.0, thin_weight=3.0, surface_weight=1.0, object_balance=0.5)
+    with Waits() as waits:
+        answers = answers_of(out, field, vae.config, thin=True)
+        training_loss(out, answers, trainer)[0].backward()
+        errors = object_errors(answers)
+    assert waits.found == []
+    assert bool((errors > 0).all())
+    with Waits() as waits:
+        joined_field([tiny.field(12.0)], tiny.SIDE, torch.device("cpu"))
+    assert waits.found != []
