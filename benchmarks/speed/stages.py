@@ -5,8 +5,8 @@
 
 Each stage is run `--repeats` times; the median is reported (the first run, with its compilation, beside it), and that
 of the processor's seconds: on one thread they say on a busy machine, too, how much there is to do.
-A config without weights runs on random ones: times and memory do not depend on them, the mesh does, so the
-surface is then extracted from the input field.
+A config without weights, given or shipped, runs on random ones: times and memory do not depend on them, the mesh
+does, so the surface is then extracted from the input field.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.geometry.mesh import load_mesh
-from sdf_vqvae.model.checkpoint import load_vae_from_config
+from sdf_vqvae.model.checkpoint import load_vae_from_config, shipped_weights
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     setup_logging()
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt, options.device)
-    trained = options.vae_config is None or options.vae_ckpt is not None
+    trained = options.vae_ckpt is not None or shipped_weights(vae.config) is not None
     mesh = load_mesh(options.mesh)
     resolution, band = vae.config.data_resolution, vae.config.field.band or 3.0
     dtype = getattr(torch, options.dtype)
