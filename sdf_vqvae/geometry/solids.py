@@ -24,8 +24,8 @@ _STEPS = 12
 _LONGEST_STEP = 10.0
 _LEFT = 1e-3
 """Voxels; a way along which more is left after all steps is none of the short ones."""
-_AT_ONCE = 2**20
-"""Distances computed in one go in that search."""
+_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Distances computed in one go in that search: as a cache holds, or as keep a GPU busier than launching them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,7 +170,7 @@ class Solids:
         first = _directions(_DIRECTIONS, points.device)
         cone = _directions(_IN_CONE, points.device)
         for rows in torch.arange(len(points), device=points.device).split(
-            max(1, _AT_ONCE // (_DIRECTIONS * listed.shape[1]))
+            max(1, _AT_ONCE[points.device.type] // (_DIRECTIONS * listed.shape[1]))
         ):
             place = (points[rows], listed[rows], real[rows])
             length, way = self._shortest(*place, first.expand(len(rows), -1, -1))

@@ -16,7 +16,6 @@ from sdf_vqvae.config.training import THIN
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.geometry.mesh import normalize_mesh
 from sdf_vqvae.geometry.solids import Solids
-from sdf_vqvae.training.streams import Field
 from sdf_vqvae.training.thin_shapes import thin_shape
 from sdf_vqvae.utils.errors import brief
 
@@ -81,13 +80,7 @@ class Prepared:
     order: list[int]
     """All draws, also those of the other fields, as they were asked for."""
     made: list[int]
-    """The draws that are shapes made by rule."""
-    made_sizes: list[int]
-    """Voxels of each of those."""
-    made_index: Tensor
-    """int16 `[N, 3]`."""
-    made_distance: Tensor
-    """float16 `[N]`."""
+    """The draws that are shapes made by rule (`MeshDraws.shape`)."""
     failed: dict[str, str]
     """Name -> why it can't be used."""
 
@@ -143,33 +136,9 @@ class MeshDraws(Dataset):
         return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution)
 
 
-class FieldDraws(Dataset):
-    """The same draws, shapes made by rule as fields.
-
-    Making one takes a second or so of one core, which is for the processes that read, not for the device that trains.
-
-    Args:
-        draws: the draws.
-        resolution: grid side R.
-        band: half width of the band in voxels.
-    """
-
-    def __init__(self, draws: MeshDraws, resolution: int, band: float) -> None:
-        self.draws, self.resolution, self.band = draws, resolution, band
-
-    def __getitem__(self, number: int) -> tuple[int, str, Drawn | Field]:
-        """Return the number, a name, and the mesh, the field, or why a mesh can't be used."""
-        number, name, drawn = self.draws[number]
-        if drawn is not None:
-            return number, name, drawn
-        index, distance = self.draws.shape(number, self.resolution).field(self.resolution, band=self.band)
-        return number, name, (index.to(torch.int16), distance.to(torch.float16))
-
-
-def prepare(items: Sequence[tuple[int, str, Drawn | Field]]) -> Prepared:
+def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:
     """Join draws (a loader's `collate_fn`)."""
-    usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple) and len(mesh) == 3]
-    made = [(number, field) for number, _, field in items if isinstance(field, tuple) and len(field) == 2]
+    usable = [(number, mesh) for number, _, mesh in items if isinstance(mesh, tuple)]
     return Prepared(
         numbers=[number for number, _ in usable],
         sizes=torch.tensor([[len(v), len(f)] for _, (v, f, _) in usable], dtype=torch.int64).view(-1, 2),
@@ -177,9 +146,6 @@ def prepare(items: Sequence[tuple[int, str, Drawn | Field]]) -> Prepared:
         faces=torch.cat([f for _, (_, f, _) in usable] or [torch.empty(0, 3, dtype=torch.int64)]),
         watertight=[closed for _, (_, _, closed) in usable],
         order=[number for number, _, _ in items],
-        made=[number for number, _ in made],
-        made_sizes=[len(distance) for _, (_, distance) in made],
-        made_index=torch.cat([i for _, (i, _) in made] or [torch.empty(0, 3, dtype=torch.int16)]),
-        made_distance=torch.cat([d for _, (_, d) in made] or [torch.empty(0, dtype=torch.float16)]),
+        made=[number for number, _, mesh in items if mesh is None],
         failed={name: mesh for _, name, mesh in items if isinstance(mesh, str)},
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sdf_vqvae.geometry.voxelizer.voxelize import VoxelField, voxelize_batch
-from sdf_vqvae.training.mesh_draws import FieldDraws, MeshDraws, Prepared, prepare
+from sdf_vqvae.training.mesh_draws import MeshDraws, Prepared, prepare
 from sdf_vqvae.training.streams import Field, loader_options, random_symmetry
 from sdf_vqvae.utils.errors import brief
 
@@ -160,7 +160,7 @@ class MeshStream:
 
     def _loader(self, numbers: Any) -> DataLoader:
         return DataLoader(
-            FieldDraws(self.draws, self.resolution, self.band),
+            self.draws,
             batch_size=_TOGETHER,
             sampler=numbers,
             collate_fn=prepare,
@@ -171,18 +171,22 @@ class MeshStream:
     def _voxelized(self, prepared: Prepared) -> list[tuple[int, Field]]:
         for name, reason in prepared.failed.items():
             self._warn(name, reason)
-        made = zip(
-            prepared.made_index.to(self.device).split(prepared.made_sizes),
-            prepared.made_distance.to(self.device).split(prepared.made_sizes),
-            strict=True,
-        )
-        fields = [*zip(prepared.made, made, strict=True), *self._meshes(prepared)]
+        fields = self._made(prepared.made) + self._meshes(prepared)
         fields.sort(key=lambda item: prepared.order.index(item[0]))
         few = self.max_points
         for number, (index, _) in fields:
             if few is not None and len(index) > few:
                 self._warn(f"draw {number}", f"{len(index)} voxels, more than {few}")
         return [item for item in fields if few is None or len(item[1][0]) <= few]
+
+    def _made(self, numbers: list[int]) -> list[tuple[int, Field]]:
+        """Return the fields of shapes made by rule."""
+        made = []
+        for number in numbers:
+            shape = self.draws.shape(number, self.resolution)
+            index, distance = shape.field(self.resolution, band=self.band, device=self.device)
+            made.append((number, (index.to(torch.int16), distance.to(torch.float16))))
+        return made
 
     def _meshes(self, prepared: Prepared) -> list[tuple[int, Field]]:
         if not prepared.numbers:

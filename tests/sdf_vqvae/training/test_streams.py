@@ -18,7 +18,7 @@ from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.training.field_stream import FieldStream
-from sdf_vqvae.training.mesh_draws import Augmentation, FieldDraws, MeshDraws, augmented, prepare
+from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, augmented, prepare
 from sdf_vqvae.training.mesh_stream import MeshStream
 from sdf_vqvae.training.thin_shapes import part
 
@@ -131,14 +131,14 @@ def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(
     made = [number for number in range(200) if mixed[number][1] == THIN]
     assert 35 <= len(made) <= 65
     assert not any(plain[number][1] == THIN for number in range(20))
-    fields = FieldDraws(mixed, 16, 3.0)
-    prepared = prepare([fields[number] for number in range(32)])
+    prepared = prepare([mixed[number] for number in range(32)])
     assert prepared.made == [number for number in made if number < 32]
     assert sorted(prepared.made + prepared.numbers) == list(range(32))
+    stream = stream_of(meshes, made=0.25)
+    stream.draw(1)
+    kept = dict(stream.kept)
     index, distance = mixed.shape(made[1], 16).field(16)
-    first, second = prepared.made_sizes[:2]
-    assert torch.equal(prepared.made_index[first : first + second], index.short())
-    assert torch.equal(prepared.made_distance[first : first + second], distance.half())
+    assert torch.equal(kept[made[1]][0], index.short()) and torch.equal(kept[made[1]][1], distance.half())
 
 
 def test_processes_draw_different_objects(meshes: Path) -> None:
