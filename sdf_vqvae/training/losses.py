@@ -245,8 +245,8 @@ def surface_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor
     With `v(d) = sigmoid(6 d)`, a smooth form of how much of a voxel is outside: `sum |v(p) - v(t)| / sum v'(t)`. For
     small errors this is the mean displacement; it is bounded, as a voxel of the wrong sign costs at most its volume,
     and it is what a volume IoU lacks. All voxels take part, so that where the surface may lie at several depths the
-    answer is their median. Asking instead for 0 where the true surface is makes answers flat there: on small runs it
-    turned a fifth more signs.
+    answer is their median. Asking instead for 0 where the true surface is makes answers flat there, with more signs
+    wrong.
 
     Args:
         prediction: float `[P]`, in units of the band.

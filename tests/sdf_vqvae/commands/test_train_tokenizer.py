@@ -90,7 +90,7 @@ def test_the_finer_config_trains_from_inner_weights_with_thin_shapes_and_goes_on
     load_vae_from_config(vae_ckpt=tmp_path / "run" / "model.safetensors", device="cpu")
 
 
-@pytest.mark.parametrize(("kind", "step"), [("meshes", 2), ("fields", 4)])
+@pytest.mark.parametrize(("kind", "step"), [("meshes", 2), ("fields", 4), ("badly rebuilt first", 3)])
 def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
     meshes: Path, tmp_path: Path, monkeypatch, kind: str, step: int
 ) -> None:
@@ -102,8 +102,11 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
         data.mkdir()
         for number, file in enumerate(sorted(meshes.iterdir())):
             SparseSDF.from_mesh(trimesh.load(file), 64, band=3.0, device="cpu").save(data / f"o{number}_r64.npz")
+    more = ()
+    if kind == "badly rebuilt first":
+        more = ("--draw_by_error", "2", "--thin_weight", "3", "--surface_weight", "1")
     config = write_config(tmp_path / "c.json", dataset)
-    assert program(["train-tokenizer", *arguments(config, data, tmp_path / "whole")]) == 0
+    assert program(["train-tokenizer", *arguments(config, data, tmp_path / "whole", *more)]) == 0
     original = TokenizerTrainer.step
 
     def step_and_signal(self: TokenizerTrainer, progress: float) -> Any:
@@ -113,15 +116,16 @@ def test_a_run_that_is_told_to_stop_ends_with_the_bits_of_one_that_is_not(
 
     with monkeypatch.context() as patched:
         patched.setattr(TokenizerTrainer, "step", step_and_signal)
-        assert program(["train-tokenizer", *arguments(config, data, tmp_path / "parts")]) == 128 + signal.SIGTERM
+        given = arguments(config, data, tmp_path / "parts", *more)
+        assert program(["train-tokenizer", *given]) == 128 + signal.SIGTERM
     assert checkpoint_steps(tmp_path / "parts")[-1] == step
-    assert program(["train-tokenizer", *arguments(config, data, tmp_path / "parts")]) == 0
+    assert program(["train-tokenizer", *given]) == 0
     for file in sorted(path_of(tmp_path / "whole", 6).glob("*.safetensors")):
         expected, found = load_file(file), load_file(path_of(tmp_path / "parts", 6) / file.name)
         assert all(torch.equal(found[name], value) for name, value in expected.items()), file.name
 
 
-def test_prepared_fields_train(meshes: Path, tmp_path: Path) -> None:
+def test_prepared_fields_train(meshes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = tmp_path / "fields"
     fields.mkdir()
     for number, file in enumerate(sorted(meshes.iterdir())):
@@ -139,13 +143,16 @@ def test_prepared_fields_train(meshes: Path, tmp_path: Path) -> None:
     )
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 3
+    given = arguments(config, fields, tmp_path / "other", "--draw_by_error", "1")
+    assert program(["train-tokenizer", *given]) == 2
+    assert "draw_by_error belong to the dataset Meshes" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(config: Path, meshes: Path, tmp_path: Path, repository: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(repository / "scripts" / "train_tokenizer.py"), *arguments(config, meshes, tmp_path / "run")]
-    script += ["--max_steps", "3"]
+    script += ["--max_steps", "3", "--draw_by_error", "1", "--thin_weight", "2"]
     done = subprocess.run(
         [*command, *script],
         env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
