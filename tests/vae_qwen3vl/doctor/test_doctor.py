@@ -248,6 +248,7 @@ def test_what_is_wrong_is_one_line_with_its_remedy(case):
         replace(CPU, threads=4, usable_cores=6, omp_num_threads="4"),
         replace(CPU, cores=64, usable_cores=2, threads=2),
         replace(CPU, sparse_backend=" Torch "),
+        replace(CPU, weights={"sdf_vqvae_512": None}),  # whoever names it is told
         replace(CPU, torch_cuda="13.0"),  # a CUDA build without a GPU
         replace(GPU, driver_cuda=(12, 9)),  # it works, whatever the driver says
         replace(GPU, torch_archs=("sm_90a",)),
@@ -366,6 +367,15 @@ def test_damaged_weights_are_found(tmp_path):
     found = damaged_weights([good, cut, pointer, empty])
     assert set(found) == {str(cut), str(pointer), str(empty)}
     assert found[str(empty)] == "it holds no tensors"
+
+
+def test_both_tokenizers_are_listed():
+    machine = examine().machine
+    rows = dict(Report(machine=machine, findings=[]).rows())
+    assert list(machine.weights)[:2] == ["tokenizer", "sdf_vqvae_512"]
+    assert rows["tokenizer"].endswith("MiB)")
+    there = "weights/sdf_vqvae_512/model.safetensors" in rows["sdf_vqvae_512"]
+    assert there or rows["sdf_vqvae_512"] == "not shipped"
 
 
 def test_a_tokenizer_without_its_config_is_damaged(tmp_path):
