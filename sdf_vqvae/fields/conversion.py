@@ -31,6 +31,9 @@ _FARTHEST = 0.75 * 3**0.5
 _NEARER = 0.25
 """Steps of a grid half as fine by which one of the eight around a sample is nearer to the surface, at least."""
 
+_SKIN = 0.55
+"""Steps. What is nowhere deeper is skin: the voxelizer's shells are half a step deep, and a bit for rounding."""
+
 
 def field_in_world(
     vertices: Tensor,
@@ -158,6 +161,31 @@ def _halved(source: SparseSDF, field: FieldDescription, band: float) -> SparseSD
     distance, _ = distance_to_surface(points, mesh.vertices, mesh.faces)
     # Their sides are known: where one of eight is missing, the surface is farther away than they are apart.
     steps[~whole] = torch.from_numpy(distance).to(steps) * field.resolution * steps[~whole].sign()
+    skin = _skin_faces(source, mesh, field.resolution)
+    if len(skin):
+        # A shell half a step of this grid thick lies between its samples: it becomes one of a whole step.
+        about = steps > -_SKIN / 2
+        points = ((index[about] + 0.5) / field.resolution - 0.5).cpu().double().numpy()
+        distance, _ = distance_to_surface(points, mesh.vertices, skin)
+        apart, outside = torch.from_numpy(distance).to(steps) * field.resolution, steps[about] > 0
+        shell = torch.where(outside, apart, -apart) - 0.25
+        of_skin = outside | (apart <= _SKIN / 2)
+        steps[about] = torch.where(of_skin, torch.minimum(steps[about], shell), steps[about])
     within = steps.abs() <= band
     values = (steps[within] / field.voxels_per_unit).to(source.sdf.dtype)
     return replace(source, sdf=values, index=index[within].int(), field=field)
+
+
+def _skin_faces(source: SparseSDF, mesh: trimesh.Trimesh, side: int) -> np.ndarray:
+    """Return the faces of a field's surface with nothing deep within about a step of a grid of that side."""
+    deep = torch.zeros(side, side, side, dtype=torch.bool, device=source.sdf.device)
+    inner = source.index[source.sdf * source.field.voxels_per_unit < -_SKIN].long() * side // source.field.resolution
+    deep[tuple(inner.T)] = True
+    for axis in range(3):
+        low, high = deep.narrow(axis, 0, side - 1).clone(), deep.narrow(axis, 1, side - 1).clone()
+        deep.narrow(axis, 0, side - 1).logical_or_(high)
+        deep.narrow(axis, 1, side - 1).logical_or_(low)
+    faces = np.asarray(mesh.faces)
+    centers = torch.from_numpy(mesh.vertices[faces].mean(axis=1)).to(deep.device)
+    cells = ((centers + 0.5) * side).long().clamp_(0, side - 1)
+    return faces[~deep[tuple(cells.T)].cpu().numpy()]

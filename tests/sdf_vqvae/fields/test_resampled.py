@@ -19,6 +19,7 @@ from sdf_vqvae.data.objects import StoredObject, objects_at
 from sdf_vqvae.evaluation.rebuild import rebuild, score_rebuilt
 from sdf_vqvae.fields.conversion import convert_field
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.fields.surface import extract_surface
 from sdf_vqvae.geometry.resample import double_field
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.coordinates import linear_keys
@@ -95,6 +96,21 @@ def test_a_resampled_field_is_nearly_that_of_the_mesh(ring, given, wanted, band,
     assert float(known.float().mean()) > 0.98  # a whole shell
     assert float(apart.mean()) < mean
     assert float(apart.max()) < 0.5
+
+
+def test_an_open_sheet_survives_a_coarser_grid():
+    """A shell one voxel of the finer grid thick lies between most samples of the coarser one."""
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=0.5).apply_translation([0, 0, 1.2])
+    for turn in (0.0, 0.4):
+        sheet = trimesh.Trimesh([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], [[0, 1, 2], [0, 2, 3]])
+        mesh = trimesh.util.concatenate([sheet, ball])
+        mesh.apply_transform(trimesh.transformations.rotation_matrix(turn, [1, 0.7, 0.2]))
+        fine, truth = made(mesh, 128), made(mesh, 64)
+        area = [
+            extract_surface(field.sdf, field.index, field.field).area
+            for field in (convert_field(fine, truth.field, band=1.75), truth)
+        ]
+        assert area[0] == pytest.approx(area[1], rel=0.05)
 
 
 def test_an_encoder_gets_every_voxel_that_it_sees(ring, fine_vae):
