@@ -174,6 +174,8 @@ def test_a_gltf_with_buffers_and_pictures_beside_and_below_it_is_read(tmp_path: 
 def test_materials_and_textures_of_other_formats_are_never_opened(tmp_path: Path, opened: list[str]) -> None:
     (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd ../../etc/passwd\n")
     vertices = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
+    (tmp_path / "plain.obj").write_text(f"{vertices}f 1 2 3\n")
+    load_mesh(tmp_path / "plain.obj")  # compiles, where nobody has yet
     for name in ("a.mtl", "../../etc/passwd", "http://127.0.0.1:9/a.mtl"):
         (tmp_path / "a.obj").write_text(f"mtllib {name}\n{vertices}usemtl m\nf 1 2 3\n")
         opened.clear()
@@ -414,12 +416,14 @@ def full_disk() -> Iterator[None]:
 
     No fixture: pytest's own report may go to a file, and is written before a fixture ends.
     """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, written = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # Python keeps the first bytes of what doesn't fit, and reads them ever after
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = written
 
 
 def _writers() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -234,6 +235,7 @@ def _bound(task: Task) -> None:
     if (_PROCESS / "statm").is_file():
         here = int((_PROCESS / "statm").read_text().split()[0]) * resource.getpagesize()
         bounds[resource.RLIMIT_AS] = here + task.memory * 2**20
+    sys.dont_write_bytecode = True  # of a module that does not fit Python would keep the first bytes, and read them
     for what, most in bounds.items():
         resource.setrlimit(what, (most, most))
     with contextlib.suppress(OSError):
