@@ -174,14 +174,15 @@ def test_a_gltf_with_buffers_and_pictures_beside_and_below_it_is_read(tmp_path: 
 def test_materials_and_textures_of_other_formats_are_never_opened(tmp_path: Path, opened: list[str]) -> None:
     (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd ../../etc/passwd\n")
     vertices = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
-    (tmp_path / "plain.obj").write_text(f"{vertices}f 1 2 3\n")
-    load_mesh(tmp_path / "plain.obj")  # compiles, where nobody has yet
+    body = bad_meshes.ply("ascii", 3, 1, b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    for plain, content in {"plain.obj": f"{vertices}f 1 2 3\n".encode(), "plain.ply": body}.items():
+        (tmp_path / plain).write_bytes(content)
+        load_mesh(tmp_path / plain)  # compiles its reader, where nobody has yet
     for name in ("a.mtl", "../../etc/passwd", "http://127.0.0.1:9/a.mtl"):
         (tmp_path / "a.obj").write_text(f"mtllib {name}\n{vertices}usemtl m\nf 1 2 3\n")
         opened.clear()
         assert len(load_mesh(tmp_path / "a.obj").faces) == 1
         assert [n for n in opened if not n.endswith((".py", ".pyc"))] == [str(tmp_path / "a.obj")]
-    body = bad_meshes.ply("ascii", 3, 1, b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
     (tmp_path / "a.ply").write_bytes(body.replace(b"ascii 1.0\n", b"ascii 1.0\ncomment TextureFile /etc/passwd\n"))
     opened.clear()
     assert len(load_mesh(tmp_path / "a.ply").faces) == 1
