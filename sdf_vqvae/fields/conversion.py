@@ -157,17 +157,19 @@ def _halved(source: SparseSDF, field: FieldDescription, band: float) -> SparseSD
     means, index, whole = halve_field(source.sdf, source.index, source.field.resolution)
     steps = means.double() * source.field.voxels_per_unit / 2
     mesh = _surface(source)
-    points = ((index[~whole] + 0.5) / field.resolution - 0.5).cpu().double().numpy()
-    distance, _ = distance_to_surface(points, mesh.vertices, mesh.faces)
+
+    def steps_from(faces: np.ndarray, which: Tensor) -> Tensor:
+        points = ((index[which] + 0.5) / field.resolution - 0.5).cpu().double().numpy()
+        distance, _ = distance_to_surface(points, mesh.vertices, faces)
+        return torch.from_numpy(distance).to(steps) * field.resolution
+
     # Their sides are known: where one of eight is missing, the surface is farther away than they are apart.
-    steps[~whole] = torch.from_numpy(distance).to(steps) * field.resolution * steps[~whole].sign()
+    steps[~whole] = steps_from(mesh.faces, ~whole) * steps[~whole].sign()
     skin = _skin_faces(source, mesh, field.resolution)
     if len(skin):
         # A shell half a step of this grid thick lies between its samples: it becomes one of a whole step.
         about = steps > -_SKIN / 2
-        points = ((index[about] + 0.5) / field.resolution - 0.5).cpu().double().numpy()
-        distance, _ = distance_to_surface(points, mesh.vertices, skin)
-        apart, outside = torch.from_numpy(distance).to(steps) * field.resolution, steps[about] > 0
+        apart, outside = steps_from(skin, about), steps[about] > 0
         shell = torch.where(outside, apart, -apart) - 0.25
         of_skin = outside | (apart <= _SKIN / 2)
         steps[about] = torch.where(of_skin, torch.minimum(steps[about], shell), steps[about])

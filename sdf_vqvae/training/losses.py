@@ -267,10 +267,9 @@ def occupancy_loss(
     """
     parts: dict[str, Tensor] = {}
     losses = []
-    for number, level in enumerate(levels):
+    for number, (level, weight) in enumerate(zip(levels, weights or [None] * len(levels), strict=True)):
         assert level.truth is not None
         truth = level.truth.float()
-        weight = None if weights is None else weights[number]
         weight = None if weight is None else weight[:, None]
         losses.append(functional.binary_cross_entropy_with_logits(level.logits, truth, weight))
         parts[f"missed_{number}"] = _mean((level.logits < 0).float(), truth)
