@@ -22,7 +22,7 @@ from sdf_vqvae.model.encoder import SparseSDFEncoder
 from sdf_vqvae.model.residual import ResidualDecoder, ResidualEncoder
 from sdf_vqvae.quantizers.quantizer import Quantized
 from sdf_vqvae.quantizers.registry import make_quantizer
-from sdf_vqvae.sparse.coordinates import linear_keys
+from sdf_vqvae.sparse.coordinates import coords_of_keys, linear_keys
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 if TYPE_CHECKING:
@@ -86,6 +86,24 @@ class SparseSDFVQVAE(nn.Module):
             ValueError: shapes differ, coordinates leave the grid, voxels occur twice, none is left, or the values
                 are of another kind of field than the network reads.
         """
+        if isinstance(batch, SparseTensor) and self._reads(batch):
+            self._check_values(batch.feats)
+            x = batch.replace(batch.feats.float())
+        else:
+            x = self._arranged(batch)
+        empty = [i for i, (a, b) in enumerate(_pairs(x.coordinates.row_splits)) if a == b]
+        if empty:
+            raise ValueError(f"samples {empty} of the batch have no voxel within the band the encoder sees")
+        return x
+
+    def _reads(self, field: SparseTensor) -> bool:
+        """Return whether the encoder sees a field as it is: all of it, in the order of its rows."""
+        whole = self.config.input_band is None or self.config.field.band is None
+        here = field.side == self.config.data_resolution and field.device == self.device
+        return whole and here and field.coordinates.is_sorted
+
+    def _arranged(self, batch: Mapping[str, Any] | SparseTensor) -> SparseTensor:
+        """Return the part of a batch that the encoder sees, rows sorted; errors are those of `field_tensor`."""
         if isinstance(batch, Mapping):
             feats, coords = _read_batch(batch)
         else:  # a sparse tensor, of this library or another
@@ -99,17 +117,14 @@ class SparseSDFVQVAE(nn.Module):
         if len(coords) == 0:
             raise ValueError("the batch has no voxel within the band that the encoder sees")
         self._check_values(given)
-        keys = linear_keys(coords, max(self.config.data_resolution, int(coords.max()) + 1))
+        side = max(self.config.data_resolution, int(coords.max()) + 1)
+        keys = linear_keys(coords, side)
         if not bool((keys[1:] > keys[:-1]).all()):
             keys, order = torch.sort(keys)
             if bool((keys[1:] == keys[:-1]).any()):
                 raise ValueError("the batch holds the same voxel twice")
-            feats, coords = feats[order], coords[order]
-        x = SparseTensor(feats.float(), coords, side=self.config.data_resolution, batch_size=size)
-        empty = [i for i, (a, b) in enumerate(_pairs(x.coordinates.row_splits)) if a == b]
-        if empty:
-            raise ValueError(f"samples {empty} of the batch have no voxel within the band the encoder sees")
-        return x
+            feats, coords = feats[order], coords_of_keys(keys, side)
+        return SparseTensor(feats.float(), coords, side=self.config.data_resolution, batch_size=size)
 
     def _check_values(self, feats: Tensor) -> None:
         """Refuse values `[N, 1]` that cannot be of the field that the network reads."""

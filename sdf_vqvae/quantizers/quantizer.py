@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.utils.threads import CACHED, by_rows
 
 _TABLE = 1 << 28
@@ -74,6 +75,10 @@ class Quantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the index of the nearest code of each vector `[M, D]`, in float32. int64 `[M]`"""
         codes = self.embeddings.weight.float()
+        if active_backend(vectors.device) == "triton":
+            from sdf_vqvae.quantizers.nearest_triton import nearest_codes
+
+            return nearest_codes(vectors.float().contiguous(), codes.contiguous())
         half_norm = codes.square().sum(1) / 2
 
         def search(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sdf_vqvae.utils.threads import has_numba, in_threads
 
 # Below this side a neighbour table is found by binary search; above it, through the table of the coarser set.
 _SEARCH_SIDE = 16
-# On a CPU, keys are marked in a table of all that could be, where it is at most so many times as long; else sorted.
+# Keys are marked in a table of all that could be, where it is at most so many times as long; else sorted.
 _MARKS = 8
 
 
@@ -114,6 +114,13 @@ class CoordinateSet:
         new._fill(coords, side, batch_size)
         return new
 
+    @classmethod
+    def of_keys(cls, keys: Tensor, side: int, batch_size: int) -> CoordinateSet:
+        """Build from the `linear_keys` of valid voxels, int64 `[N]`, ascending and each once."""
+        new = cls._trusted(coords_of_keys(keys, side), side, batch_size)
+        new._derived["is_sorted"] = True
+        return new
+
     def __len__(self) -> int:
         return self.coords.shape[0]
 
@@ -153,11 +160,9 @@ class CoordinateSet:
         """Return the set of the 2^3 cells that hold these voxels (rows sorted) and each row's cell. [N]"""
         if self._coarser is None:
             side = (self.side + 1) // 2
-            halved = self.coords.clone()
-            halved[:, 1:] >>= 1
-            keys, parent = _different(linear_keys(halved, side), self.batch_size * side**3)
-            cells = CoordinateSet._trusted(coords_of_keys(keys, side), side, self.batch_size)
-            self._coarser = cells, parent
+            b, x, y, z = self.coords.unbind(1)
+            keys, parent = _different(_keys(b, x >> 1, y >> 1, z >> 1, side), self.batch_size * side**3)
+            self._coarser = CoordinateSet.of_keys(keys, side, self.batch_size), parent
         return self._coarser
 
     def finer(self, kept: Tensor | None = None) -> CoordinateSet:
@@ -228,7 +233,7 @@ class CoordinateSet:
         """Look neighbours up through the cells of the coarser set: gathers only, no search, no sort."""
         cells, parent = self.coarser()
         cell_neighbors = cells.neighbors()  # [P, 27]
-        slot = _child_slot(self.coords)  # [N]
+        slot = _child_slot(self.coords).long()  # [N]
         rows_in_cell = torch.full((len(cells) * 8 + 1,), -1, dtype=torch.int32, device=self.device)
         rows_in_cell[parent * 8 + slot] = torch.arange(len(self), dtype=torch.int32, device=self.device)
         cell_offset, child_slot = _neighbor_lookup(self.device)  # [8, 27] each
@@ -263,32 +268,43 @@ class CoordinateSet:
 
 def linear_keys(coords: Tensor, side: int) -> Tensor:
     """Return `((b * side + x) * side + y) * side + z` as int64 for int coords `[N, 4]`."""
-    b, x, y, z = coords.long().unbind(1)
-    return ((b * side + x) * side + y) * side + z
+    b, x, y, z = coords.unbind(1)
+    return _keys(b, x, y, z, side)
+
+
+def _keys(b: Tensor, x: Tensor, y: Tensor, z: Tensor, side: int) -> Tensor:
+    """Return the keys of coordinates `[N]` each, in int32 as far as they fit: half the bytes."""
+    if side**3 > torch.iinfo(torch.int32).max:
+        x, y, z = x.long(), y.long(), z.long()
+    within = torch.add(torch.add(z, y, alpha=side), x, alpha=side**2)
+    return torch.add(within, b.long(), alpha=side**3)
 
 
 def coords_of_keys(keys: Tensor, side: int) -> Tensor:
     """Invert `linear_keys`. int32 `[N, 4]`."""
-    b = keys // side**3
-    x, y, z = keys // side**2 % side, keys // side % side, keys % side
-    return torch.stack([b, x, y, z], dim=1).to(torch.int32)
+    column = keys // side**2  # the only division of wide numbers, which are slow on a GPU
+    within = torch.sub(keys, column, alpha=side**2).int()
+    column = column.int()
+    b, y = column // side, within // side
+    return torch.stack([b, torch.sub(column, b, alpha=side), y, torch.sub(within, y, alpha=side)], dim=1)
 
 
 def _different(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the different keys among `[N]` numbers below `size`, ascending, and where each key stands among them."""
-    if keys.is_cuda or size > _MARKS * len(keys):
+    if size > _MARKS * len(keys):
         return torch.unique(keys, return_inverse=True)
-    there = torch.zeros(size, dtype=torch.bool)
+    there = torch.zeros(size, dtype=torch.bool, device=keys.device)
     there[keys] = True
     different = there.nonzero().squeeze(1)
-    place = torch.empty(size, dtype=torch.int64)
-    place[different] = torch.arange(len(different))
-    return different, place[keys]
+    place = torch.empty(size, dtype=torch.int32, device=keys.device)
+    place[different] = torch.arange(len(different), dtype=torch.int32, device=keys.device)
+    return different, place[keys].long()
 
 
 def _child_slot(coords: Tensor) -> Tensor:
-    x, y, z = (coords[:, 1:] & 1).long().unbind(1)
-    return x * 4 + y * 2 + z
+    """Return which child of its cell each voxel is, z fastest: int32 `[N]` in 0..7."""
+    _, x, y, z = coords.unbind(1)
+    return torch.add(torch.add(z & 1, y & 1, alpha=2), x & 1, alpha=4)
 
 
 def _neighbor_lookup(device: torch.device) -> tuple[Tensor, Tensor]:

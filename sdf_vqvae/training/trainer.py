@@ -107,7 +107,13 @@ class TokenizerTrainer:
         self._freeze()
         trained = [p for p in vae.parameters() if p.requires_grad]
         self.optimizer = (
-            torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+            torch.optim.AdamW(
+                trained,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                betas=(0.9, 0.99),
+                fused=self.device.type == "cuda" or None,
+            )
             if trained
             else None
         )

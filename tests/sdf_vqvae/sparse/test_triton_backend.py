@@ -16,7 +16,7 @@ from packaging.version import Version
 from sdf_vqvae.sparse import layers
 from sdf_vqvae.sparse.backends import torch_backend, triton_backend
 from sdf_vqvae.sparse.coordinates import CoordinateSet, coords_of_keys
-from sdf_vqvae.sparse.layers import SparseGroupNorm
+from sdf_vqvae.sparse.layers import SparseGroupNorm, VoxelNorm
 from sdf_vqvae.sparse.tensor import SparseTensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -220,6 +220,52 @@ def test_group_norm_agrees_with_plain_pytorch(
         found[name] = normalized(layer, x, grad)
     for value, right in zip(found["triton"], found["torch"], strict=True):
         assert off(value, right) < max(TOLERANCES[dtype], 2e-5)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32] if INTERPRETED else list(TOLERANCES))
+@pytest.mark.parametrize(("rows", "channels"), [(700, 8), (77, 48), (13, 256)])
+def test_norm_of_voxels_agrees_with_plain_pytorch(
+    rows: int, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from zero, too, and with parts of the rows that have none left."""
+    if INTERPRETED or rows == 77:
+        from sdf_vqvae.sparse.backends import voxel_norm_triton
+
+        monkeypatch.setattr(voxel_norm_triton, "_PARTS", 3)
+    coordinates = CoordinateSet(coords_of_keys(torch.arange(rows), 9), 9)
+    generator = torch.Generator().manual_seed(0)
+    feats, grad = (torch.randn(rows, channels, generator=generator) for _ in range(2))
+    layer = VoxelNorm(channels).to(DEVICE)
+    torch.nn.init.normal_(layer.weight, 1, 0.3, generator=None if DEVICE == "cuda" else generator)
+    x = SparseTensor((feats * 2 + 10).to(DEVICE, dtype), there(coordinates))
+    found = {}
+    for name in ("torch", "triton"):
+        monkeypatch.setattr(layers, "active_backend", lambda _, name=name: name)
+        found[name] = normalized(layer, x, grad.to(DEVICE, dtype))
+    for value, right in zip(found["triton"], found["torch"], strict=True):
+        assert off(value, right) < max(TOLERANCES[dtype], 2e-5)
+
+
+@pytest.mark.gpu
+@needs_kernels
+@pytest.mark.parametrize(("count", "size", "width"), [(1, 5, 3), (130, 1000, 16), (70, 128, 20)])
+def test_nearest_codes(count: int, size: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several programs and by one; of codes that occur twice, the first."""
+    from sdf_vqvae.quantizers import nearest_triton
+
+    generator = torch.Generator().manual_seed(0)
+    codes, vectors = (torch.randn(n, width, generator=generator).to(DEVICE) for n in (size, count))
+    codes[size // 2] = codes[1]
+    vectors[0] = codes[1]
+    distances = codes.double().square().sum(1) / 2 - vectors.double() @ codes.double().T
+    for programs in (1, 64):
+        monkeypatch.setattr(nearest_triton, "_PROGRAMS", programs)
+        found = nearest_triton.nearest_codes(vectors, codes)
+        assert int(found[0]) == 1
+        least = distances.gather(1, found[:, None])[:, 0]
+        torch.testing.assert_close(least, distances.amin(1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu
