@@ -18,7 +18,10 @@ def test_occupied_voxels_are_those_that_the_metrics_find():
     rng = np.random.default_rng(0)
     small = rng.uniform(1, 60, (300, 1, 3)) + rng.normal(0, 0.7, (300, 3, 3))
     corners = np.concatenate([small, rng.uniform(0, 64, (40, 3, 3))])
-    assert np.array_equal(occupancy.occupied_voxels(corners), surface_voxels(corners / 64 - 0.5))
+    assert np.array_equal(
+        occupancy.occupied_voxels(corners),
+        surface_voxels(corners.reshape(-1, 3) / 64 - 0.5, np.arange(3 * len(corners)).reshape(-1, 3)),
+    )
 
 
 def test_a_wall_between_two_voxels_belongs_to_one_of_them_whatever_its_triangles():

@@ -35,7 +35,8 @@ def occupied_voxels(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
     Args:
         corners: `[F, 3, 3]` in voxels; voxel i spans i..i + 1.
     """
-    return surface_voxels((np.clip(corners, 0, SIDE - 2 * _SHIFT) + _SHIFT) / SIDE - 0.5, SIDE)
+    vertices = (np.clip(corners.reshape(-1, 3), 0, SIDE - 2 * _SHIFT) + _SHIFT) / SIDE - 0.5
+    return surface_voxels(vertices, np.arange(len(vertices)).reshape(-1, 3), SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from sdf_vqvae.codes.pipeline import decode_codes, encode_field, field_for, surf
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.geometry.mesh import NormalizedMesh, load_mesh, normalize_mesh
 from sdf_vqvae.geometry.metrics.scores import GroundTruth, ReconstructionScore, unit_transform
-from sdf_vqvae.geometry.metrics.surface_distance import cross_products, distance_to_surface, with_area
+from sdf_vqvae.geometry.metrics.surface_distance import distance_to_surface, twice_areas, with_area
 from sdf_vqvae.geometry.up import UP_IN_SCANS, Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.language import DEFAULT_PROMPT
@@ -262,7 +262,7 @@ def _distance(mesh: trimesh.Trimesh, source: trimesh.Trimesh) -> npt.NDArray[np.
     center, scale = unit_transform(source)
     vertices = (np.asarray(source.vertices) - center) * scale
     faces = np.asarray(source.faces, dtype=np.int64)
-    faces = faces[with_area(cross_products(vertices[faces]), 1.0)]
+    faces = faces[with_area(twice_areas(vertices, faces), 1.0)]
     return distance_to_surface((np.asarray(mesh.vertices) - center) * scale, vertices, faces)[0]
 
 

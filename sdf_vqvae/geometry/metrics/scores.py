@@ -11,6 +11,7 @@ alone costs about 0.002. A perfect prediction scores 0 in every distance and 1 i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.geometry.metrics.occupancy import Grid, inside_grid_and_points, iou, points_near
-from sdf_vqvae.geometry.metrics.surface_distance import bounds, cross_products, distance_to_surface, with_area
+from sdf_vqvae.geometry.metrics.surface_distance import cross_products, distance_to_surface, twice_areas, with_area
 from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
 
 if TYPE_CHECKING:
     import trimesh
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 CUBE_DIAGONAL = 3.0**0.5
 """Largest distance between two points of the unit cube: the distance a failed prediction is charged."""
@@ -176,15 +178,15 @@ class GroundTruth:
             raise ValueError(_NO_AREA)
         # Even and odd seeds keep the two sets of samples independent.
         self._points, self._normals = self._surface.sample(samples, 2 * seed + 1)
-        ends = _used(self._surface.corners)
+        ends = self._surface.ends
         self.diagonal = float(np.linalg.norm(np.ptp(ends, axis=0)))
-        self._voxels = surface_voxels(self._surface.corners)
+        self._voxels = surface_voxels(self._surface.vertices, self._surface.faces)
         if watertight:
             self._grid = Grid.round(ends)
             self._near = points_near(
                 self._surface.vertices, self._surface.faces, self._points, self._surface.area, seed
             )
-            self._solid, self._near_inside = inside_grid_and_points(self._grid, self._near, self._surface.corners)
+            self._solid, self._near_inside = inside_grid_and_points(self._grid, self._near, *self._surface.whole)
 
     def score(self, prediction: trimesh.Trimesh | None) -> ReconstructionScore:
         """Score a prediction in the ground truth's own units and place.
@@ -214,7 +216,7 @@ class GroundTruth:
             normal_consistency=normal_consistency(
                 normals, truth.normals(true_face), self._normals, surface.normals(face)
             ),
-            voxel_iou=iou(surface_voxels(surface.corners), self._voxels),
+            voxel_iou=iou(surface_voxels(surface.vertices, surface.faces), self._voxels),
             fscore_diagonal={s: fscore(to_truth, to_prediction, s * self.diagonal)[0] for s in DIAGONAL_SHARES},
             volume_iou=volume_iou,
             surface_iou=surface_iou,
@@ -231,13 +233,13 @@ class GroundTruth:
         What sticks out of the grid counts too: then the grid holds both meshes, the prediction up to `_FARTHEST`.
         """
         grid, solid = self._grid, self._solid
-        ends = _used(surface.corners)
+        ends = surface.ends
         if not grid.holds(ends):
-            own = _used(self._surface.corners)
+            own = self._surface.ends
             reach = np.clip(ends, own[0] - _FARTHEST, own[1] + _FARTHEST)
             grid = Grid.round(np.concatenate([reach, own]))
-            solid, _ = inside_grid_and_points(grid, self._near[:0], self._surface.corners)
-        inside, near = inside_grid_and_points(grid, self._near, surface.corners)
+            solid, _ = inside_grid_and_points(grid, self._near[:0], *self._surface.whole)
+        inside, near = inside_grid_and_points(grid, self._near, *surface.whole)
         return iou(inside, solid), iou(near, self._near_inside)
 
 
@@ -293,7 +295,7 @@ def normal_consistency(
 
 def unit_transform(mesh: trimesh.Trimesh) -> tuple[Array, float]:
     """Return (center [3], scale) with which `(points - center) * scale` has its longest side 1."""
-    low, high = _used(_corners(mesh))
+    low, high = _ends(*_arrays(mesh))
     return (low + high) / 2, float(1 / (high - low).max())
 
 
@@ -305,72 +307,79 @@ def sample_surface(mesh: trimesh.Trimesh, count: int, seed: int) -> tuple[Array,
     Raises:
         ValueError: The mesh has no area, or a coordinate isn't finite.
     """
-    corners = _corners(mesh)
-    return _sample(corners, cross_products(corners), count, seed)
+    vertices, faces = _arrays(mesh)
+    return _sample(vertices, faces, twice_areas(vertices, faces), count, seed)
 
 
-def _sample(corners: Array, cross: Array, count: int, seed: int) -> tuple[Array, Array]:
-    length = np.linalg.norm(cross, axis=1)
-    total = np.cumsum(length)
+def _sample(vertices: Array, faces: Indices, twice_area: Array, count: int, seed: int) -> tuple[Array, Array]:
+    total = np.cumsum(twice_area)
     if not len(total) or not total[-1] > 0:
-        raise ValueError(f"the mesh has {len(corners)} triangles and no area; nothing to sample")
+        raise ValueError(f"the mesh has {len(faces)} triangles and no area; nothing to sample")
     rng = np.random.default_rng(seed)
     # Searching from the right, strictly below the total, never lands on a triangle without area.
     face = np.searchsorted(total, rng.random(count) * total[-1], side="right")
-    face = np.minimum(face, np.flatnonzero(length)[-1])
+    face = np.minimum(face, np.flatnonzero(twice_area)[-1])
     # The square root spreads points evenly over a triangle.
     root, share = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
-    a, b, c = (corners[face, i] for i in range(3))
+    corners = vertices[faces[face]]
+    a, b, c = (corners[:, i] for i in range(3))
     points = (1 - root) * a + root * (1 - share) * b + root * share * c
-    return points, cross[face] / length[face, None]
+    return points, cross_products(corners) / twice_area[face, None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Surface:
-    """A mesh on the ground truth's transform, without faces that have no area."""
+    """A mesh on the ground truth's transform."""
 
     vertices: Array
-    faces: npt.NDArray[np.int64]
-    corners: Array
-    """`[F, 3, 3]`."""
-    cross: Array
-    """`[F, 3]`."""
+    """`[V, 3]`."""
+    all_faces: Indices
+    """`[G, 3]`. Without those that have no area a closed mesh would be open."""
+    faces: Indices
+    """`[F, 3]`: those that have an area."""
+    twice_area: Array
+    """`[F]`."""
 
     @classmethod
     def of(cls, mesh: trimesh.Trimesh, center: Array, scale: float) -> _Surface:
-        vertices = (np.asarray(mesh.vertices, dtype=np.float64) - center) * scale
-        faces = np.asarray(mesh.faces, dtype=np.int64).reshape(-1, 3)
-        corners = _corners(mesh, center, scale)
-        cross = cross_products(corners)
-        real = with_area(cross, 1.0)
-        if len(real) < len(faces):
-            faces, corners, cross = faces[real], corners[real], cross[real]
-        return cls(vertices=vertices, faces=faces, corners=corners, cross=cross)
+        vertices, faces = _arrays(mesh, center, scale)
+        twice_area = twice_areas(vertices, faces)
+        real = with_area(twice_area, 1.0)
+        if len(real) == len(faces):
+            return cls(vertices=vertices, all_faces=faces, faces=faces, twice_area=twice_area)
+        return cls(vertices=vertices, all_faces=faces, faces=faces[real], twice_area=twice_area[real])
+
+    @property
+    def whole(self) -> tuple[Array, Indices]:
+        return self.vertices, self.all_faces
 
     @property
     def area(self) -> float:
-        return float(np.linalg.norm(self.cross, axis=1).sum() / 2)
+        return float(self.twice_area.sum() / 2)
+
+    @functools.cached_property
+    def ends(self) -> Array:
+        return _ends(self.vertices, self.faces)
 
     def sample(self, count: int, seed: int) -> tuple[Array, Array]:
-        return _sample(self.corners, self.cross, count, seed)
+        return _sample(self.vertices, self.faces, self.twice_area, count, seed)
 
-    def normals(self, face: npt.NDArray[np.int64]) -> Array:
+    def normals(self, face: Indices) -> Array:
         """Return the unit normals of faces `[P, 3]`."""
-        cross = self.cross[face]
-        normals: Array = cross / np.linalg.norm(cross, axis=1, keepdims=True)
-        return normals
+        return cross_products(self.vertices[self.faces[face]]) / self.twice_area[face, None]
 
 
-def _corners(mesh: trimesh.Trimesh, center: Array | float = 0.0, scale: float = 1.0) -> Array:
-    """Return the triangles' corners [F, 3, 3] in double precision."""
+def _arrays(mesh: trimesh.Trimesh, center: Array | float = 0.0, scale: float = 1.0) -> tuple[Array, Indices]:
+    """Return vertices [V, 3] in double precision and faces [F, 3] of a mesh."""
     vertices = (np.asarray(mesh.vertices, dtype=np.float64) - center) * scale
-    corners = vertices[np.asarray(mesh.faces, dtype=np.int64).reshape(-1, 3)]
-    if not np.isfinite(corners).all():
+    faces = np.ascontiguousarray(mesh.faces, dtype=np.int64).reshape(-1, 3)
+    if not np.isfinite(vertices).all() and not np.isfinite(vertices[faces]).all():
         raise ValueError("the mesh has coordinates that are NaN or infinite; repair it first")
-    return corners
+    return vertices, faces
 
 
-def _used(corners: Array) -> Array:
+def _ends(vertices: Array, faces: Indices) -> Array:
     """Return the two ends of the bounding box of triangles `[2, 3]`."""
-    low, high = bounds(corners)
-    return np.stack([low.min(axis=0), high.max(axis=0)])
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces] = True
+    return np.stack([vertices[used].min(axis=0), vertices[used].max(axis=0)])

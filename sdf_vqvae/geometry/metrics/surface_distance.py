@@ -11,8 +11,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-_LEAST_AREA = 1e-24
-"""Squared norm of the cross product, in units of the mesh's size to the fourth, below which a face is left out."""
+_LEAST_AREA = 1e-12
+"""Twice the area, in units of the square of the mesh's size, up to which a face counts as none."""
 _BITS = 10
 
 
@@ -39,14 +39,23 @@ def distance_to_surface(points: Array, vertices: Array, faces: Indices) -> tuple
     return distance, face
 
 
-def with_area(cross: Array, size: float) -> Indices:
+def with_area(twice_area: Array, size: float) -> Indices:
     """Return which faces have an area. Those without belong to the edges of others, and have no normal.
 
     Args:
-        cross: cross product of two sides of each face `[F, 3]`.
+        twice_area: of each face `[F]`.
         size: longest side of the mesh.
     """
-    return np.flatnonzero(np.einsum("fi,fi->f", cross, cross) > _LEAST_AREA * size**4)
+    return np.flatnonzero(twice_area > _LEAST_AREA * size**2)
+
+
+def twice_areas(vertices: Array, faces: Indices) -> Array:
+    """Return twice the area of each triangle, the length of its `cross_products`. `[F]`"""
+    from sdf_vqvae.geometry.metrics.surface_distance_numba import cross_lengths
+
+    lengths = np.empty(len(faces))
+    cross_lengths(vertices, faces, lengths)
+    return lengths
 
 
 def spatial_order(points: Array) -> Indices:
@@ -62,12 +71,6 @@ def spatial_order(points: Array) -> Indices:
             key |= ((cell[:, axis] >> bit) & 1) << (3 * bit + axis)
     order: Indices = np.argsort(key, kind="stable")
     return order
-
-
-def bounds(corners: Array) -> tuple[Array, Array]:
-    """Return the lowest and highest corner of each triangle's bounding box, `[F, 3]` each."""
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    return np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
 
 
 def cross_products(corners: Array) -> Array:

@@ -10,7 +10,14 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdf_vqvae.geometry.metrics.occupancy import Grid, inside_grid_and_points, iou, points_near
+from sdf_vqvae.geometry.metrics.occupancy import (
+    Grid,
+    fans_over_holes,
+    inside_at,
+    inside_grid_and_points,
+    iou,
+    points_near,
+)
 from sdf_vqvae.geometry.metrics.scores import compare_meshes, sample_surface
 from sdf_vqvae.geometry.metrics.surface_distance import distance_to_surface, spatial_order
 from sdf_vqvae.geometry.metrics.surface_voxels import surface_voxels
@@ -25,6 +32,10 @@ def box(extents=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0)) -> trimesh.Trimesh:
 
 def sphere(radius: float = 0.5, subdivisions: int = 4) -> trimesh.Trimesh:
     return trimesh.creation.icosphere(subdivisions=subdivisions, radius=radius)
+
+
+def arrays(mesh: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(mesh.vertices, dtype=np.float64), np.array(mesh.faces, dtype=np.int64)
 
 
 def soup(count: int, seed: int) -> np.ndarray:
@@ -86,12 +97,12 @@ def test_rays_count_the_winding_number(subdivisions):
     for turned in (False, True):
         if turned:
             mesh.apply_transform(trimesh.transformations.rotation_matrix(0.7, (1, 2, 3)))
-        corners = np.asarray(mesh.triangles, dtype=np.float64)
-        grid = Grid.round(corners.reshape(-1, 3), count=20)
-        solid, undecided = grid.inside_by_rays(corners)
+        vertices, faces = arrays(mesh)
+        grid = Grid.round(vertices, count=20)
+        solid, undecided = grid.inside_by_rays(vertices, faces)
         assert len(undecided) == 0
         centers = grid.low + (np.argwhere(np.ones_like(solid)) + 0.5) * grid.cell
-        exact = winding_number(torch.from_numpy(centers), torch.from_numpy(corners.copy())).numpy()
+        exact = winding_number(torch.from_numpy(centers), torch.from_numpy(vertices[faces])).numpy()
         sure = np.abs(exact - np.round(exact)) < 1e-6  # not on the surface itself
         assert sure.mean() > 0.95
         assert np.array_equal(solid.ravel()[sure], exact[sure] > 0.5)
@@ -101,14 +112,72 @@ def test_a_mesh_with_a_hole_keeps_its_inside():
     """No column leaks: cells below the hole are decided by libigl."""
     ball = sphere()
     torn = ball.submesh([ball.triangles_center[:, 2] < 0.47], append=True)
-    corners = np.asarray(torn.triangles, dtype=np.float64)
-    grid = Grid.round(corners.reshape(-1, 3), count=48)
-    solid, undecided = grid.inside_by_rays(corners)
+    vertices, faces = arrays(torn)
+    grid = Grid.round(vertices, count=48)
+    solid, undecided = grid.inside_by_rays(vertices, faces)
     assert len(undecided)
-    solid, _ = inside_grid_and_points(grid, np.empty((0, 3)), corners)
+    solid, _ = inside_grid_and_points(grid, np.empty((0, 3)), vertices, faces)
     centers = grid.low + (np.argwhere(np.ones_like(solid)) + 0.5) * grid.cell
-    exact = igl.winding_number(np.ascontiguousarray(torn.vertices), np.ascontiguousarray(torn.faces), centers)
+    exact = igl.winding_number(vertices, faces, centers)
     assert (solid.ravel() != (exact > 0.5)).mean() < 1e-3
+
+
+def torn_mesh(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Solids of several parts, closed and not."""
+    parts = [sphere(0.5, 3), box((0.3, 0.4, 0.9), (0.2, 0.1, 0.0)), sphere(0.2, 2)]
+    parts[2].invert()
+    mesh = trimesh.util.concatenate(parts)
+    mesh.apply_transform(trimesh.transformations.rotation_matrix(0.7, (1, 2, 3)))
+    vertices, faces = arrays(mesh)
+    keep = np.ones(len(faces), dtype=bool)
+    if kind == "with holes":
+        middle = vertices[faces].mean(axis=1)
+        keep = (middle[:, 2] < 0.44) & (middle[:, 0] < 0.45)
+        keep[::97] = False
+    elif kind == "triangles that share nothing":
+        vertices, faces = vertices[faces].reshape(-1, 3), np.arange(faces.size).reshape(-1, 3)
+    elif kind == "looking inward":
+        faces = np.ascontiguousarray(faces[:, ::-1])
+    elif kind == "walls along the rays":
+        vertices, faces = arrays(trimesh.util.concatenate([box(), box((0.5, 0.5, 2.0)), box((0.2, 0.3, 0.4))]))
+        faces = np.concatenate([faces, faces[:, [0, 0, 1]], [[0, 1, 0], [1, 2, 3], [3, 2, 1]]])
+        keep = np.ones(len(faces), dtype=bool)
+    return vertices, faces[keep]
+
+
+@pytest.mark.parametrize(
+    "kind", ["closed", "with holes", "triangles that share nothing", "looking inward", "walls along the rays"]
+)
+def test_points_are_inside_where_the_winding_number_exceeds_a_half(kind):
+    vertices, faces = torn_mesh(kind)
+    points = np.random.default_rng(0).uniform(-0.7, 0.7, (3000, 3))
+    exact = winding_number(torch.from_numpy(points), torch.from_numpy(vertices[faces])).numpy()
+    exact = -exact if kind == "looking inward" else exact
+    sure = np.abs(exact - 0.5) > 0.01
+    assert sure.mean() > 0.95
+    assert 0.1 < (exact > 0.5).mean() < 0.9
+    assert np.array_equal(inside_at(points, vertices, faces)[sure], exact[sure] > 0.5)
+
+
+def test_fans_close_every_hole():
+    vertices, faces = torn_mesh("with holes")
+    tips, fans = fans_over_holes(vertices, faces)
+    assert len(tips) > 5
+    whole = np.concatenate([faces, fans])
+    edges = np.concatenate([whole[:, [0, 1]], whole[:, [1, 2]], whole[:, [2, 0]]])
+    assert sorted(edges.tolist()) == sorted(edges[:, ::-1].tolist())
+    assert fans.max() == len(vertices) + len(tips) - 1
+
+
+def test_faces_without_area_leave_a_solid_closed():
+    """They are not sampled, but the inside is that of the mesh with them."""
+    vertices, faces = arrays(box())
+    split = np.concatenate([faces[1:], [[faces[0, 0], faces[0, 1], 8], [8, faces[0, 1], faces[0, 2]]]])
+    vertices = np.concatenate([vertices, vertices[faces[0, [0, 2]]].mean(axis=0, keepdims=True)])
+    sliver = np.array([[faces[0, 0], 8, faces[0, 2]]])
+    mesh = trimesh.Trimesh(vertices, np.concatenate([split, sliver]), process=False)
+    score = compare_meshes(mesh, box(), watertight=True, samples=1000)
+    assert (score.volume_iou, score.surface_iou, score.voxel_iou) == (1.0, 1.0, 1.0)
 
 
 def test_concentric_spheres_overlap_by_the_ratio_of_their_volumes():
@@ -179,22 +248,24 @@ def reference_voxels(corners: np.ndarray, side: int) -> np.ndarray:
 @given(seed=st.integers(0, 2**31))
 def test_voxels_are_those_that_the_surface_touches(seed):
     corners = np.clip(soup(12, seed), -0.49, 0.49)
-    exact, sampled = surface_voxels(corners, side=16), reference_voxels(corners, side=16)
+    vertices = corners.reshape(-1, 3)
+    exact = surface_voxels(vertices, np.arange(len(vertices)).reshape(-1, 3), side=16)
+    sampled = reference_voxels(corners, side=16)
     assert not (sampled & ~exact).any()
     assert (exact & ~sampled).sum() <= 0.05 * exact.sum() + 3
 
 
 def test_voxels_of_a_box_are_its_walls():
-    on = surface_voxels(np.asarray(box((0.96, 0.96, 0.96)).triangles), side=64)
+    on = surface_voxels(*arrays(box((0.96, 0.96, 0.96))), side=64)
     assert on.sum() == 64**3 - 60**3 - (64**3 - 62**3)  # walls in the second layer from outside
     assert iou(on, on) == 1.0
     assert iou(np.zeros(3, dtype=bool), np.zeros(3, dtype=bool)) == 1.0
 
 
 def test_surface_outside_the_cube_counts_for_the_voxels_at_its_walls():
-    at_the_wall, beyond = (surface_voxels(np.asarray(box((s, s, s)).triangles), side=8) for s in (1.0, 1.002))
+    at_the_wall, beyond = (surface_voxels(*arrays(box((s, s, s))), side=8) for s in (1.0, 1.002))
     assert np.array_equal(at_the_wall, beyond)
-    assert not surface_voxels(np.asarray(box(shift=(5, 0, 0)).triangles), side=8).any()
+    assert not surface_voxels(*arrays(box(shift=(5, 0, 0))), side=8).any()
 
 
 @pytest.mark.parametrize(
