@@ -2,7 +2,7 @@
 
 Knows values at integer grid points and nothing of world units, bands or meshes. A cell takes part only where
 all eight of its corners are given: no value is ever made up outside, so no surface appears at the rim of the
-data. No dense grid is built and memory is linear in the number of points. CPU and CUDA run the same code.
+data. No dense grid is built and memory is linear in the number of points. Numba compiles a twin for the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import torch
 
 from sdf_vqvae.geometry.cube_table import cube_table
-from sdf_vqvae.utils.threads import has_numba, in_threads
+from sdf_vqvae.utils.threads import has_numba
 
 
 def extract_isosurface(
@@ -45,13 +45,51 @@ def extract_isosurface(
         level.
     """
     _check(values, index)
+    compiled = values.device.type == "cpu" and has_numba()
     level_here = torch.tensor(level, dtype=values.dtype, device=values.device)
-    keys, order, strides = _sorted_keys(index)
-    positive = (values >= level_here)[order]
-    corners, case = _cut_cells(keys, positive, strides)  # [K, 8], [K]
-    if not len(case):
+    keys, strides = _keys(index, compiled)
+    if not bool((keys[1:] > keys[:-1]).all()):
+        keys, order = _sorted(keys, compiled)
+        repeated = int((keys[1:] == keys[:-1]).sum())
+        if repeated:
+            raise ValueError(f"{repeated} of {len(index)} index rows repeat a point; give each point once")
+        values, index = values[order], index[order]
+    positive = values >= level_here
+    surface = _compiled_surface if compiled else _surface
+    vertices, faces = surface(values, index, keys, positive, strides, level_here)
+    if not len(faces):
         raise ValueError(_no_crossing(values, level))
+    return vertices, faces
 
+
+def _compiled_surface(
+    values: torch.Tensor,
+    index: torch.Tensor,
+    keys: torch.Tensor,
+    positive: torch.Tensor,
+    strides: tuple[int, int],
+    level: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compiled twin of `_surface`."""
+    from sdf_vqvae.geometry.isosurface_numba import compiled_surface
+
+    values = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    arrays = values.contiguous().numpy(), index.contiguous().numpy(), keys.numpy(), positive.numpy()
+    table = tuple(part.numpy() for part in _table(values.device))
+    vertices, faces = compiled_surface(*arrays, strides, float(level), table)
+    return torch.from_numpy(vertices), torch.from_numpy(faces)
+
+
+def _surface(
+    values: torch.Tensor,  # [N]
+    index: torch.Tensor,  # [N, 3]
+    keys: torch.Tensor,  # [N]
+    positive: torch.Tensor,  # [N]
+    strides: tuple[int, int],
+    level: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return vertices [V, 3] and faces [F, 3] of points in the order of their keys."""
+    corners, case = _cut_cells(keys, positive, strides)  # [K, 8], [K]
     count, triangle_edges, edge_lower, edge_upper, edge_axis = _table(values.device)
     cell = torch.repeat_interleave(count[case])  # [F]
     first = torch.cumsum(count[case], 0) - count[case]
@@ -65,10 +103,8 @@ def extract_isosurface(
     used = end >= 0
     vertex_of_edge = torch.cumsum(used, 0) - 1
     crossed = torch.nonzero(used)[:, 0]  # [V]
-    start_point = order[crossed // 3]
-    vertices = _crossing_points(
-        values[start_point], values[order[end[crossed]]], index[start_point], crossed % 3, level_here
-    )
+    start_point = crossed // 3
+    vertices = _crossing_points(values[start_point], values[end[crossed]], index[start_point], crossed % 3, level)
     return vertices, vertex_of_edge[edge_id]
 
 
@@ -104,20 +140,34 @@ def _no_crossing(values: torch.Tensor, level: float) -> str:
     )
 
 
-def _sorted_keys(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Return sorted keys [N], the order that sorts the points [N], and the key strides of x and y."""
-    origin = index.amin(0).long()
+def _keys(index: torch.Tensor, compiled: bool) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Return a key for each point [N], ascending along x, then y, then z, and the key strides of x and y."""
+    low, high = torch.aminmax(index, dim=0)
+    origin = low.long()
     # One spare column per axis, so that a step of +1 never lands on a point of the next row.
-    extent = (index.amax(0).long() - origin + 2).tolist()
+    extent = (high.long() - origin + 2).tolist()
     if extent[0] * extent[1] * extent[2] >= 2**63:
         raise ValueError(f"the index spans {extent} points along x, y, z: too many for 64-bit keys")
     stride_x, stride_y = extent[1] * extent[2], extent[2]
-    shifted = index.long() - origin
-    keys, order = torch.sort(shifted[:, 0] * stride_x + shifted[:, 1] * stride_y + shifted[:, 2])
-    repeated = int((keys[1:] == keys[:-1]).sum())
-    if repeated:
-        raise ValueError(f"{repeated} of {len(index)} index rows repeat a point; give each point once")
-    return keys, order, (stride_x, stride_y)
+    if compiled:
+        from sdf_vqvae.geometry.isosurface_numba import fill_keys
+
+        keys = torch.empty(len(index), dtype=torch.int64)
+        fill_keys(index.contiguous().numpy(), origin.numpy(), stride_x, stride_y, keys.numpy())
+    else:
+        x, y, z = (index.long() - origin).unbind(1)
+        keys = x * stride_x + y * stride_y + z
+    return keys, (stride_x, stride_y)
+
+
+def _sorted(keys: torch.Tensor, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys [N] in ascending order, and the order [N]."""
+    if not compiled or int(keys.max()) >= 2**31:
+        return torch.sort(keys)
+    # NumPy sorts numbers alone several times faster than PyTorch sorts them with their places.
+    both = (keys << 32).add_(torch.arange(len(keys)))
+    both.numpy().sort()
+    return both >> 32, both & (2**32 - 1)
 
 
 def _cut_cells(
@@ -128,20 +178,12 @@ def _cut_cells(
     """Return the corners [K, 8] (positions in `keys`) and the sign cases [K] of all known cells that are cut.
 
     In sorted order a point's z-neighbour is the next entry or absent, so the four columns of a cell (8
-    corners) take three searches. Cells drop out as soon as a corner is missing. On a CPU a walk along the keys finds
-    first which cells are cut.
+    corners) take three searches. Cells drop out as soon as a corner is missing.
     """
     stride_x, stride_y = strides
     has_above = torch.zeros_like(positive)
     has_above[:-1] = keys[1:] == keys[:-1] + 1
-    worth = has_above
-    if keys.device.type == "cpu" and has_numba():
-        from sdf_vqvae.geometry.isosurface_numba import mark_cut
-
-        worth = torch.zeros_like(positive)
-        arrays = keys.numpy(), positive.numpy()
-        in_threads(lambda start, stop: mark_cut(*arrays, *strides, start, stop, worth.numpy()), len(keys))
-    base = torch.nonzero(worth)[:, 0]  # [K]
+    base = torch.nonzero(has_above)[:, 0]  # [K]
     columns = [base]
     for offset in (stride_y, stride_x, stride_x + stride_y):
         wanted = keys[columns[0]] + offset

@@ -32,7 +32,7 @@ def resample_field(
         sampling: where both grids have their samples, see `coarser_grid`.
 
     Returns:
-        Values `[P]` and int64 index `[P, 3]` in `0..target-1` of the samples whose eight neighbors are known.
+        Values `[P]` and index `[P, 3]` in `0..target-1` of the samples whose eight neighbors are known.
 
     Raises:
         ValueError: `target` is larger than `resolution` or smaller than 1.
@@ -43,7 +43,7 @@ def resample_field(
             "a field can be read on a coarser grid, not on a finer one"
         )
     if target == resolution:
-        return values, index.long()
+        return values, index
     index = index.long()
     step, start = coarser_grid(resolution, target, sampling)
     # The sample whose lower neighbor this is; a coarser grid has at most one for each.

@@ -173,6 +173,26 @@ def test_fast_and_slow_twin_agree_on_a_ragged_set_of_points(level: float, compil
     assert slow <= turns
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1, 2**20], ids=["near", "keys of more than 31 bits"])
+def test_both_twins_give_the_same_bits_whatever_the_order_of_points(
+    spread: int, dtype: torch.dtype, monkeypatch
+) -> None:
+    values, index = points_of(smooth_noise(12, seed=4))
+    rows = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:1500]
+    values = torch.cat([values[rows], values.new_tensor([1.0])]).to(dtype)
+    index = torch.cat([index[rows], index.new_tensor([[3, 20, spread]])])
+    compiled = extract_isosurface(values, index, level=0.1)
+    ascending = np.lexsort(index.numpy().T[::-1])
+    in_order = extract_isosurface(values[ascending], index[ascending].to(torch.int32), level=0.1)
+    monkeypatch.setattr("sdf_vqvae.geometry.isosurface.has_numba", lambda: False)
+    plain = extract_isosurface(values, index, level=0.1)
+    assert len(plain[1]) > 100
+    for ours in (compiled, in_order):
+        assert torch.equal(ours[0], plain[0])
+        assert torch.equal(ours[1], plain[1])
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("level", [0.0, -0.4])
 def test_vertices_equal_scikit_image_both_ways(seed: int, level: float) -> None:
