@@ -32,6 +32,8 @@ EXAMPLES = (
 
 _MOST_WORKERS = 32
 """More would wait for the GPU."""
+_MOST_ON_A_CPU = 4
+"""Where each process holds networks and an object's fields."""
 
 
 class _Protocol(argparse.Action):
@@ -64,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=positive_int,
         metavar="N",
-        help="processes that compute scores (default: 1 on a CPU, which the network needs; with a GPU one a core)",
+        help="processes that work on objects, or beside a GPU compute scores (default: one a core; on a CPU up to "
+        f"{_MOST_ON_A_CPU}, as an object at 512^3 takes up to 3 GiB)",
     )
     parser.add_argument(
         "--pictures",
@@ -104,7 +107,7 @@ def work(options: argparse.Namespace) -> int:
         up=settings.up,
     )
     others = None if options.against is None else read_other(options.against, as_recorded(settings, vae))
-    workers = options.workers or (1 if vae.device.type == "cpu" else _cores())
+    workers = options.workers or _workers(vae.device.type)
     summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
     draw_report(vae, shapes, options.output, summary, pictures=options.pictures, workers=workers)
     if others is not None:
@@ -125,10 +128,12 @@ def work(options: argparse.Namespace) -> int:
     return USER_ERROR if everything else 0
 
 
-def _cores() -> int:
-    """Return how many processes score beside a GPU: one a core that this process may use, but for its own."""
+def _workers(device: str) -> int:
+    """Return how many processes work: one a core that this process may use, but for its own beside a GPU."""
     from sdf_vqvae.utils.runtime import usable_cores
 
+    if device == "cpu":
+        return min(_MOST_ON_A_CPU, usable_cores())
     return min(_MOST_WORKERS, max(2, usable_cores() - 1))
 
 

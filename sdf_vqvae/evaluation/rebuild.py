@@ -57,6 +57,25 @@ class Rebuilt:
     """One for each of `ROWS`; None where there is no surface."""
 
 
+def new_record(shape: StoredObject) -> dict[str, Any]:
+    """Return the record of an object of which nothing is known yet."""
+    return {
+        "id": shape.id,
+        "source": shape.source,
+        "watertight": False,
+        "sign_method": "",
+        "up": "",
+        "up_from": "",
+        "faces": 0,
+        "codes": 0,
+        "truth_is_field": False,
+        "warm_up": False,
+        "errors": {},
+        "seconds": {},
+        "peak_bytes": 0,
+    }
+
+
 @torch.no_grad()
 def rebuild(
     vae: SparseSDFVQVAE, shape: StoredObject, *, threshold_factor: float | None = None, warm_up: bool = False
@@ -69,19 +88,7 @@ def rebuild(
         threshold_factor: see `voxelize_for`.
         warm_up: recorded with the times.
     """
-    record: dict[str, Any] = {
-        "id": shape.id,
-        "source": shape.source,
-        "watertight": False,
-        "sign_method": "",
-        "up": "",
-        "up_from": "",
-        "faces": 0,
-        "codes": 0,
-        "truth_is_field": False,
-        "warm_up": warm_up,
-        "errors": {},
-    }
+    record = new_record(shape) | {"warm_up": warm_up}
     watch = Stopwatch(vae.device)
     rebuilt = Rebuilt(record=record, truth=None)
     try:

@@ -1,4 +1,7 @@
-"""An evaluation of many objects: the networks in this process, scores in others, and a folder that can go on.
+"""An evaluation of many objects in several processes, and a folder that can go on.
+
+On a GPU the networks run in this process and scores are computed in the others; on a CPU each process works on whole
+objects.
 
 The folder holds `settings.json` (what is measured), `objects.jsonl` (a line an object, written as it is done),
 `summary.json` and `report.html`.
@@ -8,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sdf_vqvae.data.objects import StoredObject
-from sdf_vqvae.evaluation.rebuild import ROWS, WARM_UP, Rebuilt, failed_record, rebuild, score_rebuilt
+from sdf_vqvae.evaluation.rebuild import ROWS, WARM_UP, Rebuilt, failed_record, new_record, rebuild, score_rebuilt
 from sdf_vqvae.evaluation.settings import EvaluationSettings
 from sdf_vqvae.evaluation.summary import FORMULAS, summarize
 from sdf_vqvae.geometry.metrics import scores as metrics
@@ -23,6 +27,7 @@ from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.files import atomic_path, only_writer, remove_temporaries, write_json
 from sdf_vqvae.utils.jobs import run_jobs
 from sdf_vqvae.utils.progress import Progress
+from sdf_vqvae.utils.runtime import usable_cores
 from sdf_vqvae.utils.strict_files import parse_json
 
 PROTOCOL = 1
@@ -67,7 +72,7 @@ def evaluate_shapes(
         shapes: the objects.
         folder: for the results; made if needed.
         settings: what is measured.
-        workers: processes that compute scores; one does so in this process.
+        workers: processes that work on objects, or beside a GPU compute scores; one does so in this process.
 
     Returns:
         What `summary.json` holds: `settings`, `formulas` and the keys of `summarize`.
@@ -86,7 +91,7 @@ def evaluate_shapes(
         _check_settings(target, described)
         done = read_objects(target)
         left = [shape for shape in shapes if shape.id not in done]
-        here = _device_name(vae)
+        here = _device_name(vae, workers)
         with (target / OBJECTS).open("a", encoding="utf-8") as lines:
             for record in _records(vae, left, settings, workers, total=len(shapes)):
                 record["device"] = here
@@ -159,7 +164,18 @@ def _records(
     """Yield the record of each object as it is done."""
     if not shapes:
         return
+    scoring: _Scoring = {
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "side": vae.config.latent_resolution,
+        "threads": None if workers == 1 else max(1, usable_cores() // workers),
+    }
     about: dict[int, dict[str, Any]] = {}
+
+    def described() -> Iterator[StoredObject]:
+        for number, shape in enumerate(shapes):
+            about[number] = new_record(shape)
+            yield shape
 
     def rebuilt() -> Iterator[Rebuilt]:
         for number, shape in enumerate(shapes):
@@ -167,15 +183,15 @@ def _records(
             about[number] = made.record
             yield made
 
-    maker = functools.partial(
-        make_scorer,
-        samples=settings.samples,
-        seed=settings.seed,
-        side=vae.config.latent_resolution,
-        threads=None if workers == 1 else max(1, (os.cpu_count() or 1) // workers),
-    )
+    if networks_in_workers(vae, workers):
+        measurer = functools.partial(
+            make_measurer, vae=vae, threshold_factor=settings.threshold_factor, scoring=scoring
+        )
+        done = run_jobs(measurer, described(), workers=workers)
+    else:
+        done = run_jobs(functools.partial(make_scorer, scoring=scoring), rebuilt(), workers=workers)
     progress = Progress(total, "evaluate", initial=total - len(shapes))
-    with progress, contextlib.closing(run_jobs(maker, rebuilt(), workers=workers)) as results:
+    with progress, contextlib.closing(done) as results:
         for result in results:
             record = about.pop(result.number)
             if result.result is None:
@@ -185,18 +201,45 @@ def _records(
             progress.update()
 
 
-def make_scorer(
-    device: str, *, samples: int, seed: int, side: int, threads: int | None
-) -> Callable[[Rebuilt], dict[str, Any]]:
-    """Return what scores an object, for `run_jobs`; libigl is held to so many threads."""
-    if threads is not None:
-        os.environ["IGL_NUM_THREADS"] = str(threads)
-    return functools.partial(score_rebuilt, samples=samples, seed=seed, side=side)
+def networks_in_workers(vae: SparseSDFVQVAE, workers: int) -> bool:
+    """Return whether each of several processes has a copy of the networks: on a CPU, where cores are what counts."""
+    return workers > 1 and vae.device.type == "cpu"
 
 
-def _device_name(vae: SparseSDFVQVAE) -> str:
+class _Scoring(TypedDict):
+    """Of `score_rebuilt`, and how many threads libigl is held to."""
+
+    samples: int
+    seed: int
+    side: int
+    threads: int | None
+
+
+def make_scorer(device: str, *, scoring: _Scoring) -> Callable[[Rebuilt], dict[str, Any]]:
+    """Return what scores an object that was rebuilt, for `run_jobs`."""
+    if scoring["threads"] is not None:
+        os.environ["IGL_NUM_THREADS"] = str(scoring["threads"])
+    return functools.partial(score_rebuilt, samples=scoring["samples"], seed=scoring["seed"], side=scoring["side"])
+
+
+def make_measurer(
+    device: str, *, vae: SparseSDFVQVAE, threshold_factor: float | None, scoring: _Scoring
+) -> Callable[[StoredObject], dict[str, Any]]:
+    """Return what rebuilds and scores an object, for `run_jobs`."""
+    score, number = make_scorer(device, scoring=scoring), itertools.count()
+
+    def measure(shape: StoredObject) -> dict[str, Any]:
+        return score(rebuild(vae, shape, threshold_factor=threshold_factor, warm_up=next(number) < WARM_UP))
+
+    return measure
+
+
+def _device_name(vae: SparseSDFVQVAE, workers: int) -> str:
     import torch
 
     if vae.device.type == "cuda":
         return torch.cuda.get_device_name(vae.device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    if networks_in_workers(vae, workers):
+        return f"cpu, {workers} processes, each with threads: {max(1, threads // workers)}"
+    return f"cpu, {threads} threads"

@@ -267,12 +267,21 @@ def test_a_run_goes_on_where_it_stopped_and_changes_nothing(quick_vae, tmp_path,
 
 
 @pytest.mark.slow
-def test_scores_in_other_processes_are_the_same(quick_vae, tmp_path):
-    shapes = [in_hand(str(n), ball(n)) for n in range(1, 4)] + [in_hand("bad", None)]
-    one = evaluate_shapes(quick_vae, shapes, tmp_path / "one", QUICK)
-    two = evaluate_shapes(quick_vae, shapes, tmp_path / "two", QUICK, workers=2)
+@pytest.mark.parametrize("whole", [True, False], ids=["networks too", "scores alone, as beside a GPU"])
+def test_scores_in_other_processes_are_the_same(whole, quick_vae, tmp_path, monkeypatch):
+    if not whole:
+        monkeypatch.setattr(evaluation_run, "networks_in_workers", lambda vae, workers: False)
+    for number in range(1, 4):
+        ball(number).export(tmp_path / f"{number}.ply")
+    (tmp_path / "bad.ply").write_text("nothing")
+    shapes = list_shapes(tmp_path)
+    torch.manual_seed(0)
+    plain = SparseSDFVQVAE(VAEConfig.from_args(measured_args(32))).eval()  # other processes get no stand-in
+    one = evaluate_shapes(plain, shapes, tmp_path / "one", QUICK)
+    two = evaluate_shapes(plain, shapes, tmp_path / "two", QUICK, workers=2)
     assert one["subsets"] == two["subsets"]
     assert one["codebook"] == two["codebook"]
+    assert [failure["id"] for failure in two["failures"] if "all" in failure["errors"]] == ["bad.ply"]
 
 
 @pytest.mark.parametrize("change", ["samples", "seed", "shapes", "tokenizer", "protocol"])
