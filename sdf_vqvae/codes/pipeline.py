@@ -144,18 +144,23 @@ def voxelize_for(
         ValueError: the mesh cannot be used; or the tokenizer's field has no recorded band and `threshold_factor`
             is not given, or it has one and another is asked for.
     """
-    band = _band_for(vae, threshold_factor)
     source = mesh if isinstance(mesh, trimesh.Trimesh) else load_mesh(mesh)
-    normalized = normalize_mesh(source, up)
+    return voxelize_normalized(vae, normalize_mesh(source, up), threshold_factor=threshold_factor)
+
+
+def voxelize_normalized(
+    vae: FieldReader, mesh: NormalizedMesh, *, threshold_factor: float | None = None
+) -> SparseSDF:
+    """Voxelize a mesh that stands in the world cube; see `voxelize_for`."""
     return field_in_world(
-        normalized.vertices.to(vae.device),
-        normalized.faces.to(vae.device),
+        mesh.vertices.to(vae.device),
+        mesh.faces.to(vae.device),
         vae.config.field,
-        band=band,
-        watertight=normalized.watertight,
-        center=normalized.center,
-        scale=normalized.scale,
-        up=up,
+        band=_band_for(vae, threshold_factor),
+        watertight=mesh.watertight,
+        center=mesh.center,
+        scale=mesh.scale,
+        up=mesh.up,
     )
 
 

@@ -14,7 +14,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 import trimesh
 
-from sdf_vqvae.codes.pipeline import field_for, settle_up
+from sdf_vqvae.codes.pipeline import field_for, settle_up, voxelize_normalized
 from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
@@ -119,11 +119,13 @@ def _rebuild(
             truth = triangles_of(extract_surface(given.sdf, given.index, given.field))
             record["faces"] = len(truth[1])
     else:
-        normalized = normalize_mesh(loaded, "y" if up is None else up.axis)
-        truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))
-        record |= {"watertight": normalized.watertight, "faces": len(normalized.faces)}
         with watch("voxelize"):
-            sdf_field = field_for(vae, loaded, threshold_factor=threshold_factor, up=up)
+            normalized = normalize_mesh(loaded, "y" if up is None else up.axis)
+            record |= {"watertight": normalized.watertight, "faces": len(normalized.faces)}
+            sdf_field = voxelize_normalized(vae, normalized, threshold_factor=threshold_factor)
+        if up is not None:
+            sdf_field = replace(sdf_field, up_from=up.known_from)
+        truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))
         whole = sdf_field
         if vae.config.input_band is not None and vae.config.input_band < _WHOLE_CELLS:
             # The encoder sees too thin a shell for marching cubes; the ceiling is that of the field.
