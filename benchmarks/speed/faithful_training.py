@@ -34,7 +34,7 @@ from sdf_vqvae.fields.conversion import field_in_world
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.sparse.conv import active_backend
 from sdf_vqvae.training.mesh_draws import Augmentation, MeshDraws, prepare
-from sdf_vqvae.training.streams import Field, random_symmetry
+from sdf_vqvae.training.streams import Field, loader_options, random_symmetry
 from sdf_vqvae.training.trainer import TokenizerTrainer
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import peak_host_bytes, resolve_device, seed_everything, setup_logging
@@ -90,9 +90,8 @@ def fields_of(
         draws,
         batch_size=8,
         sampler=range(50 * count),
-        num_workers=options.workers,
         collate_fn=prepare,
-        multiprocessing_context="spawn" if options.workers else None,
+        **loader_options(options.workers, options.seed),
     )
     fields: list[Field] = []
     bar = tqdm(total=count, desc=f"fields of {split}", disable=None)
@@ -145,17 +144,22 @@ def settings_for(trainer: TrainerConfig, options: argparse.Namespace) -> Trainer
 
 
 def summary(records: Sequence[dict[str, Any]], steps: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's curve and speed; the first tenth, in which kernels are chosen, is left out of the speed."""
+    """Return a run's curve and speed, without its first tenth, in which most kernels are compiled, and later."""
     train = [r for r in records if r["kind"] == "train"]
     held_out = [r for r in records if r["kind"] == "held_out"]
     tenth = max(1, len(train) // 10)
     first, last = train[min(tenth, len(train) - 1)], train[-1]
     seconds = last["seconds"] - first["seconds"]
+    half = train[len(train) // 2]
+    later = last["seconds"] - half["seconds"]
     result = {
         **steps,
         "steps": last["step"],
         "seconds": round(last["seconds"], 1),
         "objects_per_second": round((last["objects"] - first["objects"]) / seconds, 3) if seconds > 0 else None,
+        "objects_per_second_second_half": round((last["objects"] - half["objects"]) / later, 3)
+        if later > 0
+        else None,
         "loss_first_tenth": statistics.fmean(r["loss"] for r in train[:tenth]),
         "loss_last_tenth": statistics.fmean(r["loss"] for r in train[-tenth:]),
         "l1_voxels_first_tenth": statistics.fmean(r["l1_voxels"] for r in train[:tenth]),

@@ -274,15 +274,17 @@ def linear_keys(coords: Tensor, side: int) -> Tensor:
 
 def _keys(b: Tensor, x: Tensor, y: Tensor, z: Tensor, side: int) -> Tensor:
     """Return the keys of coordinates `[N]` each, in int32 as far as they fit: half the bytes."""
-    if side**3 > torch.iinfo(torch.int32).max:
-        x, y, z = x.long(), y.long(), z.long()
+    kind = torch.int32 if side**3 <= torch.iinfo(torch.int32).max else torch.int64
+    x, y, z = x.to(kind), y.to(kind), z.to(kind)
     within = torch.add(torch.add(z, y, alpha=side), x, alpha=side**2)
     return torch.add(within, b.long(), alpha=side**3)
 
 
 def coords_of_keys(keys: Tensor, side: int) -> Tensor:
     """Invert `linear_keys`. int32 `[N, 4]`."""
-    column = keys // side**2  # the only division of wide numbers, which are slow on a GPU
+    # A division of wide numbers is slow on a GPU: one, or a shift.
+    bits = side.bit_length() - 1
+    column = keys >> 2 * bits if side == 1 << bits else keys // side**2
     within = torch.sub(keys, column, alpha=side**2).int()
     column = column.int()
     b, y = column // side, within // side

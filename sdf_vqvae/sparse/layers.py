@@ -78,9 +78,10 @@ class VoxelNorm(nn.Module):
         # Autocast would widen input and output to float32, three times the memory traffic.
         with torch.autocast(feats.device.type, enabled=False):
             if active_backend(feats.device) == "triton" and feats.dtype != torch.float64:
-                from sdf_vqvae.sparse.backends.voxel_norm_triton import voxel_norm
+                from sdf_vqvae.sparse.backends.voxel_norm_triton import WIDEST, voxel_norm
 
-                return voxel_norm(feats.contiguous(), self.weight, self.bias, self.eps)
+                if feats.shape[1] <= WIDEST:
+                    return voxel_norm(feats.contiguous(), self.weight, self.bias, self.eps)
             weight, bias = self.weight.to(feats.dtype), self.bias.to(feats.dtype)
             return nn.functional.layer_norm(feats, feats.shape[1:], weight, bias, self.eps)
 

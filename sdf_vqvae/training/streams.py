@@ -14,9 +14,13 @@ from torch import Tensor
 
 from sdf_vqvae.sparse.coordinates import CoordinateSet
 from sdf_vqvae.sparse.tensor import SparseTensor
+from sdf_vqvae.utils.reading import reading_processes
 from sdf_vqvae.utils.runtime import worker_seeds
 
 Field = tuple[Tensor, Tensor]
+
+_READ_ONCE = ["sdf_vqvae.training.field_stream", "sdf_vqvae.training.mesh_draws"]
+"""Modules that every process that reads for a stream needs."""
 
 
 class Stream(Protocol):
@@ -49,14 +53,10 @@ def loader_options(workers: int, seed: int) -> dict[str, Any]:
     """Return how a stream's `DataLoader` reads: by whom, and with a generator that nobody else draws from.
 
     Args:
-        workers: processes; each is spawned. 0 reads in this one.
+        workers: processes (`reading_processes`). 0 reads in this one.
         seed: of the generator.
     """
-    return {
-        "num_workers": workers,
-        "multiprocessing_context": "spawn" if workers else None,
-        "generator": worker_seeds(seed),
-    }
+    return {**reading_processes(workers, _READ_ONCE), "generator": worker_seeds(seed)}
 
 
 def random_symmetry(index: Tensor, resolution: int, generator: torch.Generator) -> Tensor:

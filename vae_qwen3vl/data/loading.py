@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 
+from sdf_vqvae.utils.reading import reading_processes
 from vae_qwen3vl.data.texts import Text
 
 logger = logging.getLogger(__name__)
@@ -184,33 +182,5 @@ class SharedTexts:
 
 
 def worker_options(count: int) -> dict[str, Any]:
-    """Return the arguments of a `DataLoader` with so many worker processes that live as long as it does.
-
-    They are forked from a server without CUDA or threads, which imports PyTorch once for all of them and for later
-    loaders of the same program: spawned one by one, each took seconds.
-    """
-    if not count:
-        return {"num_workers": 0}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_READ_ONCE)
-    return {
-        "num_workers": count,
-        "multiprocessing_context": context,
-        "persistent_workers": True,
-        "worker_init_fn": _end_with_the_program,
-    }
-
-
-def _end_with_the_program(_number: int) -> None:
-    """Watch, in a worker, over the program that it reads for: killed, it can't tell its workers to end.
-
-    PyTorch looks at a worker's parent process, which here is the server, and that one lives as long as its workers.
-    """
-    program = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if program is not None:
-            program.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    """Return the arguments of a `DataLoader` that reads items in so many processes (`reading_processes`)."""
+    return reading_processes(count, _READ_ONCE)

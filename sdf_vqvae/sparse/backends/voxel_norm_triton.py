@@ -1,6 +1,7 @@
 """Layer normalization of narrow rows on CUDA: many rows a program, each number read once.
 
 PyTorch gives every row a program of its own, which takes ten times the memory's time where a row has 64 numbers.
+From 128 on it is the faster one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from sdf_vqvae.utils.runtime import made_current
 
+WIDEST = 64
+"""Most channels for which this is worth it, as measured on an H200."""
 _TILE, _PARTS = 2048, 1024
 """Numbers that a program holds at a time, and parts that the rows are summed in."""
 
