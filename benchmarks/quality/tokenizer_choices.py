@@ -49,6 +49,7 @@ ORIGINAL = {
     "architecture": "original",
     "level_channels": (32, 64, 96),
     "level_blocks": (),
+    "level_blocks_decoder": (),
     "predict_occupancy": False,
     "pool_counts_zero": False,
 }
@@ -97,6 +98,9 @@ STARTED: dict[str, Change] = {
     "thin_weight": ({}, {"thin_weight": 3.0}),
     "surface_weight": ({}, {"surface_weight": 1.0}),
     "by_error": ({}, {"draw_by_error": 1.0}),
+    "rotation": ({"rotation_trick": True}, {}),
+    "commitment_1": ({}, {"lambda_commitment": 1.0}),
+    "finer_decoder": ({"level_blocks_decoder": (4, 2)}, {}),
     "thin_surface_error": ({}, {"thin_weight": 3.0, "surface_weight": 1.0, "draw_by_error": 1.0}),
 }
 """The same with `--start`."""
@@ -227,7 +231,10 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--vae_config", type=Path, default=ROOT / "configs/vae/sdf_vqvae_256.json")
     parser.add_argument(
-        "--start", type=Path, metavar="WEIGHTS", help="of a grid half as fine, config.json beside them"
+        "--start",
+        type=Path,
+        metavar="WEIGHTS",
+        help="part of the network: of fewer blocks or a grid half as fine, config.json beside them",
     )
     parser.add_argument("--variants", help="names, with commas between; default: all that start so")
     parser.add_argument("--resolution", type=int, help="side of the base grid; default: the config's")

@@ -95,6 +95,8 @@ class VAEConfig:
     finest is the data grid, by default (C/16, C/8, C/4); `residual`: that of patches, by default (C/4, C/2)."""
     level_blocks: tuple[int, ...] = ()
     """Residual blocks on each of those levels, in each half; by default two. `residual` only."""
+    level_blocks_decoder: tuple[int, ...] = ()
+    """Those of the decoder, if not `level_blocks`."""
     patch_size: int = 2
     """Voxels along a side of the patches that are rows of the finest level: 2 or 4. `residual` only."""
     predict_occupancy: bool = False
@@ -145,14 +147,15 @@ class VAEConfig:
         if not all(isinstance(width, int) and 0 < width <= _WIDEST for width in self.widths) or not self.widths:
             raise ValueError(f"level_channels must be integers in 1..{_WIDEST}, got {list(self.widths)}")
         check_quantizer(vars(self))
-        if self.architecture == "original" and (self.predict_occupancy or self.level_blocks or self.patch_size != 2):
-            raise ValueError("predict_occupancy, level_blocks and patch_size need architecture='residual'")
-        if self.architecture == "residual" and self.level_blocks and len(self.level_blocks) != len(self.widths):
-            raise ValueError(
-                f"level_blocks needs {len(self.widths)} numbers, as {list(self.widths)}; got {self.level_blocks}"
-            )
-        if not all(type(n) is int and 0 <= n <= _DEEPEST for n in self.level_blocks):
-            raise ValueError(f"level_blocks must be integers in 0..{_DEEPEST}, got {self.level_blocks!r}")
+        blocks = {name: getattr(self, name) for name in ("level_blocks", "level_blocks_decoder")}
+        residual_only = self.predict_occupancy or any(blocks.values()) or self.patch_size != 2
+        if self.architecture == "original" and residual_only:
+            raise ValueError(f"predict_occupancy, {', '.join(blocks)} and patch_size need architecture='residual'")
+        for name, counts in blocks.items():
+            if counts and len(counts) != len(self.widths):
+                raise ValueError(f"{name} needs {len(self.widths)} numbers, as {list(self.widths)}; got {counts}")
+            if not all(type(n) is int and 0 <= n <= _DEEPEST for n in counts):
+                raise ValueError(f"{name} must be integers in 0..{_DEEPEST}, got {counts!r}")
         if self.architecture == "residual" and not self.level_blocks:
             object.__setattr__(self, "level_blocks", (2,) * len(self.widths))
         if self.data_resolution != self.field.resolution:
@@ -184,6 +187,10 @@ class VAEConfig:
         """Return the transformer blocks of `encoder` or `decoder`."""
         own: int | None = self.num_blocks_encoder if half == "encoder" else self.num_blocks_decoder
         return self.num_blocks if own is None else own
+
+    def level_blocks_of(self, half: str) -> tuple[int, ...]:
+        """Return the residual blocks of `encoder` or `decoder` on each level, finest first."""
+        return self.level_blocks_decoder if half == "decoder" and self.level_blocks_decoder else self.level_blocks
 
     @property
     def latent_resolution(self) -> int:

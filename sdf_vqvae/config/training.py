@@ -122,9 +122,10 @@ class TrainerConfig:
     pretrained_vae_path: Annotated[str, Option(metavar="FILE")] | None = None
     """Weights to start from; training stops where the file is absent."""
     pretrained_inner: bool = False
-    """The weights to start from are of a data grid half as fine (`config.json` beside them). With patches twice as
-    large all layers start from them, with one level more the inner ones. With a `bypass_share` of 0 their codes stay
-    where there are as many, else k-means places them anew."""
+    """The weights to start from are part of the network (`config.json` beside them): of fewer blocks, where more
+    begin as the identity; or of a data grid half as fine, and with patches twice as large all layers start from them,
+    with one level more the inner ones. With a `bypass_share` of 0 their codes stay where there are as many, else
+    k-means places them anew."""
     max_steps: Positive = 100_000
     """Optimizer steps at most."""
     max_seconds: Amount | None = None

@@ -225,7 +225,9 @@ def load_weights(vae: SparseSDFVQVAE, path: str | os.PathLike[str], *, codebook_
 
 
 def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> LoadReport:
-    """Start a residual tokenizer from one of a data grid half as fine, whose trunks and levels become its own.
+    """Start a residual tokenizer from one that is part of it, whose trunks and levels become its own.
+
+    That is one with fewer blocks on its levels (more of them begin as the identity), or of a data grid half as fine.
 
     Where this one has a level more, the encoder's numbers of levels move up, since they count from the finest
     inwards, and what touches the new level or the distances themselves (the encoder's stem, the decoder's last
@@ -251,12 +253,15 @@ def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> Load
         "architecture": (given.architecture, config.architecture),
         "resolution": (given.resolution, config.resolution),
         "level_channels": (given.widths, config.widths[max(new, 0) :]),
-        "level_blocks": (given.level_blocks, config.level_blocks[max(new, 0) :]),
         "patch_size": (given.patch_size, config.patch_size // (2 if larger else 1)),
     }
     differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in inner.items() if a != b]
+    for half in ("encoder", "decoder"):
+        theirs, ours = given.level_blocks_of(half), config.level_blocks_of(half)[max(new, 0) :]
+        if any(a > b for a, b in zip(theirs, ours, strict=False)):  # other numbers of levels are told of above
+            differing.append(f"blocks of the {half}'s levels {theirs!r}, more than {ours!r}")
     halvings = config.levels - given.levels
-    if config.architecture != "residual" or halvings < 1 or (larger and new) or differing:
+    if config.architecture != "residual" or halvings < 0 or (larger and new) or differing:
         raise ValueError(
             f"{path} is not the inner part of this residual network: {halvings} halvings fewer, "
             f"{'; '.join(differing) or 'of patches and levels'}"
@@ -269,7 +274,7 @@ def load_inner_levels(vae: SparseSDFVQVAE, path: str | os.PathLike[str]) -> Load
     state = {
         _LEVEL.sub(lambda found: f"{found[1]}{int(found[2]) + new}.", name): tensor
         for name, tensor in source.state_dict().items()
-        if name not in left and (larger or not name.startswith(_OUTERMOST))
+        if name not in left and not (new and name.startswith(_OUTERMOST))
     }
     if larger:
         state |= _for_larger_patches(state)

@@ -43,7 +43,7 @@ class ResidualEncoder(Trunk):
         widths = (*config.widths, config.model_channels)
         self.patch_levels = config.patch_levels
         self.stem = nn.Linear(2 * config.patch_size**3, widths[0])
-        self.levels = nn.ModuleList(_level_blocks(config, i) for i in range(len(config.widths)))
+        self.levels = nn.ModuleList(_level_blocks(config, "encoder", i) for i in range(len(config.widths)))
         self.downsample = nn.ModuleList(ResidualDown(a, b) for a, b in pairwise(widths))
         self.out_layer = nn.Linear(config.model_channels, config.latent_channels)
 
@@ -70,7 +70,7 @@ class ResidualDecoder(Trunk):
         self.occupancy = nn.ModuleList(
             _occupancy_head(width) for width in (widths[:-1] if config.predict_occupancy else ())
         )
-        self.levels = nn.ModuleList(_level_blocks(config, i) for i in reversed(range(len(config.widths))))
+        self.levels = nn.ModuleList(_level_blocks(config, "decoder", i) for i in reversed(range(len(config.widths))))
         self.out_norm = VoxelNorm(widths[-1])
         self.patch_levels = config.patch_levels
         self.out_layer = nn.Linear(widths[-1], config.patch_size**3)
@@ -117,10 +117,9 @@ def _occupancy_head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), linear)
 
 
-def _level_blocks(config: VAEConfig, level: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(ResidualBlock(config.widths[level], config.mlp_ratio) for _ in range(config.level_blocks[level]))
-    )
+def _level_blocks(config: VAEConfig, half: str, level: int) -> nn.Sequential:
+    count = config.level_blocks_of(half)[level]
+    return nn.Sequential(*(ResidualBlock(config.widths[level], config.mlp_ratio) for _ in range(count)))
 
 
 def _pyramid(truth: CoordinateSet | None, levels: int, below: int) -> list[CoordinateSet]:

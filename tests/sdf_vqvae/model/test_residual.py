@@ -185,14 +185,29 @@ def test_codes_stay_where_there_are_as_many(tmp_path: Path) -> None:
     assert torch.equal(fine.vq.embeddings.weight, coarse.vq.embeddings.weight)
 
 
+def test_more_blocks_begin_as_the_identity(tmp_path: Path) -> None:
+    few = tiny.vae().eval()
+    save_vae(few, tmp_path)
+    more = tiny.vae(level_blocks=[2, 1], level_blocks_decoder=[3, 1]).eval()
+    report = load_inner_levels(more, tmp_path / "model.safetensors")
+    assert {name.split(".conv.")[0] for name in report.missing if ".conv." in name} == {
+        "encoder.levels.0.1",
+        "decoder.levels.1.1",
+        "decoder.levels.1.2",
+    }
+    codes = few.Encode(tiny.batch(20.0))
+    assert torch.equal(more.Encode(tiny.batch(20.0)).feats, codes.feats)
+    assert torch.equal(more.Decode(codes).feats, few.Decode(codes).feats)
+
+
 @pytest.mark.parametrize(
     ("side", "more"),
     [
-        (64, {}),
+        (64, {"level_blocks": [0, 1]}),
         (128, {"level_channels": [16, 16], "patch_size": 4}),
         (256, {"level_channels": [8, 16, 32], "level_blocks": [1, 1, 1], "patch_size": 4}),
     ],
-    ids=["as_fine", "other_widths", "patches_and_a_level"],
+    ids=["fewer_blocks", "other_widths", "patches_and_a_level"],
 )
 def test_a_network_that_is_no_inner_part_is_refused(tmp_path: Path, side: int, more: dict[str, Any]) -> None:
     save_vae(tiny.vae(), tmp_path)
