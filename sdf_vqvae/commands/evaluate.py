@@ -79,13 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="FOLDER", type=Path, help="another evaluation of the same objects, to compare with"
     )
+    parser.add_argument(
+        "--ceiling_from",
+        metavar="FOLDER",
+        type=Path,
+        help="an evaluation of the same shapes by a tokenizer of the same fields, such as one with other weights: "
+        "its ceiling row is taken over",
+    )
     parser.add_argument("--protocol", action=_Protocol, help="print every measure with its formula, and leave")
     add_run_options(parser)
 
 
 def work(options: argparse.Namespace) -> int:
     """Evaluate, print the table and write the page."""
-    from sdf_vqvae.evaluation.against import AGAINST, compare, comparison_text, read_other
+    from sdf_vqvae.evaluation.against import AGAINST, compare, comparison_text, read_ceilings, read_other
     from sdf_vqvae.evaluation.objects import list_shapes
     from sdf_vqvae.evaluation.page import REPORT
     from sdf_vqvae.evaluation.report import draw_report
@@ -106,9 +113,13 @@ def work(options: argparse.Namespace) -> int:
         resolution=vae.config.data_resolution,
         up=settings.up,
     )
-    others = None if options.against is None else read_other(options.against, as_recorded(settings, vae))
+    described = as_recorded(settings, vae)
+    others = None if options.against is None else read_other(options.against, described)
+    ceilings = None if options.ceiling_from is None else read_ceilings(options.ceiling_from, described)
     workers = options.workers or _workers(vae.device.type)
-    summary = evaluate_shapes(vae, shapes, options.output, settings, workers=min(workers, len(shapes)))
+    summary = evaluate_shapes(
+        vae, shapes, options.output, settings, workers=min(workers, len(shapes)), ceilings=ceilings
+    )
     draw_report(vae, shapes, options.output, summary, pictures=options.pictures, workers=workers)
     if others is not None:
         measured = read_objects(options.output)

@@ -1,5 +1,6 @@
 """Two evaluations of the same objects side by side: what one tokenizer rebuilds better than another.
 
+What doesn't depend on the tokenizer's weights, the ceiling row, can be taken over.
 Complexity bins are those of the other one's codes, so that a bin holds the same objects for both.
 """
 
@@ -19,6 +20,9 @@ from sdf_vqvae.utils.strict_files import parse_json
 AGAINST = "against.json"
 """Name of the comparison in an evaluation's folder."""
 _SAME = ("protocol", "samples", "seed", "thresholds")
+_SAME_CEILING = ("shapes", "up", "threshold_factor")
+_OF_THE_FIELD = ("field", "input_band")
+"""What of a tokenizer's config the ceiling depends on."""
 
 
 def read_other(folder: str | os.PathLike[str], described: Mapping[str, Any]) -> dict[str, Record]:
@@ -31,14 +35,42 @@ def read_other(folder: str | os.PathLike[str], described: Mapping[str, Any]) -> 
     Raises:
         ValueError: there is no evaluation, or it was measured otherwise.
     """
+    return _read(Path(folder), described)[1]
+
+
+def read_ceilings(folder: str | os.PathLike[str], described: Mapping[str, Any]) -> dict[str, Record]:
+    """Return the objects of an evaluation of another tokenizer's, by id, whose ceiling row is this one's.
+
+    Objects whose ceiling failed there are left out.
+
+    Args:
+        folder: of the other evaluation.
+        described: of `as_recorded`, of this one.
+
+    Raises:
+        ValueError: there is no evaluation, it was measured otherwise, of other shapes, or its tokenizer reads other
+            fields.
+    """
     path = Path(folder)
+    other, records = _read(path, described)
+    for key in _SAME_CEILING:
+        if other.get(key) != described[key]:
+            raise ValueError(f"{path} has another ceiling: {key} {other.get(key)!r}, here {described[key]!r}")
+    for key in _OF_THE_FIELD:
+        there, here = other["config"].get(key), described["config"].get(key)
+        if there != here:
+            raise ValueError(f"{path} has another ceiling: its tokenizer reads {key} {there!r}, this one {here!r}")
+    return {name: record for name, record in records.items() if not record["ceiling"]["failed"]}
+
+
+def _read(path: Path, described: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Record]]:
     if not (path / SETTINGS).is_file() or not (path / OBJECTS).is_file():
         raise ValueError(f"{path} holds no evaluation ({SETTINGS}, {OBJECTS})")
     other = parse_json((path / SETTINGS).read_bytes())
     for key in _SAME:
         if other.get(key) != described[key]:
             raise ValueError(f"{path} was measured with another {key} ({other.get(key)}, here {described[key]})")
-    return read_objects(path)
+    return other, read_objects(path)
 
 
 def compare(records: Sequence[Record], others: Mapping[str, Record]) -> dict[str, Any]:

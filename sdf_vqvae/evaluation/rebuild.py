@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 ROWS = ("ceiling", "continuous", "discrete")
 WARM_UP = 3
 """First objects of a process, whose times include compiling and allocating."""
+_OF_MESH_AND_FIELD = ("faces", "watertight", "sign_method", "up", "voxels")
+"""What a record knows of an object whatever the tokenizer's weights."""
 _WHOLE_CELLS = 3.0**0.5
 """Voxels from the surface within which all corners of the cells that it cuts lie."""
 
@@ -55,6 +57,8 @@ class Rebuilt:
     truth: Triangles | None
     meshes: dict[str, Triangles | None] = field(default_factory=dict)
     """One for each of `ROWS`; None where there is no surface."""
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Scores of rows that are taken from another evaluation."""
 
 
 def new_record(shape: StoredObject) -> dict[str, Any]:
@@ -78,7 +82,12 @@ def new_record(shape: StoredObject) -> dict[str, Any]:
 
 @torch.no_grad()
 def rebuild(
-    vae: SparseSDFVQVAE, shape: StoredObject, *, threshold_factor: float | None = None, warm_up: bool = False
+    vae: SparseSDFVQVAE,
+    shape: StoredObject,
+    *,
+    threshold_factor: float | None = None,
+    warm_up: bool = False,
+    measured: Mapping[str, Any] | None = None,
 ) -> Rebuilt:
     """Rebuild an object in all three ways. What fails is recorded with its reason.
 
@@ -87,12 +96,14 @@ def rebuild(
         shape: the object.
         threshold_factor: see `voxelize_for`.
         warm_up: recorded with the times.
+        measured: the object's record in an evaluation with the same ceiling (see `read_ceilings`), which is taken
+            from there if the mesh and its field seem to be the same.
     """
     record = new_record(shape) | {"warm_up": warm_up}
     watch = Stopwatch(vae.device)
     rebuilt = Rebuilt(record=record, truth=None)
     try:
-        rebuilt = _rebuild(vae, shape, threshold_factor, record, watch)
+        rebuilt = _rebuild(vae, shape, threshold_factor, record, watch, measured or {})
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise  # a defect of the program
@@ -106,13 +117,18 @@ def rebuild(
 
 
 def _rebuild(
-    vae: SparseSDFVQVAE, shape: StoredObject, threshold_factor: float | None, record: dict[str, Any], watch: Stopwatch
+    vae: SparseSDFVQVAE,
+    shape: StoredObject,
+    threshold_factor: float | None,
+    record: dict[str, Any],
+    watch: Stopwatch,
+    measured: Mapping[str, Any],
 ) -> Rebuilt:
     loaded, up = shape.there.load(), shape.there.up
     up = None if up is None else settle_up(up, loaded)
     truth: Triangles | None = None
     if isinstance(loaded, SparseSDF):
-        sdf_field = whole = field_for(vae, loaded, up=up).to(vae.device)
+        sdf_field = field_for(vae, loaded, up=up).to(vae.device)
         record["truth_is_field"] = True
         if loaded.field != vae.config.field:  # what resampling loses is the ceiling's
             given = loaded.turned(sdf_field.up)
@@ -126,16 +142,6 @@ def _rebuild(
         if up is not None:
             sdf_field = replace(sdf_field, up_from=up.known_from)
         truth = (normalized.vertices.numpy(), normalized.faces.numpy().astype(np.int32))
-        whole = sdf_field
-        if vae.config.input_band is not None and vae.config.input_band < _WHOLE_CELLS:
-            # The encoder sees too thin a shell for marching cubes; the ceiling is that of the field.
-            whole = field_in_world(
-                normalized.vertices.to(vae.device),
-                normalized.faces.to(vae.device),
-                vae.config.field,
-                band=min(2.0, vae.config.field.band or 2.0),
-                watertight=normalized.watertight,
-            )
     record |= {"up": sdf_field.up, "up_from": sdf_field.up_from}
     record |= {"watertight": sdf_field.watertight, "sign_method": sdf_field.sign_method, "voxels": len(sdf_field.sdf)}
     meshes: dict[str, Triangles | None] = dict.fromkeys(ROWS)
@@ -153,11 +159,27 @@ def _rebuild(
             logger.warning("%s, %s: %s", shape.id, row, brief(error))
             record["errors"][row] = brief(error)
 
-    surface("ceiling", lambda: _as_tensor(whole))
+    def whole() -> SparseSDF:
+        if truth is None or record["truth_is_field"] or (vae.config.input_band or _WHOLE_CELLS) >= _WHOLE_CELLS:
+            return sdf_field
+        # The encoder sees too thin a shell for marching cubes; the ceiling is that of the field.
+        return field_in_world(
+            normalized.vertices.to(vae.device),
+            normalized.faces.to(vae.device),
+            vae.config.field,
+            band=min(2.0, vae.config.field.band or 2.0),
+            watertight=normalized.watertight,
+        )
+
+    known = {}
+    if not record["truth_is_field"] and all(measured.get(key) == record[key] for key in _OF_MESH_AND_FIELD):
+        known["ceiling"] = dict(measured["ceiling"])
+    else:
+        surface("ceiling", lambda: _as_tensor(whole()))
     if truth is None and meshes["ceiling"] is not None:  # a field is its own ground truth
         truth = meshes["ceiling"]
         record["faces"] = len(truth[1])
-    partly = Rebuilt(record=record, truth=truth, meshes=meshes)
+    partly = Rebuilt(record=record, truth=truth, meshes=meshes, known=known)
     try:
         with watch("encode"):
             latent = vae.encode_latent(sdf_field.to_batch())
@@ -257,6 +279,9 @@ def score_rebuilt(made: Rebuilt, *, samples: int = 100_000, seed: int = 0, side:
         except ValueError as error:
             record["errors"]["all"] = brief(error)
     for row in ROWS:
+        if row in made.known:
+            record[row] = made.known[row]
+            continue
         score = ReconstructionScore.worst(
             samples=samples, thresholds=THRESHOLDS, watertight=bool(record["watertight"])
         )

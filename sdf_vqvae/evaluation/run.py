@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -32,12 +32,14 @@ from sdf_vqvae.utils.strict_files import parse_json
 
 PROTOCOL = 1
 """Version of the measures: scores of different versions don't go into one folder."""
+_Item = tuple[StoredObject, Mapping[str, Any] | None]
+"""An object, and its record in an evaluation with the same ceiling."""
 SETTINGS, OBJECTS, SUMMARY = "settings.json", "objects.jsonl", "summary.json"
 
 
 def as_recorded(settings: EvaluationSettings, vae: SparseSDFVQVAE) -> dict[str, Any]:
-    """Return all that scores depend on, for `settings.json`."""
-    return {
+    """Return all that scores depend on, for `settings.json`, as that file gives it back."""
+    recorded = {
         "protocol": PROTOCOL,
         "shapes": settings.shapes,
         "split": settings.split,
@@ -50,6 +52,8 @@ def as_recorded(settings: EvaluationSettings, vae: SparseSDFVQVAE) -> dict[str, 
         "config": vae.config.to_args(),
         "codebook": vae.vq.embeddings.num_embeddings,
     }
+    as_read: dict[str, Any] = json.loads(json.dumps(recorded))
+    return as_read
 
 
 def formulas() -> dict[str, str]:
@@ -64,6 +68,7 @@ def evaluate_shapes(
     settings: EvaluationSettings,
     *,
     workers: int = 1,
+    ceilings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Evaluate objects and write the folder; objects that it holds already are kept.
 
@@ -73,6 +78,7 @@ def evaluate_shapes(
         folder: for the results; made if needed.
         settings: what is measured.
         workers: processes that work on objects, or beside a GPU compute scores; one does so in this process.
+        ceilings: records of another evaluation whose ceiling row is this one's (see `read_ceilings`), by id.
 
     Returns:
         What `summary.json` holds: `settings`, `formulas` and the keys of `summarize`.
@@ -87,13 +93,13 @@ def evaluate_shapes(
     target.mkdir(parents=True, exist_ok=True)
     with only_writer(target):
         remove_temporaries(target)
-        described = json.loads(json.dumps(as_recorded(settings, vae)))  # as the file gives them back
+        described = as_recorded(settings, vae)
         _check_settings(target, described)
         done = read_objects(target)
         left = [shape for shape in shapes if shape.id not in done]
         here = _device_name(vae, workers)
         with (target / OBJECTS).open("a", encoding="utf-8") as lines:
-            for record in _records(vae, left, settings, workers, total=len(shapes)):
+            for record in _records(vae, left, settings, workers, ceilings or {}, total=len(shapes)):
                 record["device"] = here
                 done[record["id"]] = record
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -159,7 +165,12 @@ def _short(value: Any) -> str:
 
 
 def _records(
-    vae: SparseSDFVQVAE, shapes: Sequence[StoredObject], settings: EvaluationSettings, workers: int, total: int
+    vae: SparseSDFVQVAE,
+    shapes: Sequence[StoredObject],
+    settings: EvaluationSettings,
+    workers: int,
+    ceilings: Mapping[str, Mapping[str, Any]],
+    total: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the record of each object as it is done."""
     if not shapes:
@@ -172,14 +183,20 @@ def _records(
     }
     about: dict[int, dict[str, Any]] = {}
 
-    def described() -> Iterator[StoredObject]:
+    def described() -> Iterator[_Item]:
         for number, shape in enumerate(shapes):
             about[number] = new_record(shape)
-            yield shape
+            yield shape, ceilings.get(shape.id)
 
     def rebuilt() -> Iterator[Rebuilt]:
         for number, shape in enumerate(shapes):
-            made = rebuild(vae, shape, threshold_factor=settings.threshold_factor, warm_up=number < WARM_UP)
+            made = rebuild(
+                vae,
+                shape,
+                threshold_factor=settings.threshold_factor,
+                warm_up=number < WARM_UP,
+                measured=ceilings.get(shape.id),
+            )
             about[number] = made.record
             yield made
 
@@ -224,12 +241,14 @@ def make_scorer(device: str, *, scoring: _Scoring) -> Callable[[Rebuilt], dict[s
 
 def make_measurer(
     device: str, *, vae: SparseSDFVQVAE, threshold_factor: float | None, scoring: _Scoring
-) -> Callable[[StoredObject], dict[str, Any]]:
+) -> Callable[[_Item], dict[str, Any]]:
     """Return what rebuilds and scores an object, for `run_jobs`."""
     score, number = make_scorer(device, scoring=scoring), itertools.count()
 
-    def measure(shape: StoredObject) -> dict[str, Any]:
-        return score(rebuild(vae, shape, threshold_factor=threshold_factor, warm_up=next(number) < WARM_UP))
+    def measure(item: _Item) -> dict[str, Any]:
+        shape, measured = item
+        warm_up = next(number) < WARM_UP
+        return score(rebuild(vae, shape, threshold_factor=threshold_factor, warm_up=warm_up, measured=measured))
 
     return measure
 

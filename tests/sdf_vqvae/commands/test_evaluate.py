@@ -109,6 +109,19 @@ def test_two_tokenizers_are_compared_on_the_same_objects(run, tmp_path, small_co
     assert "here - there" in table.stdout and "F@.001" in table.stdout
     refused = run(*options, "-o", str(tmp_path / "c"), "--vae_config", small_config, "--against", str(folder))
     assert refused.returncode == 2 and "holds no evaluation" in refused.stderr
+    file = tmp_path / "a" / "objects.jsonl"
+    file.write_text(file.read_text().replace('"ceiling": {"chamfer_l1": 0.', '"ceiling": {"chamfer_l1": 7.'))
+    again = run(
+        *options, "-o", str(tmp_path / "c"), "--vae_config", small_config, "--ceiling_from", str(tmp_path / "a")
+    )
+    assert again.returncode == 0, again.stderr
+    subsets = json.loads((tmp_path / "c" / "summary.json").read_text())["subsets"]["all"]
+    assert subsets["ceiling"]["chamfer_l1"]["mean"] > 7
+    assert subsets["discrete"] == theirs["subsets"]["all"]["discrete"]
+    refused = run(
+        *options, "-o", str(tmp_path / "b"), "--vae_config", str(other), "--ceiling_from", str(tmp_path / "a")
+    )
+    assert refused.returncode == 2 and "has another ceiling: its tokenizer reads field" in refused.stderr
 
 
 def test_the_protocol_and_the_help_teach(run):

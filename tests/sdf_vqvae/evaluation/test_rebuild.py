@@ -119,6 +119,19 @@ def test_the_ceiling_of_a_ball_is_nearly_perfect_and_random_weights_are_not(vae)
     assert np.array_equal(codes, encoded.feats[:, 0].numpy())
 
 
+@pytest.mark.parametrize("band", [None, 1.0])
+def test_a_known_ceiling_is_taken_over_where_the_field_is_the_same(quick_vae, band, monkeypatch):
+    shape = in_hand("ball", ball(3))
+    monkeypatch.setattr(quick_vae, "config", dataclasses.replace(quick_vae.config, input_band=band))
+    found = score_rebuilt(rebuild(quick_vae, shape), samples=SAMPLES)
+    known = found | {"ceiling": found["ceiling"] | {"chamfer_l1": 123.0}}
+    taken = score_rebuilt(rebuild(quick_vae, shape, measured=known), samples=SAMPLES)
+    assert taken["ceiling"] == known["ceiling"]
+    assert taken["discrete"] == found["discrete"]
+    other = score_rebuilt(rebuild(quick_vae, shape, measured=known | {"voxels": 5}), samples=SAMPLES)
+    assert other["ceiling"] == found["ceiling"]
+
+
 def test_a_field_is_its_own_ground_truth(vae, tmp_path):
     voxelize_for(vae, ball()).save(tmp_path / "ball_r64.npz")
     (shape,) = list_shapes(tmp_path, resolution=64)
