@@ -100,6 +100,7 @@ STARTED: dict[str, Change] = {
     "by_error": ({}, {"draw_by_error": 1.0}),
     "rotation": ({"rotation_trick": True}, {}),
     "commitment_1": ({}, {"lambda_commitment": 1.0}),
+    "second_codes": ({"quantizer": "residual", "second_codes": 8192, "second_share": 0.15}, {}),
     "finer_decoder": ({"level_blocks_decoder": (4, 2)}, {}),
     "thin_surface_error": ({}, {"thin_weight": 3.0, "surface_weight": 1.0, "draw_by_error": 1.0}),
 }

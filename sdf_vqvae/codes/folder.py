@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.codes.cache import CodeCache
-from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.codes.shape_codes import ShapeCodes, check_one_a_cell
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
@@ -214,6 +214,7 @@ class CodeFolderWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], vae: SparseSDFVQVAE, *, mirrored: bool = False) -> None:
+        check_one_a_cell(vae)
         self.folder = Path(folder)
         self.manifest = Manifest.of(vae, mirrored=mirrored)
         self.done: dict[str, int] = {}

@@ -132,6 +132,15 @@ class ShapeCodes:
             raise ValueError(f"{path} is not a codes file: {brief(error)}") from error
 
 
+def check_one_a_cell(vae: SparseSDFVQVAE) -> None:
+    """Raise a ValueError if a tokenizer's cells may have two codes, which files of codes can't hold."""
+    if vae.vq.columns != 1:
+        raise ValueError(
+            f"cells of this tokenizer have up to {vae.vq.columns} codes, and files of codes hold one a cell: Encode, "
+            "Decode and evaluate work with it, files of codes and language don't"
+        )
+
+
 def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
     """Raise a ValueError unless the codes were made by this tokenizer."""
     here = vae.fingerprint()

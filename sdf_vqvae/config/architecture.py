@@ -106,6 +106,10 @@ class VAEConfig:
     Zhu et al., 2024); `fsq` (a fixed grid, Mentzer et al., 2023)."""
     fsq_levels: tuple[int, ...] = ()
     """Values along each axis of the grid of `fsq`; their product is num_embeddings."""
+    second_codes: int = 0
+    """Codes of the second codebook of `quantizer="residual"`, for cells that one code is not enough for."""
+    second_share: float = 0.0
+    """Share of the cells that have a second code in training; it settles how far from its code a cell has one."""
     rotation_trick: bool = False
     """Gradients pass the quantizer by the rotation that takes vector to code (Fifty et al., 2024), not unchanged."""
     pool_counts_zero: bool = True

@@ -208,12 +208,20 @@ def _as_tensor(sdf_field: SparseSDF) -> SparseTensor:
 
 
 def describe_codes(codes: npt.NDArray[Any], coords: npt.NDArray[Any], vae: SparseSDFVQVAE) -> dict[str, Any]:
-    """Return what is recorded of an object's codes `[M, ...]` at cells `[M, 3]`: their number, bits and values."""
+    """Return what is recorded of an object's codes `[M, columns]` at cells `[M, 3]`.
+
+    That is their number and bits, second codes among them, and the values of the first codes.
+    """
     size, side = vae.vq.embeddings.num_embeddings, vae.config.latent_resolution
+    first, second = codes.reshape(len(coords), -1)[:, 0], codes.reshape(len(coords), -1)[:, 1:]
+    bits = count_bits(len(first), coords, codebook=size, side=side)
+    if second.size:  # and whether there is one
+        more = len(first) + int((second >= 0).sum()) * math.log2(vae.config.second_codes)
+        bits |= {"codes": bits["codes"] + more, "total": bits["total"] + more}
     return {
-        "codes": int(codes.size),
-        "bits": count_bits(int(codes.size), coords, codebook=size, side=side),
-        "code_list": base64.b64encode(zlib.compress(codes.astype("<i4").tobytes(), 9)).decode(),
+        "codes": len(first) + int((second >= 0).sum()),
+        "bits": bits,
+        "code_list": base64.b64encode(zlib.compress(first.astype("<i4").tobytes(), 9)).decode(),
     }
 
 

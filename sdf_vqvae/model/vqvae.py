@@ -32,9 +32,12 @@ CODEBOOK = "vq.embeddings.weight"
 """Name of the codes `[K, D]` in the state of a tokenizer."""
 
 
+_OF_CODES = (CODEBOOK, "vq.second.embeddings.weight", "vq.second_from")
+
+
 def is_training_state(name: str) -> bool:
     """Return whether a tensor of a tokenizer's state belongs to the learning of the codebook, not to the codes."""
-    return name.startswith("vq.") and name != CODEBOOK
+    return name.startswith("vq.") and name not in _OF_CODES
 
 
 class SparseSDFVQVAE(nn.Module):
@@ -157,15 +160,16 @@ class SparseSDFVQVAE(nn.Module):
         """Encode a batch dict (`sparse_sdf [N, 1]`, `sparse_index [N, 3]`, `batch_idx [N]`) to codes.
 
         Returns:
-            Sparse tensor with `.feats [M, 1]` int64 codes and `.coords [M, 4]` int32 (batch, x, y, z) on the
+            Sparse tensor with `.feats [M, 1]` int64 codes (`[M, 2]` of a tokenizer whose cells may have a second
+            code, -1 where they have none) and `.coords [M, 4]` int32 (batch, x, y, z) on the
             latent grid, rows sorted by (batch, x, y, z).
         """
         latent = self.encode_latent(batch)
-        return latent.replace(self.vq.nearest(latent.feats)[:, None])
+        return latent.replace(self.vq.nearest(latent.feats).view(len(latent), self.vq.columns))
 
     @torch.no_grad()
     def Decode(self, encoding_indices: SparseTensor) -> SparseTensor:
-        """Decode codes (`.feats [M, 1]` integers, integers as floats accepted) to the field on the data grid.
+        """Decode codes, as `Encode` returns them or as floats that hold integers, to the field on the data grid.
 
         Returns:
             `.feats [N, 1]` float32 in units of the field. Every latent cell is filled (N = 512 M at three levels),
@@ -177,24 +181,22 @@ class SparseSDFVQVAE(nn.Module):
         return self.decode_latent(self.lookup(encoding_indices))
 
     def lookup(self, encoding_indices: SparseTensor) -> SparseTensor:
-        """Return the codebook vectors `[M, D]` of codes `[M, 1]` on the latent grid."""
-        if encoding_indices.feats.numel() != len(encoding_indices.coords):
+        """Return the codebook vectors `[M, D]` of codes `[M, 1]` (see `Encode`) on the latent grid."""
+        count, columns = len(encoding_indices.coords), self.vq.columns
+        if encoding_indices.feats.numel() != count * columns:
             raise ValueError(
-                f"codes have feats [M, 1], one for each of {len(encoding_indices.coords)} coordinates, got "
+                f"codes have feats [M, {columns}], M = {count} as there are coordinates, got "
                 f"{list(encoding_indices.feats.shape)}"
             )
-        codes = encoding_indices.feats.reshape(-1).to(self.device)
+        codes = encoding_indices.feats.reshape(count, columns).to(self.device)
         if codes.is_floating_point():
             codes = codes.round()
-        codes = codes.long()
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.config.num_embeddings:
-            raise ValueError(f"codes must lie in 0..{self.config.num_embeddings - 1}, got {low}..{high}")
+        vectors = self.vq.vectors(codes.long())
         if isinstance(encoding_indices, SparseTensor) and encoding_indices.side == self.config.resolution:
             coordinates: Any = encoding_indices.to(self.device).coordinates
         else:
             coordinates = encoding_indices.coords.to(self.device)
-        return SparseTensor(self.vq.embeddings(codes), coordinates, side=self.config.resolution)
+        return SparseTensor(vectors, coordinates, side=self.config.resolution)
 
     def decode_latent(self, latent: SparseTensor) -> SparseTensor:
         """Decode latent vectors `[M, D]`, quantized or not, to the field on the data grid."""

@@ -55,6 +55,8 @@ class Quantizer(nn.Module):
     """Keys of `VAEConfig` that the constructor takes."""
     own_settings: ClassVar[tuple[str, ...]] = ()
     """Those of them that this kind needs and no other takes."""
+    columns: ClassVar[int] = 1
+    """Codes that a vector may have. Indices are `[M]` where it is one, else `[M, columns]`, -1 for none."""
     fixed: ClassVar[bool] = False
     """The codes stay where they are made: none has to be placed before training."""
 
@@ -109,6 +111,15 @@ class Quantizer(nn.Module):
         """Return the codes `[M, D]` of indices `[M]`, with the gradients that learn them."""
         return self.embeddings(indices)
 
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Return the codes `[M, D]` of indices `[M, columns]` as they are kept, without gradients to learn them.
+
+        Raises:
+            ValueError: an index outside the codebook.
+        """
+        check_range(indices[:, 0], self.embeddings.num_embeddings)
+        return self.embeddings(indices[:, 0])
+
     def learn(self, vectors: Tensor, indices: Tensor) -> None:
         """Take note of the vectors `[M, D]` of a training batch and of the codes `[M]` nearest to them."""
 
@@ -129,7 +140,7 @@ class Quantizer(nn.Module):
         chosen = torch.randperm(len(samples), device=samples.device)[:size]
         self.embeddings.weight.copy_(samples[chosen])
         for _ in range(iterations):
-            counts, sums = self.assign(samples, self.nearest(samples))
+            counts, sums = self.assign(samples, Quantizer.nearest(self, samples))
             filled = counts > 0
             self.embeddings.weight[filled] = self.prepare(sums[filled] / counts[filled, None])
         if dist.is_available() and dist.is_initialized():
@@ -140,6 +151,18 @@ class Quantizer(nn.Module):
         counts = torch.bincount(indices, minlength=self.embeddings.num_embeddings).float()
         sums = torch.zeros_like(self.embeddings.weight, dtype=torch.float32)
         return counts, sums.index_add_(0, indices, vectors.float())
+
+
+def first_codes(indices: Tensor) -> Tensor:
+    """Return the first code of each vector, of indices `[M]` or `[M, columns]`. `[M]`"""
+    return indices if indices.ndim == 1 else indices[:, 0]
+
+
+def check_range(indices: Tensor, size: int, least: int = 0) -> None:
+    """Raise a ValueError unless indices `[M]` lie in `least..size - 1`."""
+    low, high = torch.stack(torch.aminmax(indices)).tolist()
+    if low < least or high >= size:
+        raise ValueError(f"codes must lie in {least}..{size - 1}, got {low}..{high}")
 
 
 def _first_least(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from sdf_vqvae.quantizers.euclidean import CosineQuantizer, EuclideanQuantizer
 from sdf_vqvae.quantizers.fsq import FSQQuantizer
 from sdf_vqvae.quantizers.quantizer import Quantizer
+from sdf_vqvae.quantizers.residual import ResidualQuantizer
 from sdf_vqvae.quantizers.simvq import SimVQQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
@@ -15,6 +16,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "cosine": CosineQuantizer,
     "simvq": SimVQQuantizer,
     "fsq": FSQQuantizer,
+    "residual": ResidualQuantizer,
 }
 
 

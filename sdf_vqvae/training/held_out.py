@@ -15,6 +15,7 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.geometry.picture import fit_camera, render_mesh
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
+from sdf_vqvae.quantizers.quantizer import first_codes
 from sdf_vqvae.training.losses import answers_of, fine_measures, training_loss
 from sdf_vqvae.training.streams import Field, joined_field
 
@@ -52,7 +53,7 @@ def measure_held_out(
         parts = training_loss(out, answers, trainer)[1] | fine_measures(answers)
         sizes.append(len(out["latent"]))
         if quantizing:
-            counts += torch.bincount(out["indices"], minlength=len(counts))
+            counts += torch.bincount(first_codes(out["indices"]), minlength=len(counts))
         for name, value in parts.items():
             if not (name.endswith("_thin") and math.isnan(float(value))):  # nothing thin in it
                 measures.setdefault(name, []).append(float(value))

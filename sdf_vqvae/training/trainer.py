@@ -24,6 +24,7 @@ from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
+from sdf_vqvae.quantizers.quantizer import first_codes
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.held_out import measure_held_out, picture_rows
@@ -210,7 +211,8 @@ class TokenizerTrainer:
         if self.stream.learn is not None:
             errors.append(object_errors(answers))
         if self.quantizing:
-            self.counts.mul_(0.9).add_(torch.bincount(out["indices"], minlength=len(self.counts)))
+            counted = torch.bincount(first_codes(out["indices"]), minlength=len(self.counts))
+            self.counts.mul_(0.9).add_(counted)
         else:
             self.reservoir.append(out["latent"].feats.detach())
             while self._sampled() - len(self.reservoir[0]) >= _SAMPLES * len(self.counts):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.quantizers.codebook_usage import codebook_health
 from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
-from sdf_vqvae.quantizers.quantizer import Quantizer, _first_least, rotated
+from sdf_vqvae.quantizers.quantizer import Quantizer, _first_least, first_codes, rotated
 from sdf_vqvae.quantizers.registry import QUANTIZERS, make_quantizer
 
 
@@ -18,7 +18,9 @@ def quantizer(kind: str) -> Quantizer:
         "num_embeddings": 32,
         "latent_channels": 3,
         "vq_decay": 0.9,
-        "use_ema_update": kind in ("euclidean", "cosine"),
+        "use_ema_update": kind in ("euclidean", "cosine", "residual"),
+        "second_codes": 8 if kind == "residual" else 0,
+        "second_share": 0.25 if kind == "residual" else 0.0,
         "fsq_levels": (4, 4, 2) if kind == "fsq" else (),
     }
     return make_quantizer(vars(VAEConfig(quantizer=kind, **args)))
@@ -29,7 +31,7 @@ def test_codes_are_rows_of_the_codebook_and_the_nearest_ones(name: str) -> None:
     vq = quantizer(name).eval()
     vectors = vq.prepare(torch.randn(200, 3))
     out = vq(vectors)
-    codes = vq.embeddings(out.indices)
+    codes = vq.embeddings(first_codes(out.indices))
     torch.testing.assert_close(out.feats, codes)
     distances = torch.cdist(vectors, vq.embeddings.weight)
     torch.testing.assert_close(distances.min(1).values, (vectors - codes).norm(dim=1))
@@ -85,6 +87,30 @@ def test_moving_averages_find_clusters_and_restart_unused_codes() -> None:
     assert int((counts > 0).sum()) > 16
 
 
+def test_vectors_far_from_their_code_have_a_second_one() -> None:
+    vq = quantizer("residual").train()
+    generator = torch.Generator().manual_seed(1)
+    samples = torch.randn(2000, 3, generator=generator)
+    vq.initialize(samples)
+    assert torch.equal(vq.nearest(samples)[:, 1], torch.full((2000,), -1))  # none before the first step
+    for _ in range(100):
+        vq(samples + 0.01 * torch.randn(2000, 3, generator=generator))
+    vq.eval()
+    indices = vq.nearest(samples)
+    has = indices[:, 1] >= 0
+    assert float(has.float().mean()) == pytest.approx(0.25, abs=0.05)
+    left = samples - vq.embeddings(indices[:, 0])
+    assert float(left[has].square().mean(1).min()) > float(vq.second_from) >= float(left[~has].square().mean(1).max())
+    both = (samples - vq.vectors(indices))[has].square().mean()
+    assert both < 0.4 * left[has].square().mean()
+    torch.testing.assert_close(vq(samples).feats, vq.vectors(indices))
+    alone = torch.cat([vq.nearest(row) for row in samples[:50].split(1)])
+    assert torch.equal(alone, indices[:50])
+    for wrong in ([[32, -1]], [[0, 8]], [[0, -2]]):
+        with pytest.raises(ValueError, match="codes must lie in"):
+            vq.vectors(torch.tensor(wrong))
+
+
 def test_codebook_health_of_known_counts() -> None:
     even = codebook_health(torch.full((200,), 5))
     assert even.perplexity == pytest.approx(200)
@@ -125,6 +151,9 @@ def test_the_rotation_trick_takes_the_vector_to_its_code_and_turns_gradients_bac
         ({"quantizer": "fsq"}, "fsq_levels belongs to"),
         ({"quantizer": "fsq", "fsq_levels": [8, 8], "latent_channels": 2}, "make 64 codes of width 2"),
         ({"quantizer": "simvq", "use_ema_update": True}, "not learned by moving averages"),
+        ({"quantizer": "residual", "second_codes": 8, "second_share": 0.1}, "is learned by moving averages"),
+        ({"quantizer": "residual", "second_codes": 8, "use_ema_update": True}, "second_share belongs to"),
+        ({"second_codes": 8}, "second_codes belongs to"),
         ({"quantizer": "lattice"}, "is not supported; choose from"),
         ({"predict_occupancy": True}, "need architecture='residual'"),
         ({"architecture": "residual", "level_blocks": [1]}, "level_blocks needs 2 numbers"),
