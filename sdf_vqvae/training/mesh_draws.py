@@ -131,9 +131,9 @@ class MeshDraws(Dataset):
         """Return whether a draw is a shape made by rule."""
         return bool(np.random.default_rng((self.seed, number)).random() * self.total > self.cumulated[-1])
 
-    def shape(self, number: int, resolution: int) -> Solids:
-        """Return the shape of a draw that is made by rule, for a grid of this side."""
-        return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution)
+    def shape(self, number: int, resolution: int, *, band: float = 3.0, most: int | None = None) -> Solids:
+        """Return the shape of a draw that is made by rule, for a grid of this side (see `thin_shape`)."""
+        return thin_shape(np.random.default_rng((self.seed, number, 1)), resolution, band=band, most=most)
 
 
 def prepare(items: Sequence[tuple[int, str, Drawn]]) -> Prepared:

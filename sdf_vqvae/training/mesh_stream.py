@@ -28,7 +28,8 @@ class MeshStream:
     """Fields of meshes, voxelized on the device as they are drawn and each used a few times from a buffer.
 
     Each use turns the field by another of the 48 symmetries of the grid, which are exact on voxels. A mesh that
-    can't be voxelized, or has too many voxels, is logged once and another is drawn instead.
+    can't be voxelized, or has too many voxels, is logged once and another is drawn instead; shapes made by rule are
+    chosen so that they have few enough.
 
     Args:
         draws: the meshes.
@@ -183,7 +184,7 @@ class MeshStream:
         """Return the fields of shapes made by rule."""
         made = []
         for number in numbers:
-            shape = self.draws.shape(number, self.resolution)
+            shape = self.draws.shape(number, self.resolution, band=self.band, most=self.max_points)
             index, distance = shape.field(self.resolution, band=self.band, device=self.device)
             made.append((number, (index.to(torch.int16), distance.to(torch.float16))))
         return made

@@ -10,24 +10,57 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdf_vqvae.geometry.mesh import LONGEST_SIDE
 from sdf_vqvae.geometry.solids import BOX, Solids
 
 THINNEST, THICKEST = 0.7, 6.0
 """Voxels, the range of what is thin in them."""
+_DRAWS = 100
+
+Rule = Callable[[np.random.Generator, float], Solids]
+"""A shape of a generator and the thickness of its walls."""
 
 
-def thin_shape(rng: np.random.Generator, resolution: int) -> Solids:
-    """Return a shape that fills the world cube as a normalized mesh does, thin for a grid of this side."""
-    rule = _RULES[int(rng.integers(len(_RULES)))]
-    thickness = float(np.exp(rng.uniform(np.log(THINNEST), np.log(THICKEST)))) / resolution
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    pose = torch.from_numpy(turn * np.linalg.det(turn)) if rng.random() < 0.7 else torch.eye(3, dtype=torch.float64)
-    seed = int(rng.integers(2**62))
+def thin_shape(rng: np.random.Generator, resolution: int, *, band: float = 3.0, most: int | None = None) -> Solids:
+    """Return a shape that fills the world cube as a normalized mesh does, thin for a grid of this side.
+
+    Args:
+        rng: what it is drawn by; without `most`, or where the first shape fits, as many numbers are used.
+        resolution: grid side R.
+        band: half width of its field in voxels.
+        most: a shape whose field may have more voxels loses its last parts until it may not; one of a single part is
+            drawn anew.
+
+    Raises:
+        ValueError: no shape of a hundred has so few voxels.
+    """
+    for _ in range(_DRAWS):
+        rule = _RULES[int(rng.integers(len(_RULES)))]
+        thickness = float(np.exp(rng.uniform(np.log(THINNEST), np.log(THICKEST)))) / resolution
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        pose = (
+            torch.from_numpy(turn * np.linalg.det(turn)) if rng.random() < 0.7 else torch.eye(3, dtype=torch.float64)
+        )
+        seed = int(rng.integers(2**62))
+        shape = _fitted(rule, seed, thickness, pose, None)
+        while most is not None and shape.most_voxels(resolution, band=band) > most and len(shape.ring) > 1:
+            shape = _fitted(rule, seed, thickness, pose, len(shape.ring) - 1)
+        if most is None or shape.most_voxels(resolution, band=band) <= most:
+            return shape
+    raise ValueError(f"no thin shape at {resolution}^3 has at most {most} voxels (max_points): it is too small")
+
+
+def _fitted(rule: Rule, seed: int, thickness: float, pose: Tensor, count: int | None) -> Solids:
+    """Return the first parts of a shape, in the world cube, with walls of this thickness there."""
+
+    def posed(wall: float) -> Solids:
+        return rule(np.random.default_rng(seed), wall).turned(pose).first(count)
+
     # Fitting scales the walls too, so it is done twice: the second time they come out as thick as they should.
-    _, factor = rule(np.random.default_rng(seed), thickness).turned(pose).fitted(LONGEST_SIDE)
-    return rule(np.random.default_rng(seed), thickness / factor).turned(pose).fitted(LONGEST_SIDE)[0]
+    _, factor = posed(thickness).fitted(LONGEST_SIDE)
+    return posed(thickness / factor).fitted(LONGEST_SIDE)[0]
 
 
 def part(
@@ -140,4 +173,4 @@ def _grid(half: np.ndarray, counts: tuple[int, int, int], thickness: float, kind
     return Solids.joined(bars)
 
 
-_RULES: tuple[Callable[[np.random.Generator, float], Solids], ...] = (_rods, _tubes, _plates, _frames, _lattices)
+_RULES: tuple[Rule, ...] = (_rods, _tubes, _plates, _frames, _lattices)

@@ -114,7 +114,7 @@ def test_a_union_is_what_the_voxelizer_makes_of_its_mesh(resolution: int) -> Non
     assert np.array_equal((ours[both] < 0)[~surface], (theirs[both] < 0)[~surface])
     error = np.abs(ours[both] - theirs[both])
     assert error[theirs[both] > 0].max() < 1e-3
-    assert np.quantile(error, 0.999) < 0.02
+    assert np.quantile(error, 0.999) < 2e-3
     assert error.max() < 0.15
     least = np.full((resolution,) * 3, np.inf)
     for number in range(4):
@@ -128,6 +128,23 @@ def test_what_is_off_the_grid_is_refused() -> None:
         part((5, 5, 5), (0.1, 0.1, 0.1)).field(32)
 
 
+def test_a_shape_that_may_have_too_many_voxels_loses_parts_before_any_is_computed() -> None:
+    bounded = 0
+    for seed in range(20):
+        free = thin_shape(np.random.default_rng(seed), 64)
+        shape = thin_shape(np.random.default_rng(seed), 64, most=30_000)
+        assert shape.most_voxels(64) <= 30_000
+        assert shape.fitted(LONGEST_SIDE)[1] == pytest.approx(1)
+        fits = free.most_voxels(64) <= 30_000
+        assert not fits or torch.equal(free.center, shape.center)
+        walls = 2 * (torch.minimum(shape.half.amin(1), shape.half[:, 0]) + shape.round) * 64
+        assert float(walls.min()) <= THICKEST * 1.01
+        bounded += not fits
+    assert 5 < bounded < 20
+    with pytest.raises(ValueError, match="at most 100 voxels"):
+        thin_shape(np.random.default_rng(0), 64, most=100)
+
+
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), resolution=st.sampled_from([33, 48]))
 def test_thin_shapes_fill_the_cube_and_their_fields_are_distances(seed: int, resolution: int) -> None:
@@ -137,6 +154,7 @@ def test_thin_shapes_fill_the_cube_and_their_fields_are_distances(seed: int, res
     thickness = 2 * (torch.minimum(shape.half.amin(1), shape.half[:, 0]) + shape.round) * resolution
     assert THINNEST * 0.99 <= float(thickness.min()) <= THICKEST * 1.01
     index, distance = shape.field(resolution)
+    assert len(index) <= shape.most_voxels(resolution)
     again = thin_shape(np.random.default_rng(seed), resolution).field(resolution)
     assert torch.equal(index, again[0])
     assert torch.equal(distance, again[1])

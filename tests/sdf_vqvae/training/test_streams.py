@@ -62,7 +62,9 @@ def test_a_draw_depends_on_its_number_alone(meshes: Path) -> None:
 
 @pytest.mark.parametrize("made", [0.0, 0.12])
 def test_a_stream_goes_on_where_it_stopped(meshes: Path, made: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    monkeypatch.setattr(
+        MeshDraws, "shape", lambda _, number, __, **___: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000))
+    )
     one, other = stream_of(meshes, made), stream_of(meshes, made)
     one.draw(50)
     state = one.state()
@@ -126,7 +128,9 @@ def test_errors_of_replaced_objects_are_not_taken_for_those_of_new_ones(meshes: 
 def test_shapes_made_by_rule_have_their_share_and_change_no_other_draw(
     meshes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MeshDraws, "shape", lambda _, number, __: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000)))
+    monkeypatch.setattr(
+        MeshDraws, "shape", lambda _, number, __, **___: part((0, 0, 0), (0.4, 0.2, 0.1 + number / 2000))
+    )
     plain, mixed = draws_of(meshes), draws_of(meshes, made=0.25)
     made = [number for number in range(200) if mixed[number][1] == THIN]
     assert 35 <= len(made) <= 65
