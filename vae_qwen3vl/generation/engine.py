@@ -2,8 +2,9 @@
 
 A chat joins the batch between two steps and leaves it when its answer ends, so nobody waits for the longest answer.
 Transformers' own continuous batching takes token ids alone; chats about shapes are embeddings with positions of
-their own. Chats that begin like one that ended (the next turn, another question about the same shape) reuse its
-keys and values. Knows the model's embeddings and forward; knows nothing of HTTP or of meshes.
+their own. Chats that begin like one that ended (the next turn, another question about the same shape), or like one
+that is being answered (another draw), reuse its keys and values. Knows the model's embeddings and forward; knows
+nothing of HTTP or of meshes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
 from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes, read
-from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two
+from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two, same_beginning
 from vae_qwen3vl.inputs import BranchInputs
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
 from vae_qwen3vl.layout import PLACEHOLDER_3D
@@ -343,6 +344,12 @@ class Engine:
                     break
                 chat = self._waiting[0]
             start, parts = (0, []) if chat.identity is None else self._prefixes.longest_match(chat.identity)
+            alike = [_same_beginning(chat.identity, other.identity) for other in self._active]
+            if max(alike[first:], default=0) > max(start, *alike[:first], len(chat.embeds) // 2, _WIDTHS):
+                break  # a chat of this group computes most of what it needs: it comes in behind that
+            if max(alike[:first], default=0) > start:
+                start = max(alike[:first])
+                parts = self._cache.take(alike.index(start), start)
             width = max(widest, len(chat.embeds) - start)
             if group and width * (len(group) + 1) > self.prefill_tokens:
                 break
@@ -497,6 +504,11 @@ class Engine:
         if not chat.writer.stopped:
             chat.answer.add(chat.writer.rest())
         chat.answer.finish(reason, error)
+
+
+def _same_beginning(chat: Identity | None, other: Identity | None) -> int:
+    """Return how many of a chat's first places another one has too, never its last one; 0 where it can't be told."""
+    return 0 if chat is None or other is None else same_beginning(chat, other)
 
 
 def _rounded(places: int) -> int:

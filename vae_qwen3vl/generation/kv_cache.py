@@ -28,6 +28,13 @@ def power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def same_beginning(sequence: Identity, other: Identity) -> int:
+    """Return how many of a sequence's first places another one has too, never counting the sequence's last one."""
+    width = min(len(other), len(sequence) - 1)
+    unlike = np.flatnonzero(other[:width] != sequence[:width])
+    return int(unlike[0]) if len(unlike) else width
+
+
 @dataclass
 class _Aim:
     """The slots and places that the next forward pass writes and reads, and how many there is room for."""
@@ -180,9 +187,7 @@ class PrefixStore:
         """Return how many of a sequence's first places are kept (never its last one), with keys and values."""
         best, at = 0, -1
         for number, (kept, _) in self._entries.items():
-            width = min(len(kept), len(identity) - 1)
-            unlike = np.flatnonzero(kept[:width] != identity[:width])
-            same = int(unlike[0]) if len(unlike) else width
+            same = same_beginning(identity, kept)
             if same > best:
                 best, at = same, number
         if at < 0:

@@ -215,7 +215,7 @@ def test_memory_that_runs_out_is_told_apart_by_how_many_were_answered(model, pro
 
     engine = Engine(model, processor)
     monkeypatch.setattr(engine, "_forward", fail)
-    together = [engine.submit(chat(None, "x"), shapes[:1]) for _ in range(3)]  # before it begins
+    together = [engine.submit(chat(None, "x"), [shape]) for shape in shapes[:3]]  # before it begins
     with engine:
         for answer in together:
             with pytest.raises(TooManyAtOnceError) as told:
@@ -319,3 +319,17 @@ def test_a_chat_is_written_and_read_without_a_look_at_the_device(model, processo
         with torch.inference_mode():
             logits, looks = engine._read([written], [0], 0)
         assert logits.is_meta and logits.shape == (1, 400) and looks.shape == (2, 1)
+
+
+def test_many_draws_about_one_shape_compute_it_once(model, processor, shapes):
+    drawn = [Sampling(max_new_tokens=6, temperature=1.5, seed=seed) for seed in range(5)]
+    apart = []
+    for sampling in drawn:
+        with Engine(model, processor, prefix_tokens=0) as engine:
+            apart.append(engine.submit(chat(None, "x"), shapes[3:], sampling))
+    engine = Engine(model, processor, prefix_tokens=0)  # not started: all of them wait when it begins
+    together = [engine.submit(chat(None, "x"), shapes[3:], sampling) for sampling in drawn]
+    with engine:
+        [answer.text() for answer in together]
+    assert [a.token_ids for a in together] == [a.token_ids for a in apart]
+    assert engine.load().prompt_tokens == together[0].prompt_tokens + 4  # of each other draw, the last place alone
