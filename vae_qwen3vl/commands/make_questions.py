@@ -11,9 +11,9 @@ from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, print_json
 from sdf_vqvae.utils.settings import add_options, given
 from sdf_vqvae.utils.strict_files import named_number
 from vae_qwen3vl.commands.options import check_records_name
-from vae_qwen3vl.synthetic.phrases import LANGUAGES
 from vae_qwen3vl.synthetic.questions import KINDS, YES_NO
 from vae_qwen3vl.synthetic.settings import QuestionSettings
+from vae_qwen3vl.synthetic.wordings import LANGUAGES
 
 if TYPE_CHECKING:
     from vae_qwen3vl.synthetic.question_file import QuestionReport
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ABOUT = """\
 Make questions and answers about the objects of a pack, by rule: from each object's record (name, category,
 tags, captions, collection, organ and side) and from measures of its mesh. Every answer is true by one of the
-two; what neither decides is not asked. Yes/no questions come in pairs, one right and one wrong.
+two; what neither decides is not asked. Yes/no questions come in pairs, one right and one wrong. What a shape
+can't hold (colour, material, price, ...) is asked too, and answered by saying so.
 
 The file is what `records=` of the datasets reads, or `conversations.jsonl` beside a dataset's table. Objects
 that can't be read are left out, and listed with their reasons in FILE with the ending .failed.jsonl."""
@@ -37,7 +38,7 @@ _ALL_YES_NO = "yes_no"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_options(parser, QuestionSettings, ("pack", "output", "split", "seed", "languages"))
+    add_options(parser, QuestionSettings, ("pack", "output", "split", "wordings", "seed", "languages"))
     parser.add_argument(
         "--kinds",
         nargs="+",

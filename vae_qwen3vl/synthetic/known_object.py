@@ -79,9 +79,6 @@ class KnownObject:
         )
 
 
-SHAPES = {"flat": "扁平", "rod-like": "细长", "compact": "紧凑"}
-
-
 def shape_of(facts: MeshFacts) -> str | None:
     """Return what a bounding box with sides a <= b <= c is, or None.
 

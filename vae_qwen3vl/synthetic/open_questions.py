@@ -11,16 +11,29 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vae_qwen3vl.data.texts import as_sentence
 from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS, organ_model, sentences_of
+from vae_qwen3vl.synthetic.classes import head_of, use_of
 from vae_qwen3vl.synthetic.known_object import (
     ANATOMY_SOURCES,
-    SHAPES,
     KnownObject,
     category_of,
     shape_of,
     thing_of,
 )
-from vae_qwen3vl.synthetic.words import CATEGORIES, COLLECTIONS, MILLIMETRES, PACKS, TAGGED_PACKS, THINGS
+from vae_qwen3vl.synthetic.words import CATEGORIES, COLLECTIONS, MILLIMETRES, PACKS, SHAPES, TAGGED_PACKS, THINGS
 
+_FOUR_LEGGED = ("horse", "cow", "pig", "cat", "dog", "sheep", "fox", "alpaca", "donkey", "elephant", "deer")
+_WITH_LEGS = ("armchair", "bed", "bench", "chair", "couch", "desk", "nightstand", "sofa", "stool", "table")
+_KITS = ("Restaurant Bits",)
+"""Packs whose tables are parts of larger ones."""
+_NUMBERS = {
+    2: ("two", "两"),
+    3: ("three", "三"),
+    4: ("four", "四"),
+    5: ("five", "五"),
+    6: ("six", "六"),
+    7: ("seven", "七"),
+    8: ("eight", "八"),
+}
 _CLEARLY_LONGEST = 1.15
 _MOST_PIECES = 20
 _MOST_RATIO = 50
@@ -126,6 +139,36 @@ def ratio(known: KnownObject, choice: int) -> Answers:
     return _both(f"About {text} times.", f"约 {text} 倍")
 
 
+def long_to_wide(known: KnownObject, choice: int) -> Answers:
+    """The longer by the shorter horizontal side of the bounding box, whichever way it is turned about its height."""
+    width, _, depth = known.facts.sides
+    longer, shorter = max(width, depth), min(width, depth)
+    if longer > _MOST_RATIO * shorter:
+        return _both(f"More than {_MOST_RATIO} times as long as wide.", f"长是宽的 {_MOST_RATIO} 倍以上")
+    text = _rounded(longer / shorter)
+    if text in ("1.0", "1.1"):
+        return _both("About as long as wide.", "长和宽差不多")
+    return _both(f"About {text} times as long as wide.", f"长约是宽的 {text} 倍")
+
+
+def legs(known: KnownObject, choice: int) -> Answers:
+    """The feet that a piece of furniture stands on, and of a four-legged animal whose four feet are apart."""
+    feet = known.facts.feet
+    if feet is None:
+        return {}
+    if thing_of(known) in _FOUR_LEGGED:
+        return _both("Four legs.", "四条腿") if feet == 4 else {}
+    if head_of(known) not in _WITH_LEGS or known.category in _KITS:
+        return {}
+    return _both(f"{_NUMBERS[feet][0].capitalize()} legs.", f"{_NUMBERS[feet][1]}条腿")
+
+
+def used_for(known: KnownObject, choice: int) -> Answers:
+    """What a thing of its name is for, what an organ does; by tables (`classes.use_of`)."""
+    use = use_of(known)
+    return {} if use is None else {"en": [use[0]], "zh": [use[1]]}
+
+
 def size(known: KnownObject, choice: int) -> Answers:
     """The record's extent in millimetres, for sources with true units.
 
@@ -163,7 +206,7 @@ RULES: dict[str, Callable[[KnownObject, int], Answers]] = {
     rule.__name__: rule
     for rule in (
         *(describe, name, category, collection, part_of, organ, side, system),
-        *(longest_side, shape, ratio, size, pieces),
+        *(longest_side, shape, ratio, long_to_wide, size, pieces, legs, used_for),
     )
 }
 ANATOMY = anatomy.__name__

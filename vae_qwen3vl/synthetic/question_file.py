@@ -19,9 +19,9 @@ from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.data.texts import pick
 from vae_qwen3vl.synthetic.known_object import KnownObject
 from vae_qwen3vl.synthetic.mesh_facts import measure_mesh
-from vae_qwen3vl.synthetic.phrases import LANGUAGES
 from vae_qwen3vl.synthetic.questions import KINDS, Question, balance, make_questions
 from vae_qwen3vl.synthetic.settings import QuestionSettings
+from vae_qwen3vl.synthetic.wordings import LANGUAGES, set_of_split
 
 FAILED = ".failed.jsonl"
 
@@ -55,7 +55,12 @@ def write_questions(settings: QuestionSettings) -> QuestionReport:
         some = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:2])
         raise ValueError(f"{settings.pack} has no object to ask about" + (f" ({some})" if some else ""))
     questions = make_questions(
-        objects, seed=settings.seed, languages=settings.languages, kinds=settings.kinds, terms=terms
+        objects,
+        seed=settings.seed,
+        languages=settings.languages,
+        kinds=settings.kinds,
+        terms=terms,
+        wordings=settings.wordings or set_of_split(settings.split),
     )
     write_json_lines(settings.output, (question.record() for question in questions), ensure_ascii=False)
     beside = settings.output.with_name(settings.output.stem + FAILED)

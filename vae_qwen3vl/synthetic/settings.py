@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from sdf_vqvae.utils.settings import Option, Positive, check
-from vae_qwen3vl.synthetic.phrases import LANGUAGES, Language
 from vae_qwen3vl.synthetic.questions import KINDS
+from vae_qwen3vl.synthetic.wordings import LANGUAGES, Language, WordingSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class QuestionSettings:
     """Only objects of this split."""
     seed: int = 0
     """The same seed makes the same file."""
+    wordings: Annotated[WordingSet | None, Option(default="that of the split")] = None
+    """Which wordings are used: the three sets share none, so that questions of another set are new to a model."""
     languages: Annotated[tuple[Language, ...], Option(default="both")] = LANGUAGES  # type: ignore[assignment]
     """Languages of the questions."""
     kinds: tuple[str, ...] = KINDS

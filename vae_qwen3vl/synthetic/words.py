@@ -84,7 +84,19 @@ def _entries(text: str) -> list[tuple[str, str]]:
 THINGS = {name: (group, chinese) for group, text in _THINGS.items() for name, chinese in _entries(text)}
 """Name of a thing -> its group and its Chinese name. Nothing belongs to two groups, so that a thing of one group is
 certainly not one of another. Plants, animals and food are one group, for a pumpkin is a plant and food."""
-WITHOUT_ARTICLE = frozenset(("grass", "rice", "wheat", "corn", "bamboo", "scissors", "headphones", "binoculars"))
+_WITHOUT_ARTICLE = frozenset(("grass", "rice", "wheat", "corn", "bamboo", "bread", "cheese", "grapes"))
+_PAIRS = frozenset(("scissors", "headphones", "binoculars"))
+
+
+def with_article(thing: str) -> str:
+    """Return an entry of `THINGS` as one says that something is it: `an axe`, `a pair of scissors`, `grass`."""
+    if thing in _WITHOUT_ARTICLE:
+        return thing
+    return ("a pair of " if thing in _PAIRS else "an " if thing[0] in "aeiou" else "a ") + thing
+
+
+SHAPES = {"flat": "扁平", "rod-like": "细长", "compact": "紧凑"}
+"""What the proportions of a bounding box are called."""
 _VARIANTS = (
     "small large big tall long short round square open opened closed broken dead empty full filled old new red "
     "green "

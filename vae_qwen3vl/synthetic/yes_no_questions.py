@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vae_qwen3vl.synthetic.anatomy import SIDES, SYSTEMS
-from vae_qwen3vl.synthetic.known_object import SHAPES, KnownObject, category_of, shape_of, thing_of
-from vae_qwen3vl.synthetic.phrases import LANGUAGES
-from vae_qwen3vl.synthetic.words import COLLECTIONS, THINGS, WITHOUT_ARTICLE
+from vae_qwen3vl.synthetic.known_object import KnownObject, category_of, shape_of, thing_of
+from vae_qwen3vl.synthetic.wordings import LANGUAGES
+from vae_qwen3vl.synthetic.words import COLLECTIONS, SHAPES, THINGS, with_article
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,10 +44,9 @@ def is_name(known: KnownObject) -> Claim | None:
     if thing is None:
         return None
     group, chinese = THINGS[thing]
-    article = "" if thing in WITHOUT_ARTICLE else ("an " if thing[0] in "aeiou" else "a ")
     return Claim(
         key=thing,
-        words={"en": article + thing, "zh": chinese},
+        words={"en": with_article(thing), "zh": chinese},
         excluded=_words(*known.captions, known.name, *known.tags) | {f"group {group}"},
         marks=_words(thing) | {f"group {group}"},
     )
