@@ -1,7 +1,8 @@
 """From a batch of sparse fields to codebook vectors, through any VAE with `Encode`, `Decode` and `vq.embeddings`.
 
 Knows what a VAE gives (codes at latent cells) and nothing of sequences or language. The VAE may be a
-`SparseSDFVQVAE` or a foreign object; its codes may be integers or floats, `[M]` or `[M, 1]`.
+`SparseSDFVQVAE` or a foreign object; its codes may be integers or floats, `[M]` or `[M, 1]`. Of cells with two codes
+`[M, 2]` language reads the first: the second tells of the surface what words don't.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdf_vqvae.quantizers.quantizer import first_codes
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +29,7 @@ class ShapeVAE(Protocol):
     """Has `embeddings`: the codebook, an `nn.Embedding` (or a plain tensor) `[K, D]`."""
 
     def Encode(self, batch: Any) -> Any:
-        """Return an object with `.feats` (codes `[M, 1]`) and `.coords` (`[M, 4]` = batch, x, y, z)."""
+        """Return an object with `.feats` (codes `[M, 1]` or `[M, 2]`) and `.coords` (`[M, 4]` = batch, x, y, z)."""
 
     def Decode(self, encoding_indices: Any) -> Any:
         """Return the sparse field of those codes."""
@@ -59,24 +62,24 @@ def vae_fingerprint(vae_model: ShapeVAE) -> str:
     return hashlib.sha256(table.numpy().tobytes()).hexdigest()
 
 
-def codebook_vectors(codes: Tensor, vae_model: ShapeVAE) -> Tensor:  # [M] or [M, 1] -> [M, D]
+def codebook_vectors(codes: Tensor, vae_model: ShapeVAE) -> Tensor:  # [M], [M, 1] or [M, 2] -> [M, D]
     """Look codes up in the VAE's codebook, without gradient; see `look_up`."""
     return look_up(codes, codebook(vae_model).detach())
 
 
-def look_up(codes: Tensor, table: Tensor) -> Tensor:  # [M] or [M, 1] -> [M, D]
+def look_up(codes: Tensor, table: Tensor) -> Tensor:  # [M], [M, 1] or [M, 2] -> [M, D]
     """Return the vectors of codes, on the codebook's device.
 
     Args:
-        codes: `[M]` or `[M, 1]`, integers (or floats that hold integers).
+        codes: `[M]` or `[M, 1]`, integers (or floats that hold integers); of `[M, 2]` the first of each cell counts.
         table: the codebook `[K, D]` of the VAE that the codes come from.
 
     Raises:
-        ValueError: more than one code a cell, or a code outside the codebook.
+        ValueError: more than two codes a cell, or a code outside the codebook.
     """
-    if codes.ndim not in (1, 2) or (codes.ndim == 2 and codes.shape[1] != 1):
-        raise ValueError(f"codes must be [M] or [M, 1] (one a cell), not {list(codes.shape)}")
-    index = codes.reshape(-1)
+    if codes.ndim not in (1, 2) or (codes.ndim == 2 and codes.shape[1] not in (1, 2)):
+        raise ValueError(f"codes must be [M], [M, 1] or [M, 2] (one or two a cell), not {list(codes.shape)}")
+    index = first_codes(codes)
     if index.is_floating_point():
         index = index.round()
     index = index.long()  # [M]

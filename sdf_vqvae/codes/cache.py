@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdf_vqvae.codes.shape_codes import check_shapes
 from sdf_vqvae.geometry.up import Up, check_up
+from sdf_vqvae.quantizers.quantizer import first_codes
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import parse_json
@@ -24,12 +26,12 @@ _FORMAT = "sdf-vqvae-code-cache/1"
 class CodeCache:
     """Codes of n objects, one after another.
 
-    The file is safetensors with `codes [T]` int32, `coords [T, 3]` int16 and `splits [n + 1]` int64;
+    The file is safetensors with `codes [T]` or `[T, 2]` int32, `coords [T, 3]` int16 and `splits [n + 1]` int64;
     ids, failures, ways of standing and the fingerprint are JSON under the metadata key `code_cache`.
     """
 
     codes: Tensor
-    """int32 `[T]`."""
+    """int32 `[T]` or `[T, 2]`; see `ShapeCodes`."""
     coords: Tensor
     """int16 `[T, 3]` = (x, y, z) on the latent grid."""
     splits: Tensor
@@ -44,13 +46,12 @@ class CodeCache:
 
     def __post_init__(self) -> None:
         """Check types and shapes, and that each object has its codes."""
-        total = len(self.codes) if self.codes.ndim == 1 else -1
+        check_shapes(self.codes, self.coords)
+        total = len(self.codes)
         kinds = (self.codes.dtype, self.coords.dtype, self.splits.dtype)
-        if kinds != (torch.int32, torch.int16, torch.int64) or self.coords.shape != (total, 3):
+        if kinds != (torch.int32, torch.int16, torch.int64):
             raise ValueError(
-                "codes must be int32 [T], coords int16 [T, 3] and splits int64, got "
-                f"{self.codes.dtype} {list(self.codes.shape)}, {self.coords.dtype} {list(self.coords.shape)} and "
-                f"{self.splits.dtype}"
+                "codes must be int32, coords int16 and splits int64, got " + ", ".join(str(kind) for kind in kinds)
             )
         if self.splits.shape != (len(self.ids) + 1,) or len(set(self.ids)) < len(self.ids):
             raise ValueError(
@@ -63,14 +64,15 @@ class CodeCache:
             raise ValueError(f"{len(self.ids)} objects need as many ways to stand, got {len(self.ups)}")
         for up in self.ups:
             check_up(up.axis)
-        if total and (int(self.codes.min()) < 0 or int(self.coords.min()) < 0):
-            raise ValueError("codes and coords are numbers from 0")
+        least = total and min(int(first_codes(self.codes).min()), int(self.coords.min()), int(self.codes.min()) + 1)
+        if least < 0:
+            raise ValueError("codes and coords are numbers from 0 (second codes from -1)")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def object(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return codes `[M]` and coordinates `[M, 3]` of object i."""
+        """Return codes `[M]` or `[M, 2]` and coordinates `[M, 3]` of object i."""
         start, stop = int(self.splits[i]), int(self.splits[i + 1])
         return self.codes[start:stop], self.coords[start:stop]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from sdf_vqvae.codes.folder import CodeFolderWriter
 from sdf_vqvae.codes.pipeline import field_for, voxelize_many_for
 from sdf_vqvae.codes.settings import EncodeSettings
+from sdf_vqvae.codes.shape_codes import codes_of_cells
 from sdf_vqvae.data.field_folder import FieldFolder
 from sdf_vqvae.data.folder_table import TableUse
 from sdf_vqvae.data.mesh_sources import Source
@@ -314,7 +315,7 @@ class EncodeWorker:
                 return [(part[0][0], None, None, None, brief(error))]
             return [result for single in part for result in self._encode([single])]
         sizes = torch.bincount(codes.coords[:, 0], minlength=len(part)).tolist()
-        values = codes.feats[:, 0].to("cpu", torch.int32).split(sizes)
+        values = codes_of_cells(codes).split(sizes)
         coords = codes.coords[:, 1:].to("cpu", torch.int16).split(sizes)
         rows = zip(part, values, coords, strict=True)
         # Copies: a part of a tensor would be sent between processes whole.

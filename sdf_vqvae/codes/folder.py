@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sdf_vqvae.codes.cache import CodeCache
-from sdf_vqvae.codes.shape_codes import ShapeCodes, check_one_a_cell
+from sdf_vqvae.codes.shape_codes import ShapeCodes, code_count
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
@@ -48,6 +48,8 @@ class Manifest:
     codebook_size: int
     mirrored: bool = False
     """Whether the codes are of the objects' mirror images."""
+    second_codes: int = 0
+    """How many second codes there are for cells that need two; 0 where each cell has one."""
 
     @classmethod
     def of(cls, vae: SparseSDFVQVAE, *, mirrored: bool = False) -> Manifest:
@@ -58,10 +60,11 @@ class Manifest:
             latent_resolution=vae.config.latent_resolution,
             codebook_size=len(vae.vq.embeddings.weight),
             mirrored=mirrored,
+            second_codes=vae.config.second_codes,
         )
 
     def shape(self, codes: Tensor, coords: Tensor, up: Up = UP_UNSAID) -> ShapeCodes:
-        """Return an object with codes `[M]` and coordinates `[M, 3]`, in a cube of side 1 round the origin."""
+        """Return an object with codes (see `ShapeCodes`) and coordinates, in a cube of side 1 round the origin."""
         return ShapeCodes(
             codes=codes,
             coords=coords.int(),
@@ -76,7 +79,10 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
-        write_json(folder / CODES_MANIFEST, {"format": _FORMAT, **asdict(self)}, indent=1)
+        values = asdict(self)
+        if not self.second_codes:
+            del values["second_codes"]  # a folder that earlier versions read
+        write_json(folder / CODES_MANIFEST, {"format": _FORMAT, **values}, indent=1)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -96,7 +102,10 @@ class Manifest:
         mirrored = about.get("mirrored", False)  # which folders of earlier versions don't say
         if type(mirrored) is not bool:
             raise ValueError(f"mirrored must be true or false, not {mirrored!r}")
-        return cls(vae_hash=str(about["vae_hash"]), mirrored=mirrored, **numbers)
+        second = about.get("second_codes", 0)
+        if type(second) is not int or second < 0:
+            raise ValueError(f"second_codes must be a number from 0, not {second!r}")
+        return cls(vae_hash=str(about["vae_hash"]), mirrored=mirrored, second_codes=second, **numbers)
 
     def check(self, other: Manifest, folder: Path) -> None:
         """Raise a ValueError unless the other manifest is of the same tokenizer and the same sort of objects."""
@@ -156,7 +165,10 @@ class CodeFolder:
         return iter(self._where)
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return codes int32 `[M]` and coordinates int16 `[M, 3]` of an object. Raises a KeyError for other ids."""
+        """Return codes int32 `[M]` (or `[M, 2]`, see `ShapeCodes`) and coordinates int16 `[M, 3]` of an object.
+
+        Raises a KeyError for other ids.
+        """
         shard, row = self._where[name]
         return self._shards[shard].object(row)
 
@@ -195,9 +207,13 @@ def read_shard(path: Path, manifest: Manifest) -> CodeCache:
     shard = CodeCache.load(path)
     if shard.vae_hash != manifest.vae_hash:
         raise ValueError(f"{path} is stale: made by the VAE {shard.vae_hash[:12]}, not {manifest.vae_hash[:12]}")
-    sides = len(shard.codes) and (int(shard.codes.max()), int(shard.coords.max()))
-    if sides and (sides[0] >= manifest.codebook_size or sides[1] >= manifest.latent_resolution):
-        raise ValueError(f"{path}: codes or coordinates are outside the codebook or the latent grid")
+    if (shard.codes.ndim == 2) != (manifest.second_codes > 0):
+        raise ValueError(f"{path}: one code a cell or two, and the manifest says otherwise")
+    if len(shard.codes):
+        most = [*shard.codes.view(len(shard.codes), -1).amax(0).tolist(), int(shard.coords.max())]
+        sizes = [manifest.codebook_size, *([manifest.second_codes] if manifest.second_codes else [])]
+        if any(a >= b for a, b in zip(most, [*sizes, manifest.latent_resolution], strict=True)):
+            raise ValueError(f"{path}: codes or coordinates are outside the codebook or the latent grid")
     return shard
 
 
@@ -214,7 +230,6 @@ class CodeFolderWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], vae: SparseSDFVQVAE, *, mirrored: bool = False) -> None:
-        check_one_a_cell(vae)
         self.folder = Path(folder)
         self.manifest = Manifest.of(vae, mirrored=mirrored)
         self.done: dict[str, int] = {}
@@ -233,7 +248,7 @@ class CodeFolderWriter:
         self._next = 0
         for path in shards_in(self.folder):
             shard = read_shard(path, self.manifest)
-            self.done |= dict(zip(shard.ids, shard.splits.diff().tolist(), strict=True))
+            self.done |= {name: code_count(shard.object(i)[0]) for i, name in enumerate(shard.ids)}
             self.ups |= dict(zip(shard.ids, shard.ups, strict=bool(shard.ups)))
             self._next = _shard_number(path) + 1
         self._waiting: list[tuple[str, Tensor, Tensor, Up]] = []
@@ -247,7 +262,7 @@ class CodeFolderWriter:
 
         Args:
             name: its id.
-            codes: int32 `[M]`.
+            codes: int32 `[M]` or `[M, 2]`.
             coords: int16 `[M, 3]`.
             up: how its source stands.
         """
@@ -270,6 +285,6 @@ class CodeFolderWriter:
         )
         shard.save(self.folder / f"codes-{self._next:06d}.safetensors")
         self._next += 1
-        self.done |= dict(zip(names, sizes[1:].tolist(), strict=True))
+        self.done |= dict(zip(names, map(code_count, codes), strict=True))
         self.ups |= dict(zip(names, ups, strict=True))
         self._waiting = []

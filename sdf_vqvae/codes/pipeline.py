@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 import trimesh
 
-from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes, check_one_a_cell
+from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes, codes_of_cells
 from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.conversion import convert_field, field_in_world
@@ -275,13 +275,12 @@ def encode_field(vae: SparseSDFVQVAE, field: SparseSDF) -> ShapeCodes:
     """Encode one object's field to codes (on the CPU).
 
     Raises:
-        ValueError: the field is of another kind than the tokenizer's, or its cells may have two codes.
+        ValueError: the field is of another kind than the tokenizer's.
     """
-    check_one_a_cell(vae)
     field = as_read(vae.config, field)
     encoded = vae.Encode(field.to_batch())
     return ShapeCodes(
-        codes=encoded.feats[:, 0].to("cpu", torch.int32),
+        codes=codes_of_cells(encoded),
         coords=encoded.coords[:, 1:].to("cpu", torch.int32),
         latent_resolution=vae.config.latent_resolution,
         data_resolution=vae.config.data_resolution,

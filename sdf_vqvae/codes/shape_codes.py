@@ -13,6 +13,7 @@ from torch import Tensor
 from sdf_vqvae.geometry import MAX_RESOLUTION
 from sdf_vqvae.geometry.up import Up, check_up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.quantizers.quantizer import first_codes
 from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
@@ -28,12 +29,12 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 class ShapeCodes:
     """Discrete codes of one object, standing along +y, on the latent grid.
 
-    The file is safetensors: `codes [M]` int32, `coords [M, 3]` int16, everything else as JSON under the
+    The file is safetensors: `codes [M]` or `[M, 2]` int32, `coords [M, 3]` int16, everything else as JSON under the
     metadata key `shape_codes`.
     """
 
     codes: Tensor
-    """int32 `[M]`."""
+    """int32 `[M]`; or, of tokenizers whose cells may have two codes, `[M, 2]`, the second -1 where there is none."""
     coords: Tensor
     """int32 `[M, 3]` = (x, y, z), rows sorted."""
     latent_resolution: int
@@ -50,15 +51,13 @@ class ShapeCodes:
 
     def __post_init__(self) -> None:
         """Check shapes and ranges."""
-        if self.codes.ndim != 1 or self.coords.shape != (len(self.codes), 3) or len(self.codes) == 0:
-            raise ValueError(
-                f"codes must have shape [M] and coords [M, 3], M > 0; got {list(self.codes.shape)} "
-                f"and {list(self.coords.shape)}"
-            )
+        check_shapes(self.codes, self.coords)
+        if len(self.codes) == 0:
+            raise ValueError("there must be at least one code, got none")
         if int(self.coords.min()) < 0 or int(self.coords.max()) >= self.latent_resolution:
             raise ValueError(f"code coordinates leave the latent grid of {self.latent_resolution}^3")
-        if int(self.codes.min()) < 0:
-            raise ValueError(f"codes are numbers from 0, got {int(self.codes.min())}")
+        if int(self.first.min()) < 0 or int(self.codes.min()) < -1:
+            raise ValueError(f"codes are numbers from 0 (second ones from -1), got {int(self.codes.min())}")
         if not 1 <= self.latent_resolution <= self.data_resolution <= MAX_RESOLUTION:
             raise ValueError(
                 f"a latent grid of {self.latent_resolution}^3 and a data grid of {self.data_resolution}^3 don't fit: "
@@ -70,10 +69,21 @@ class ShapeCodes:
             raise ValueError(f"scale must be a positive number, got {self.scale}")
         check_up(self.up)
 
+    @property
+    def first(self) -> Tensor:
+        """The first code of each cell, int32 `[M]`: what language reads."""
+        return first_codes(self.codes)
+
+    @property
+    def count(self) -> int:
+        """How many codes there are, second ones among them."""
+        return code_count(self.codes)
+
     def to_sparse_tensor(self, device: torch.device | str = "cpu") -> SparseTensor:
-        """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` int64 on the latent grid."""
+        """Return what `SparseSDFVQVAE.Decode` takes: feats `[M, 1]` or `[M, 2]` int64 on the latent grid."""
         coords = torch.cat([torch.zeros_like(self.coords[:, :1]), self.coords], dim=1)
-        return SparseTensor(self.codes.long()[:, None].to(device), coords.to(device), side=self.latent_resolution)
+        feats = self.codes.long().view(len(coords), -1)
+        return SparseTensor(feats.to(device), coords.to(device), side=self.latent_resolution)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing an earlier one only when complete."""
@@ -132,17 +142,26 @@ class ShapeCodes:
             raise ValueError(f"{path} is not a codes file: {brief(error)}") from error
 
 
-def check_one_a_cell(vae: SparseSDFVQVAE) -> None:
-    """Raise a ValueError if a tokenizer's cells may have two codes, which files of codes can't hold."""
-    if vae.vq.columns != 1:
+def check_shapes(codes: Tensor, coords: Tensor) -> None:
+    """Raise a ValueError unless these are codes `[M]` or `[M, 2]` and coordinates `[M, 3]`."""
+    if list(codes.shape[1:]) not in ([], [2]) or codes.ndim == 0 or coords.shape != (len(codes), 3):
         raise ValueError(
-            f"cells of this tokenizer have up to {vae.vq.columns} codes, and files of codes hold one a cell: Encode, "
-            "Decode and evaluate work with it, files of codes and language don't"
+            f"codes must have shape [M] or [M, 2] and coords [M, 3]; got {list(codes.shape)} and {list(coords.shape)}"
         )
 
 
+def code_count(codes: Tensor) -> int:
+    """Return how many codes `[M]` or `[M, 2]` are, second ones among them."""
+    return int((codes >= 0).sum())
+
+
+def codes_of_cells(encoded: SparseTensor) -> Tensor:
+    """Return what `SparseSDFVQVAE.Encode` gave as codes int32 `[M]` or `[M, 2]` on the CPU."""
+    return encoded.feats.to("cpu", torch.int32).squeeze(1)
+
+
 def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
-    """Raise a ValueError unless the codes were made by this tokenizer."""
+    """Raise a ValueError unless the codes were made by this tokenizer and are in its codebook."""
     here = vae.fingerprint()
     if codes.vae_hash != here:
         raise ValueError(
@@ -154,6 +173,13 @@ def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
         raise ValueError(
             f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
             f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
+        )
+    most = codes.codes.view(len(codes.coords), -1).amax(0).tolist()
+    sizes = [vae.config.num_embeddings, vae.config.second_codes][: vae.vq.columns]
+    if len(most) != len(sizes) or any(code >= size for code, size in zip(most, sizes, strict=True)):
+        raise ValueError(
+            f"codes of a cell reach {' and '.join(map(str, most))}, but the VAE has {' and '.join(map(str, sizes))}: "
+            "the codes file is damaged"
         )
 
 

@@ -68,7 +68,7 @@ def work(options: argparse.Namespace) -> int:
     taken = write_mesh(options.output, mesh, up=codes.up if codes.up_from else None)
     report = {
         "codes_file": str(options.codes),
-        "codes": len(codes.codes),
+        "codes": codes.count,
         "decoded_voxels": len(decoded),
         "vertices": len(mesh.vertices),
         "faces": len(mesh.faces),

@@ -91,8 +91,8 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
         "up_from": up.known_from,
         "resolution": field.field.resolution,
         "voxels": len(field.sdf),
-        "codes": len(codes.codes),
-        "distinct_codes": len(torch.unique(codes.codes)),
+        "codes": codes.count,
+        "distinct_codes": len(torch.unique(codes.first)),
         "output": str(settings.output),
     }
     if options.json:

@@ -342,7 +342,7 @@ def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.d
     Args:
         vae: the tokenizer.
         folder: where to.
-        dtype: of the file's numbers. `torch.int8` keeps weights as int8 with a scale a row, and the codebook and
+        dtype: of the file's numbers. `torch.int8` keeps weights as int8 with a scale a row, and codebooks and
             everything small as float16: a quarter of float32.
     """
     folder = Path(folder)
@@ -352,7 +352,7 @@ def save_vae(vae: SparseSDFVQVAE, folder: str | os.PathLike[str], dtype: torch.d
         if not is_training_state(name)
     }
     if dtype == torch.int8:
-        state = to_int8(state, keep=(CODEBOOK,))
+        state = to_int8(state, keep=[name for name in state if name.startswith("vq.")])
     else:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     document = {"models": {"vqvae": {"name": "SparseSDFVQVAE", "args": vae.config.to_args()}}}

@@ -105,7 +105,7 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
         words = describe(model, codes, *settings.prompts, max_new_tokens=settings.max_new_tokens)
     if options.json:
         stages = [dataclasses.asdict(cost) for cost in watch.costs]
-        about = {"shape": str(path), "up": up.axis, "up_from": up.known_from, "codes": len(codes.codes)}
+        about = {"shape": str(path), "up": up.axis, "up_from": up.known_from, "codes": codes.count}
         print_json({**about, **vars(words), "stages": stages})
     else:
         print(up.in_words(), file=sys.stderr)  # the answer alone is the program's output

@@ -24,6 +24,7 @@ from sdf_vqvae.data.captions import CAPTION_COLUMNS
 from sdf_vqvae.data.field_folder import FieldFolder, log_left_out
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, find_table, nearest_names
 from sdf_vqvae.fields.sparse_sdf import collate_sparse_sdf
+from sdf_vqvae.quantizers.quantizer import first_codes
 from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.data.loading import SharedEpoch, SharedTexts
 from vae_qwen3vl.data.mirror_words import looks_like_the_other_side, mirrored_text
@@ -271,7 +272,8 @@ class CachedCodesDataset(_WithTexts):
             chosen, titles = mirrored_text(chosen), [mirrored_text(text) for text in titles]
         of_the_box = chosen.kind.partition(" ")[0] in KINDS_OF_THE_BOX
         side = folder.manifest.latent_resolution
-        codes, coords = self.augmentation(*folder[name], side, draw, turn=not of_the_box)
+        codes, coords = folder[name]
+        codes, coords = self.augmentation(first_codes(codes), coords, side, draw, turn=not of_the_box)
         words = _words(name, chosen)
         if titles:
             words["title"] = min((text.answer for text in titles), key=len)

@@ -190,7 +190,7 @@ class _Interview:
         (text,) = self._engine.processor.decode([answer.token_ids])
         shape = asked.shape
         up = {"up": shape.up, "up_from": shape.up_from} if shape.up_from else {}
-        about = {"shape": asked.name, **up, "codes": len(shape.codes), "tokens_3d": answer.tokens_3d}
+        about = {"shape": asked.name, **up, "codes": shape.count, "tokens_3d": answer.tokens_3d}
         records = told.setdefault(asked.name, [])
         records.append({**about, "prompt": asked.prompt, "text": text, **self._about})
         if len(records) == asked.of:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from sdf_vqvae.evaluation.bootstrap import Array, Interval, mean_interval
+from sdf_vqvae.quantizers.quantizer import first_codes
 from vae_qwen3vl.evaluation.objects import EvalObject
 from vae_qwen3vl.sequence_3d import coords_of_cells
 
@@ -173,7 +174,7 @@ def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject],
     from scipy.sparse import csr_matrix
 
     def rows(items: Sequence[EvalObject]) -> csr_matrix:
-        counts = [torch.bincount(one.codes, minlength=codebook).float() for one in items]
+        counts = [torch.bincount(first_codes(one.codes), minlength=codebook).float() for one in items]
         return csr_matrix(np.stack([(c / c.sum()).sqrt().numpy() for c in counts]))
 
     table = rows(known)

@@ -25,6 +25,7 @@ from sdf_vqvae.fields.balls import ball_batch
 from sdf_vqvae.fields.description import FieldDescription
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from sdf_vqvae.quantizers.quantizer import first_codes
 from sdf_vqvae.utils.archives import read_torch_file
 from sdf_vqvae.utils.progress import follow
 from vae_qwen3vl.data.splits import UNKNOWN, Learned, held_out
@@ -43,7 +44,7 @@ class EvalObject:
 
     name: str
     codes: Tensor
-    """int64 `[M]`."""
+    """int64 `[M]` or `[M, 2]`; see `ShapeCodes`."""
     coords: Tensor
     """int32 `[M, 3]` = (x, y, z)."""
     captions: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class EvalData:
 
     def batch(self, objects: Sequence[EvalObject]) -> tuple[Tensor, Tensor]:
         """Return codebook vectors `[M, D]` and coordinates int32 `[M, 4]` = (object, x, y, z) of several objects."""
-        feats = self.codebook[torch.cat([one.codes for one in objects])]
+        feats = self.codebook[torch.cat([first_codes(one.codes) for one in objects])]
         coords = [torch.nn.functional.pad(one.coords, (1, 0), value=i) for i, one in enumerate(objects)]
         return feats, torch.cat(coords)
 
@@ -241,7 +242,7 @@ def _apart(rows: list[dict[str, str]], folder: Path, learned: Learned) -> list[d
 
 def _encoded_objects(vae: SparseSDFVQVAE, batch: dict[str, Tensor], name: str) -> list[EvalObject]:
     _, coords, indices = extract_3d_latent_and_indices(batch, vae)
-    codes, coords = indices.feats.reshape(-1).long().cpu(), coords.cpu()
+    codes, coords = indices.feats.long().cpu().squeeze(-1), coords.cpu()
     count = int(coords[:, 0].max()) + 1
     objects = []
     for number in range(count):

@@ -183,7 +183,7 @@ def reconstruct(
         draw: make pictures.
     """
     coords = torch.nn.functional.pad(one.coords, (1, 0)).to(vae.device)
-    codes = SparseTensor(one.codes[:, None].to(vae.device), coords, side=vae.config.latent_resolution)
+    codes = SparseTensor(one.codes.view(len(coords), -1).to(vae.device), coords, side=vae.config.latent_resolution)
     mesh: trimesh.Trimesh | None = None
     error = None
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdf_vqvae.codes.shape_codes import code_count
 from sdf_vqvae.evaluation.page import REPORT
 from sdf_vqvae.utils.files import write_json, write_json_lines, write_text
 from vae_qwen3vl.evaluation.controls import OWN
@@ -47,7 +48,7 @@ def make_records(
             "sample_id": one.name,
             "prompt": said.prompt,
             "generated": said.texts[OWN][number],
-            "codes": len(one.codes),
+            "codes": code_count(one.codes),
             "tokens_3d": said.tokens[number],
         }
         if one.captions:

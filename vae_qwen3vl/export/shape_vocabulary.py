@@ -80,4 +80,4 @@ class ShapeVocabulary:
 def in_order(shape: ShapeCodes) -> list[int]:
     """Return an object's codes in the order in which the language model reads them: by z, then y, then x."""
     order = sequence_keys(joined_coords([shape.coords])).argsort()
-    return [int(code) for code in shape.codes[order]]
+    return [int(code) for code in shape.first[order]]

@@ -88,11 +88,11 @@ class Guide:
         shape = self.bench.encode(source)
         if visit.source is not source:
             return
-        blocks = block_glb(shape.codes, self.bench.colors[shape.codes.codes.numpy()])
+        blocks = block_glb(shape.codes, self.bench.colors[shape.codes.first.numpy()])
         visit.shape = shape
         visit.views = visit.views | {
             "codes": self._file("codes.glb", blocks),
-            "codes_note": f"{len(shape.codes.codes):,} codes",
+            "codes_note": f"{shape.codes.count:,} codes",
         }
 
     def rebuild(self, visit: Visit, resolution: int | None = None) -> Rebuilt | None:
@@ -209,7 +209,7 @@ def facts_html(shape: Shape, rebuilt: Rebuilt | None) -> str:
     rows = [
         ("Input", f"{len(source.mesh.faces):,} triangles, {closed}"),
         ("Up", f"{source.up.axis} of the file: {source.up.known_from}"),
-        ("Codes", f"{len(codes.codes):,} of {codes.latent_resolution}³ cells, in {shape.seconds:.1f} s"),
+        ("Codes", f"{codes.count:,} of {codes.latent_resolution}³ cells, in {shape.seconds:.1f} s"),
     ]
     if rebuilt is not None:
         holes = f"; {rebuilt.holes:.0%} of its edges are open" if rebuilt.holes > _HOLES else ""

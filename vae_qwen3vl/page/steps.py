@@ -157,7 +157,7 @@ class Steps:
         yield {parts.status: status_html(f"Rebuilding the mesh on a grid of {side:.0f}³ …", "busy")}
         rebuilt = self.guide.rebuild(visit, int(side))
         if rebuilt is not None:
-            done = f"{shape.source.name}: {len(shape.codes.codes):,} codes, and the mesh rebuilt from them."
+            done = f"{shape.source.name}: {shape.codes.count:,} codes, and the mesh rebuilt from them."
             yield {
                 parts.stage: visit.views,
                 parts.scores: scores_html(rebuilt, shape.source),

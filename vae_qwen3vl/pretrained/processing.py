@@ -399,7 +399,7 @@ def _joined(objects: Sequence[ShapeCodes]) -> dict[str, Tensor]:
     if not objects:
         return {}
     return {
-        "codes_3d": torch.cat([shape.codes for shape in objects]).int(),
+        "codes_3d": torch.cat([shape.first for shape in objects]).int(),
         "coords_3d": joined_coords([shape.coords for shape in objects]).int(),
     }
 

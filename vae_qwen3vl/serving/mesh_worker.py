@@ -190,7 +190,7 @@ def _scan(maker: FieldMaker, limits: ShapeLimits, task: Task, most_voxels: int) 
 
 def _codes_of(path: Path, limits: ShapeLimits) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     codes = ShapeCodes.load(path)
-    _check("codes", len(codes.codes), limits.max_codes, "send a smaller object")
+    _check("codes", codes.count, limits.max_codes, "send a smaller object")
     about = {
         "latent_resolution": codes.latent_resolution,
         "data_resolution": codes.data_resolution,
@@ -199,6 +199,7 @@ def _codes_of(path: Path, limits: ShapeLimits) -> tuple[dict[str, Any], torch.Te
         "vae_hash": codes.vae_hash,
         "up": codes.up,
         "up_from": codes.up_from,
+        "codes": list(codes.codes.shape),
     }
     return about, codes.codes.contiguous(), codes.coords.contiguous()
 

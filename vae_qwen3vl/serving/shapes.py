@@ -47,7 +47,6 @@ from vae_qwen3vl.serving.mesh_worker import (
     work,
 )
 from vae_qwen3vl.serving.settings import ScanLimits, ShapeLimits
-from vae_qwen3vl.vae_latent_extractor import codebook_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -231,21 +230,20 @@ class ShapeReader:
         )
         with self._encoding, torch.inference_mode():
             codes = encode_field(self.vae, field)
-        if len(codes.codes) > self.limits.max_codes:
+        if codes.count > self.limits.max_codes:
             raise ShapeTooLargeError(
-                f"the object has {len(codes.codes):,} codes, more than the {self.limits.max_codes:,} that are taken "
+                f"the object has {codes.count:,} codes, more than the {self.limits.max_codes:,} that are taken "
                 "here: send a simpler mesh"
             )
         return codes
 
     def _from_codes(self, about: dict[str, Any], codes: bytes, coords: bytes) -> ShapeCodes:
         shape = ShapeCodes(
-            codes=torch.from_numpy(np.frombuffer(bytearray(codes), np.int32)),
+            codes=torch.from_numpy(np.frombuffer(bytearray(codes), np.int32)).view(about.pop("codes")),
             coords=_rows(coords),
             **about | {"center": tuple(about["center"])},
         )
         check_codes(self.vae, shape)
-        codebook_vectors(shape.codes, self.vae)  # each of them is in the codebook
         return shape
 
 
