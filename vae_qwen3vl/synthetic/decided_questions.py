@@ -1,8 +1,8 @@
 """Yes/no questions that a rule decides for an object by itself: a table of kinds, `DECIDED`.
 
 As many objects where the answer is yes are asked as where it is no, of the same source and in the same words: neither
-the question nor where the object is from tells the answer. Where the rule does not decide, nothing is asked. A new kind
-is a function here and its wordings.
+the question nor where the object is from tells the answer. Where the rule does not decide, nothing is asked. A new
+kind is a function here and its wordings.
 """
 
 from __future__ import annotations
