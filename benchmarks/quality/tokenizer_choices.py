@@ -95,6 +95,7 @@ STARTED: dict[str, Change] = {
     "no_made_thin": ({}, {"shares": {"ldraw": 0.35}}),
     "lr_5e-4": ({}, {"lr": 5e-4}),
     "lr_2e-3": ({}, {"lr": 2e-3}),
+    "muon": ({}, {"optimizer": "Muon"}),
     "thin_weight": ({}, {"thin_weight": 3.0}),
     "surface_weight": ({}, {"surface_weight": 1.0}),
     "by_error": ({}, {"draw_by_error": 1.0}),

@@ -140,8 +140,10 @@ class TrainerConfig:
     """Processes that read data."""
     disable_snapshot: bool = False
     """Leave out the pictures of reconstructions."""
+    optimizer: Literal["AdamW", "Muon"] = "AdamW"
+    """`optimizer.name`. Muon: steps of the matrices inside the network are made orthogonal; AdamW for the rest."""
     lr: Amount = 1e-3
-    """`optimizer.args.lr` (AdamW)."""
+    """`optimizer.args.lr`."""
     weight_decay: Amount = 0.01
     """`optimizer.args.weight_decay`."""
     warmup_steps: Count = 0
@@ -216,6 +218,7 @@ class TrainerConfig:
         """Read the section. Raises a ValueError that names what is wrong."""
         _, args = named_section("trainer", values, ("SparseSDFVQVAETrainer",))
         nested = (
+            "optimizer",
             "lr",
             "weight_decay",
             "warmup_steps",
@@ -241,9 +244,9 @@ class TrainerConfig:
 
 
 def _optimizer(section: Any) -> dict[str, Any]:
-    _, args = named_section("trainer.args.optimizer", section, ("AdamW",))
+    name, args = named_section("trainer.args.optimizer", section, ("AdamW", "Muon"))
     check_keys("trainer.args.optimizer.args", args, ("lr", "weight_decay"))
-    return args
+    return {"optimizer": name, **args}
 
 
 def _schedule(section: Any) -> dict[str, Any]:

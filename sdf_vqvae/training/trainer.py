@@ -29,6 +29,7 @@ from sdf_vqvae.sparse.tensor import SparseTensor
 from sdf_vqvae.training import checkpoints
 from sdf_vqvae.training.held_out import measure_held_out, picture_rows
 from sdf_vqvae.training.losses import answers_of, object_errors, training_loss
+from sdf_vqvae.training.optimizers import make_optimizer
 from sdf_vqvae.training.run_log import RunLog
 from sdf_vqvae.training.streams import Field, Stream, joined_field
 from sdf_vqvae.utils.progress import Progress
@@ -106,19 +107,8 @@ class TokenizerTrainer:
         self.folder = folder
         self.settings = dict(settings or {})
         self._freeze()
-        trained = [p for p in vae.parameters() if p.requires_grad]
-        self.optimizer = (
-            torch.optim.AdamW(
-                trained,
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                betas=(0.9, 0.99),
-                fused=self.device.type == "cuda" or None,
-            )
-            if trained
-            else None
-        )
-        self.model = self.accelerator.prepare(vae) if trained else vae
+        self.optimizer = make_optimizer(vae, config, self.device)
+        self.model = vae if self.optimizer is None else self.accelerator.prepare(vae)
         self.averages = [
             AveragedModel(vae, multi_avg_fn=_moving_average(rate), use_buffers=False) for rate in config.ema_rate
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,17 @@ def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: 
     assert list((tmp_path / "pictures").glob("*.png"))
 
 
-@pytest.mark.parametrize("stop", [3, 11])
-def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(("stop", "optimizer"), [(3, "AdamW"), (11, "AdamW"), (11, "Muon")])
+def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int, optimizer: str) -> None:
     """Before the codebook is placed (step 3) and after it (step 11)."""
-    whole = trainer_of(tmp_path / "whole", settings_of(max_steps=14, bypass_share=0.4))
+    config = partial(settings_of, max_steps=14, bypass_share=0.4, optimizer=optimizer)
+    whole = trainer_of(tmp_path / "whole", config())
     whole.run()
 
     class Killed(Exception):
         pass
 
-    first = trainer_of(tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4, i_save=stop))
+    first = trainer_of(tmp_path / "parts", config(i_save=stop))
     save = first.save
 
     def save_and_die() -> None:
@@ -105,7 +107,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int) -> No
     first.save = save_and_die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         first.run()
-    second = trainer_of(tmp_path / "parts", settings_of(max_steps=14, bypass_share=0.4))
+    second = trainer_of(tmp_path / "parts", config())
     torch.manual_seed(77)  # the checkpoint's generator must win
     second.run()
     expected, found = weights_of(whole), weights_of(second)
