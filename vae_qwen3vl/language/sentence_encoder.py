@@ -153,6 +153,23 @@ def embed(encoder: SentenceEncoder, sentences: Sequence[str], *, batch_size: int
     return embeddings
 
 
+def word_vectors(encoder: SentenceEncoder, sentences: Sequence[str], *, batch_size: int = 64) -> list[Tensor]:
+    """Return the vectors of each sentence's tokens, float16 `[S, H]`; of an empty sentence none.
+
+    Sentences are read in a fixed order, so that the same ones get the same numbers.
+    """
+    unique = sorted({text for text in sentences if text.strip()}, key=lambda text: (len(text), text))
+    of_text: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(unique), batch_size):
+            texts = unique[start : start + batch_size]
+            hidden, mask = _token_states(encoder, texts)
+            for text, states, there in zip(texts, hidden.half().cpu(), mask.bool().cpu(), strict=True):
+                of_text[text] = states[there].clone()
+    empty = torch.zeros(0, int(encoder.network.config.hidden_size), dtype=torch.float16)
+    return [of_text.get(text, empty) for text in sentences]
+
+
 def sentence_similarities(
     encoder: SentenceEncoder, candidates: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> Array:
@@ -182,12 +199,17 @@ def sentence_similarities(
     return best
 
 
-def _embed_batch(encoder: SentenceEncoder, texts: list[str]) -> Tensor:
+def _token_states(encoder: SentenceEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Return the vectors of tokens `[B, S, H]`, and where there is one, `[B, S]`."""
     inputs = encoder.tokenizer(
         texts, padding=True, truncation=True, max_length=encoder.longest, return_tensors="pt"
     ).to(encoder.network.device)
-    hidden = encoder.network(**inputs).last_hidden_state  # [B, S, H]
-    mask = inputs["attention_mask"][:, :, None].to(hidden.dtype)
+    return encoder.network(**inputs).last_hidden_state, inputs["attention_mask"]
+
+
+def _embed_batch(encoder: SentenceEncoder, texts: list[str]) -> Tensor:
+    hidden, attended = _token_states(encoder, texts)  # [B, S, H], [B, S]
+    mask = attended[:, :, None].to(hidden.dtype)
     mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)  # [B, H]
     return torch.nn.functional.normalize(mean, dim=-1).float().cpu()
 

