@@ -142,6 +142,8 @@ class AlignmentConfig:
     """Cells an axis in one 3D token: 1, 2 or 4."""
     shape_tokens: Count = 0
     """3D tokens in front that tell of the object as a whole, from its coarse occupancy."""
+    encoder_layers: Count = 0
+    """Layers of a small transformer over an object's 3D tokens, in front of the language model."""
     caption_share: Share = CAPTION_SHARE
     """How often a caption of the table is learned where an object has questions too."""
     kind_weights: Annotated[str, Option(metavar="KIND=N")] | None = None
@@ -164,7 +166,9 @@ class AlignmentConfig:
     words than to other names of the batch. Cached codes only."""
     pretrain_epochs: Count = 0
     """Passes in which the projector first learns, without the language model, which caption belongs to which object
-    (see first_lesson.py). Cached codes only."""
+    (see projector_pretraining.py). Cached codes only."""
+    pretrain_masked: Amount = 0.0
+    """Weight, in those passes, of telling hidden codes from the rest of their object; needs encoder_layers."""
     projector_share: Share = 0.3
     """Share of the run in which the projector learns alone, before the adapters join."""
     weight_decay: Amount = 0.01
@@ -211,6 +215,8 @@ class AlignmentConfig:
         check(self)
         for key in _EXAMPLES:
             self.numbers(key)
+        if self.pretrain_masked and not (self.encoder_layers and self.pretrain_epochs):
+            raise ValueError("pretrain_masked needs encoder_layers and pretrain_epochs")
         if 0 < self.max_3d_tokens <= self.shape_tokens:
             raise ValueError(f"{self.shape_tokens} shape_tokens leave nothing of max_3d_tokens {self.max_3d_tokens}")
         if self.init_lora is not None and not self.use_lora:
@@ -288,6 +294,7 @@ class AlignmentConfig:
             "projector_num_layers": self.projector_layers,
             "merge": self.merge,
             "shape_tokens": self.shape_tokens,
+            "encoder_layers": self.encoder_layers,
             "positions": self.positions,
         }
 

@@ -48,6 +48,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         use_vl_model: an already built model to use instead of loading one.
         merge: latent cells per 3D token and axis: 1, 2 or 4.
         shape_tokens: 3D tokens in front that tell of the object as a whole (see `Projector3D`).
+        encoder_layers: layers of a transformer that an object's 3D tokens pass first (see `ShapeEncoder`).
         positions: "mrope" gives 3D tokens their block's (z, y, x) on the M-RoPE axes, "sequential" counts.
         truncate_mode: over budget, "pool" averages neighbouring blocks (all of the object is seen), "head" keeps
             the first tokens only.
@@ -68,6 +69,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         *,
         merge: int = 1,
         shape_tokens: int = 0,
+        encoder_layers: int = 0,
         positions: Positions = "mrope",
         truncate_mode: OverBudget = "pool",
         freeze_vl: bool = True,
@@ -100,6 +102,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             use_3d_pos=use_3d_pos,
             merge=merge,
             shape_tokens=shape_tokens,
+            encoder_layers=encoder_layers,
         )
         projector.output_rms.fill_(embedding_rms(table))
         self.projector = projector.to(table.device)
@@ -370,6 +373,7 @@ class Qwen3VLWith3DBranch(nn.Module):
             num_layers=projector.num_layers,
             merge=projector.merge,
             shape_tokens=projector.shape_tokens,
+            encoder_layers=projector.encoder_layers,
             use_3d_pos=projector.use_3d_pos,
             pos_mode=projector.pos_mode,
             max_coord=projector.max_coord,

@@ -18,8 +18,11 @@ from vae_qwen3vl.sequence_3d import (
     coarse_occupancy,
     group_blocks,
     keep_head,
+    object_counts,
     pool_to_budget,
+    rank_in_object,
 )
+from vae_qwen3vl.shape_encoder import WIDTH, ShapeEncoder
 
 MERGES = (1, 2, 4)
 SHAPE_SIDE, _SHAPE_WIDTH = 8, 160
@@ -85,8 +88,9 @@ class PositionEncoder3D(nn.Module):
 class Projector3D(nn.Module):
     """Maps codebook vectors to the language model's width and scale.
 
-    `project` is the whole way: cells -> blocks of `merge`^3 -> vectors -> at most so many per object. `forward` is
-    its middle, for rows that are ready (with `merge=1`: codebook vectors themselves, of any leading shape).
+    `project` is the whole way: cells -> blocks of `merge`^3 -> vectors -> at most so many per object -> with
+    `encoder_layers`, vectors that know the others of their object. `forward` is its middle without those layers, for
+    rows that are ready (with `merge=1`: codebook vectors themselves, of any leading shape).
 
     Each output row has RMS `output_rms` times `1 + output_gain` (learned, zero at first), so that 3D tokens enter
     at the scale of the text embeddings. The vectors of the start and end markers are kept here too.
@@ -101,6 +105,7 @@ class Projector3D(nn.Module):
         merge: latent cells per token and axis: 1, 2 or 4.
         shape_tokens: tokens in front of the others that tell of the object as a whole: a two-layer network on the
             occupancy of 8^3 boxes round it.
+        encoder_layers: layers of a `ShapeEncoder` that all these tokens pass, of 256 channels; 0 is none.
     """
 
     output_rms: Tensor
@@ -115,6 +120,7 @@ class Projector3D(nn.Module):
         max_coord: int = 64,
         merge: int = 1,
         shape_tokens: int = 0,
+        encoder_layers: int = 0,
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -130,25 +136,30 @@ class Projector3D(nn.Module):
             merge,
         )
         self.use_3d_pos, self.pos_mode, self.max_coord = use_3d_pos, pos_mode, max_coord
-        self.shape_tokens = shape_tokens
+        self.shape_tokens, self.encoder_layers = shape_tokens, encoder_layers
         self.in_features = latent_dim if merge == 1 else merge**3 * (latent_dim + 1)
-        layers: list[nn.Module] = [nn.Linear(self.in_features, hidden_size)]
+        inner = WIDTH if encoder_layers else hidden_size
+        layers: list[nn.Module] = [nn.Linear(self.in_features, inner)]
         for _ in range(num_layers - 1):
-            layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+            layers += [nn.GELU(), nn.Linear(inner, inner)]
         self.proj = layers[0] if num_layers == 1 else nn.Sequential(*layers)
         if use_3d_pos:
             self.position = PositionEncoder3D(hidden_size, max_coord, pos_mode)
             self.position_gain = nn.Parameter(torch.ones(()))
         if shape_tokens:
-            wide = shape_tokens * hidden_size
+            wide = shape_tokens * inner
             self.shape = nn.Sequential(nn.Linear(SHAPE_BOXES, _SHAPE_WIDTH), nn.GELU(), nn.Linear(_SHAPE_WIDTH, wide))
+        if encoder_layers:
+            self.encoder = ShapeEncoder(encoder_layers, inner)
+            self.out = nn.Linear(inner, hidden_size)
         self.output_gain = nn.Parameter(torch.zeros(hidden_size))
         self.marker_vectors = nn.Parameter(torch.randn(2, hidden_size))
         self.register_buffer("output_rms", torch.ones(()))
 
     def forward(self, feats: Tensor, coords: Tensor | None = None) -> Tensor:  # [..., in_features] -> [..., H]
         """Project rows; `coords [..., 4]` are needed with `use_3d_pos`."""
-        return self._finish(self._lift(feats), coords)
+        hidden = self._lift(feats)
+        return self._finish(_unit_rms(self.out(hidden)) if self.encoder_layers else hidden, coords)
 
     def project(
         self, feats: Tensor, coords: Tensor, max_tokens: int = 0, over_budget: OverBudget = "pool"
@@ -185,15 +196,49 @@ class Projector3D(nn.Module):
             hidden = self._lift(rows)
         else:
             hidden, blocks = pool_to_budget(self._lift(rows), blocks, max_tokens)
+        if self.encoder_layers:
+            return self._encoded(hidden, blocks, cells)
         embeds = self._finish(hidden, blocks)
         if not self.shape_tokens:
             return Tokens3D(embeds=embeds, coords=blocks)
-        whole = self.shape_vectors(coarse_occupancy(cells, SHAPE_SIDE))
+        whole, order, merged = self._with_whole(self.shape_vectors(coarse_occupancy(cells, SHAPE_SIDE)), blocks)
+        return Tokens3D(embeds=torch.cat([whole, embeds])[beside(order, embeds)], coords=merged)
+
+    def blocks(self, feats: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the encoder makes of each block of `merge`^3 cells, for lessons without a language model.
+
+        Arguments are those of `project`; no block is pooled or cut.
+
+        Returns:
+            `[T, W]` before the map to the language model's width, and the blocks int64 `[T, 4]`.
+        """
+        cells = check_coords(coords)
+        rows, blocks = group_blocks(feats, cells, self.merge)
+        hidden, merged, placed = self._seen(self._lift(rows), blocks, cells)
+        stand = placed.nonzero().squeeze(1)
+        return hidden[beside(stand, hidden)], merged[stand]
+
+    def _encoded(self, hidden: Tensor, blocks: Tensor, cells: Tensor) -> Tokens3D:
+        """Return the tokens of rows `[T, W]` of blocks after the encoder, those of the whole in front."""
+        hidden, merged, _ = self._seen(hidden, blocks, cells)
+        return Tokens3D(embeds=self._finish(_unit_rms(self.out(hidden)), merged), coords=merged)
+
+    def _seen(self, hidden: Tensor, blocks: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows after the encoder, where they stand, and which of them stand for a block."""
+        merged = blocks
+        if self.shape_tokens:
+            whole, order, merged = self._with_whole(self._of_the_whole(coarse_occupancy(cells, SHAPE_SIDE)), blocks)
+            hidden = torch.cat([whole, hidden])[beside(order, hidden)]
+        placed = rank_in_object(merged[:, 0], object_counts(merged)) >= self.shape_tokens
+        return self.encoder(hidden, merged, placed), merged, placed
+
+    def _with_whole(self, whole: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors of the whole, the order that puts them in front of each object's blocks, and all places."""
         front = blocks.new_zeros(len(whole), 4)
         front[:, 0] = torch.arange(len(whole), device=blocks.device) // self.shape_tokens
         merged = torch.cat([front, blocks])
         order = merged[:, 0].argsort(stable=True)
-        return Tokens3D(embeds=torch.cat([whole, embeds])[beside(order, embeds)], coords=merged[order])
+        return whole, order, merged[order]
 
     def no_tokens(self, device: torch.device) -> Tokens3D:
         """Return the tokens of no object, which hang on the parameters: under DDP text alone takes part as well.
@@ -205,18 +250,27 @@ class Projector3D(nn.Module):
         embeds = self(gain.new_zeros((0, self.in_features)), coords)
         if self.shape_tokens:
             embeds = torch.cat([embeds, self.shape_vectors(gain.new_zeros((0, SHAPE_BOXES)))])
+        if self.encoder_layers:
+            embeds = embeds + 0 * sum(p.sum() for p in self.encoder.parameters())
         return Tokens3D(embeds=embeds, coords=coords)
 
     def shape_vectors(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H]
-        """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`."""
-        vectors = self.shape(_unit_rms(beside(occupancy, self.output_gain).to(self.output_gain.dtype)))
-        return self._scaled(vectors.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1))
+        """Return the n = `shape_tokens` tokens of each object as a whole, from its `coarse_occupancy`.
+
+        With an encoder they have not seen the object's parts here.
+        """
+        vectors = self._of_the_whole(occupancy)
+        return self._scaled(self.out(vectors) if self.encoder_layers else vectors)
 
     def markers(self) -> Tensor:  # [2, H]
         """Return the vectors of the start and the end marker."""
         return self.marker_vectors * self.output_rms
 
-    def _lift(self, feats: Tensor) -> Tensor:  # [..., in_features] -> [..., H], unit RMS
+    def _of_the_whole(self, occupancy: Tensor) -> Tensor:  # [O, SHAPE_BOXES] -> [O * n, H or W]
+        vectors = self.shape(_unit_rms(beside(occupancy, self.output_gain).to(self.output_gain.dtype)))
+        return vectors.unflatten(1, (self.shape_tokens, -1)).flatten(0, 1)
+
+    def _lift(self, feats: Tensor) -> Tensor:  # [..., in_features] -> [..., H or W], unit RMS
         if feats.shape[-1] != self.in_features:
             raise ValueError(
                 f"Projector3D(latent_dim={self.latent_dim}, merge={self.merge}) takes rows of width "

@@ -38,6 +38,7 @@ class ProjectorDescription:
     num_layers: int
     merge: int = 1
     shape_tokens: int = 0
+    encoder_layers: int = 0
     use_3d_pos: bool = False
     pos_mode: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_coord: int = 64
@@ -64,6 +65,7 @@ class ProjectorDescription:
             max_coord=self.max_coord,
             merge=self.merge,
             shape_tokens=self.shape_tokens,
+            encoder_layers=self.encoder_layers,
         )
 
 
@@ -106,8 +108,9 @@ def load_projector(path: str | os.PathLike[str]) -> tuple[Projector3D, Projector
     if text is None:
         raise ValueError(f"{path} does not say what kind of projector it holds; it was not written by save_projector")
     description = _parse(path, text)
-    if description.num_layers > len(state):
-        raise ValueError(f"{path} describes {description.num_layers:,} layers, but it holds {len(state)} tensors")
+    layers = max(description.num_layers, description.encoder_layers)
+    if layers > len(state):
+        raise ValueError(f"{path} describes {layers:,} layers, but it holds {len(state)} tensors")
     try:
         with torch.device("meta"):  # names and shapes alone: the description may claim any size
             built = description.build()

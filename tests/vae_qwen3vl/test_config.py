@@ -40,6 +40,7 @@ VALUES = {
     "truncate_mode": st.sampled_from(["pool", "head"]),
     "use_3d_pos": st.booleans(),
     "projector_layers": COUNTS,
+    "encoder_layers": st.integers(0, 12),
     "use_lora": st.booleans(),
     "lora_r": COUNTS,
     "lr": st.floats(min_value=0, exclude_min=True, allow_infinity=False),

@@ -148,7 +148,16 @@ def _closed_sets(data: EvalData, settings: EvalSettings) -> list[ClosedSet] | No
 def _about(model: Qwen3VLWith3DBranch, data: EvalData, settings: EvalSettings) -> dict[str, Any]:
     """Return what decides the results, for the record."""
     branch = model.description()
-    keys = ("num_layers", "merge", "shape_tokens", "use_3d_pos", "positions", "max_3d_tokens", "truncate_mode")
+    keys = (
+        "num_layers",
+        "encoder_layers",
+        "merge",
+        "shape_tokens",
+        "use_3d_pos",
+        "positions",
+        "max_3d_tokens",
+        "truncate_mode",
+    )
     return {
         "data": settings.data,
         "split": data.split,

@@ -27,6 +27,7 @@ def unfit_for_vocabulary(about: ProjectorDescription) -> list[str]:
         for reason, holds in (
             (f"merge {about.merge}: a token holds up to {about.merge**3} codes, not one", about.merge > 1),
             ("use_3d_pos: a code's vector depends on where it stands", about.use_3d_pos),
+            (f"encoder_layers {about.encoder_layers}: a token depends on the others", about.encoder_layers > 0),
             (f"shape_tokens {about.shape_tokens}: they come of no code", about.shape_tokens > 0),
             (f"positions {about.positions}: engines count positions", about.positions != "sequential"),
         )

@@ -476,6 +476,7 @@ def _untrained(config: ShapeVLConfig) -> Qwen3VLWith3DBranch:
         projector_num_layers=about.num_layers,
         merge=about.merge,
         shape_tokens=about.shape_tokens,
+        encoder_layers=about.encoder_layers,
         positions=about.positions,
         truncate_mode=about.truncate_mode,
     )

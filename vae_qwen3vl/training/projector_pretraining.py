@@ -2,7 +2,8 @@
 
 A linear map of the mean of an object's 3D tokens, and of its tokens of the whole shape, should lie nearer to the
 Sentence-BERT embedding of its own caption than to those of the batch's other captions (the symmetric loss of CLIP,
-Radford et al. 2021). The map is thrown away; what stays is a projector whose tokens say what they are part of.
+Radford et al. 2021). The map is thrown away; what stays is a projector whose tokens say what they are part of. A
+shape encoder learns shapes beside it (`masked_codes`).
 Without the language model an object costs a hundredth of a training step, so dozens of passes are cheap. Knows
 datasets with captions, projector and sentence model; of the run that follows its settings and its schedule.
 """
@@ -31,6 +32,7 @@ from vae_qwen3vl.projector import Tokens3D
 from vae_qwen3vl.search.head import shape_features
 from vae_qwen3vl.sequence_3d import joined_coords
 from vae_qwen3vl.training.losses import symmetric_contrast
+from vae_qwen3vl.training.masked_codes import MaskedCodes
 from vae_qwen3vl.training.run_data import AlignmentData
 from vae_qwen3vl.training.run_folder import PRETRAINED
 from vae_qwen3vl.training.schedule import rate
@@ -96,6 +98,7 @@ class ProjectorLesson:
                 device=accelerator.device,
                 num_workers=self.config.num_workers,
                 seed=self.config.seed,
+                masked=self.config.pretrain_masked,
             )
             model.save_projector(path, prompt=self.config.prompt, vae_hash=vae_hash)
         accelerator.wait_for_everyone()
@@ -168,6 +171,7 @@ def pretrain_projector(
     num_workers: int = 0,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    masked: float = 0.0,
 ) -> list[dict[str, float]]:
     """Teach a branch's projector; it keeps the weights with the lowest validation loss.
 
@@ -184,9 +188,11 @@ def pretrain_projector(
         num_workers: processes that read data.
         seed: of order and linear map.
         batch_size: objects a batch.
+        masked: weight of `MaskedCodes` beside the captions, for a projector with an encoder.
 
     Returns:
-        The records: `loss`, and of validation `val_loss` and `val_recall_at_5`, of objects' own captions among all.
+        The records: `loss` of the captions, and of validation `val_loss` and `val_recall_at_5`, of objects' own
+        captions among all; `masked_loss` and `masked_right`, the share of hidden codes told right.
     """
     torch.manual_seed(seed)
     projector = branch.projector.to(device).train()
@@ -194,7 +200,11 @@ def pretrain_projector(
     contrast = CaptionContrast(projector.hidden_size, caption_size, projector.shape_tokens).to(device)
     captions = _Captions(encoder, device)
     codebook = codebook.to(device)
-    trained = [p for p in (*projector.parameters(), *contrast.parameters()) if p.requires_grad]
+    lessons: list[nn.Module] = [projector, contrast]
+    if masked:
+        hidden = MaskedCodes(projector.merge, projector.latent_dim).to(device)
+        lessons.append(hidden)
+    trained = [p for lesson in lessons for p in lesson.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_RATE, weight_decay=_DECAY, betas=_BETAS)
     loader = DataLoader(
         train,
@@ -211,19 +221,26 @@ def pretrain_projector(
         for epoch in range(epochs):
             if hasattr(train, "set_epoch"):
                 train.set_epoch(epoch)
-            total, count = 0.0, 0
+            total, count, told = 0.0, 0, torch.zeros(2)
             for codes, coords, words in loader:
                 for group in optimizer.param_groups:
                     group["lr"] = _RATE * rate(step / steps, 0.0, _WARM_UP)
                 tokens = _tokens(branch, codes, coords, codebook)
-                loss = contrast(tokens, projector.output_rms, captions(words))
+                of_words = loss = contrast(tokens, projector.output_rms, captions(words))
+                if masked:
+                    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                        of_hidden, right = hidden(projector, codes.to(device), coords.to(device), codebook)
+                    loss = of_words + masked * of_hidden
+                    told += torch.stack([of_hidden.detach(), right]).cpu()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
-                total, count, step = total + float(loss.detach()) * len(words), count + len(words), step + 1
+                total, count, step = total + float(of_words.detach()) * len(words), count + len(words), step + 1
                 progress.update()
             record = {"epoch": epoch + 1, "loss": total / count}
+            if masked:
+                record |= dict(zip(("masked_loss", "masked_right"), (told / len(loader)).tolist(), strict=True))
             if val is not None:
                 record |= _validate(branch, contrast, captions, val, codebook)
                 if record["val_loss"] < best_loss:

@@ -38,6 +38,7 @@ _SAME = {
     "merge": "merge",
     "use_3d_pos": "use_3d_pos",
     "shape_tokens": "shape_tokens",
+    "encoder_layers": "encoder_layers",
 }
 """Settings of a projector's shape, and what its file calls them."""
 

@@ -15,6 +15,7 @@ from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Tokens3D
+from vae_qwen3vl.projector_file import load_projector
 from vae_qwen3vl.train_finetune import main
 from vae_qwen3vl.training.projector_pretraining import CaptionContrast, pretrain_projector
 from vae_qwen3vl.training.run_data import alignment_data, cached_codes
@@ -115,6 +116,54 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept(make_vl, minilm, t
     assert "val_loss" not in last[-1]
     assert last[-1]["loss"] == pytest.approx(records[-1]["loss"])
     assert not torch.equal(branches[0].projector.proj.weight, branches[1].projector.proj.weight)
+
+
+class Uniform(torch.utils.data.Dataset):
+    """Objects that have one and the same code in all of their cells, so that hidden ones can be told."""
+
+    def __init__(self, count: int = 48) -> None:
+        random = torch.Generator().manual_seed(0)
+        self.codebook = torch.randn(12, 8, generator=random)
+        self.items = []
+        for number in range(count):
+            cells = torch.randperm(8**3, generator=random)[:60].sort().values
+            coords = torch.stack([cells // 64, cells // 8 % 8, cells % 8], dim=1).int()
+            codes = torch.full((60,), number % 12)
+            self.items.append({"codes": codes, "coords": coords, "caption": CAPTIONS[number % 4]})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.items[number]
+
+
+def test_hidden_codes_are_told_from_the_rest_of_the_object(make_vl, minilm, tmp_path):
+    torch.manual_seed(0)
+    settings = {"latent_dim": 8, "merge": 2, "shape_tokens": 1, "encoder_layers": 1}
+    branch = Qwen3VLWith3DBranch(use_vl_model=make_vl("qwen2_vl"), **settings)
+    told = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 12, "codebook": Uniform().codebook}
+    records = pretrain_projector(branch, Uniform(), None, minilm, 20, masked=1.0, **told)
+    assert records[0]["masked_right"] < 0.3  # a twelfth is chance
+    assert records[-1]["masked_right"] > 0.9
+    assert records[-1]["masked_loss"] < 0.5 < records[0]["masked_loss"]
+
+
+def test_a_model_with_an_encoder_is_trained_and_its_projector_brings_it_back(place, vl, codes, minilm, capsys):
+    shape = ("--encoder_layers", "1", "--shape_tokens", "1")
+    assert train(codes, vl, *shape, "--pretrain_epochs", "1", "--pretrain_masked", "0.5") == 0
+    folder = Path(capsys.readouterr().out.strip())
+    (record,) = [json.loads(line) for line in (folder / "pretraining.jsonl").read_text().splitlines()]
+    assert {"loss", "masked_loss", "masked_right"} <= record.keys()
+    projector, about = load_projector(folder / "projector_final.pt")
+    assert about.encoder_layers == projector.encoder_layers == 1
+    assert train(codes, vl, "--shape_tokens", "1", "--init_projector", str(folder / "projector_final.pt")) == 2
+    assert "--encoder_layers 1" in capsys.readouterr().err
+
+
+def test_hidden_codes_without_an_encoder_are_refused():
+    with pytest.raises(ValueError, match="pretrain_masked needs encoder_layers and pretrain_epochs"):
+        AlignmentConfig(pretrain_epochs=1, pretrain_masked=1.0)
 
 
 def train(codes: Path, vl: str, *more: str) -> int:
