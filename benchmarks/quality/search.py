@@ -139,7 +139,7 @@ def main() -> None:
     items = {item.id: item for item in Source("pack", options.pack, split=options.split)}
     names = sorted(name for name in index.ids() if name in items)
     parts = [index.codes_of(name) for name in follow(names, "codes")]
-    shapes: ShapeVectors = index._shapes
+    shapes: ShapeVectors = index.shapes
     vectors = shapes([part.codes for part in parts], [part.coords for part in parts])
     boxes = unit(shapes.tokens.features_of_the_whole([part.coords for part in parts])[:, -SHAPE_BOXES:])
     codes = torch.stack([histogram(part.codes, len(shapes.tokens.codebook)) for part in parts])

@@ -6,14 +6,20 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.commands.options import add_threshold_factor, add_up_option, add_vae_options
 from sdf_vqvae.utils.programs import USER_ERROR, add_run_options, naming, print_failures, print_json
 from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.settings import add_options, given
+from vae_qwen3vl.candidates.settings import CandidateSettings
 from vae_qwen3vl.commands.options import add_dtype, add_language_options, check_records_name, quiet_transformers
 from vae_qwen3vl.descriptions.settings import DescribeSettings
+
+if TYPE_CHECKING:
+    from sdf_vqvae.codes.shape_codes import ShapeCodes
+    from vae_qwen3vl.describer import Description
+    from vae_qwen3vl.model import Qwen3VLWith3DBranch
 
 ABOUT = """\
 Answer questions about a mesh, its field or its codes; or about many of them: files, folders, packs, datasets.
@@ -26,6 +32,7 @@ EXAMPLES = """\
   vae-qwen3vl describe chair.safetensors --prompt "Which category does it belong to?"
   vae-qwen3vl describe meshes -o answers.jsonl                 a folder, a pack, a dataset of fields or of codes
   vae-qwen3vl describe *.glb --prompts questions.txt --json    several files, several questions: a record a line
+  vae-qwen3vl describe chair.glb --candidates 16               the best of 17 answers, which take longer
   vae-qwen3vl describe chair.glb --vl_model Qwen/Qwen3-VL-2B-Instruct --projector_ckpt projector_final.pt"""
 
 
@@ -42,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_vae_options(parser)
     add_language_options(parser)
     add_dtype(parser)
+    add_options(parser.add_argument_group("choosing among several answers"), CandidateSettings)
     many = parser.add_argument_group("many objects")
     add_options(many, DescribeSettings, ("batch_size", "split", "max_samples"))
     add_run_options(parser)
@@ -49,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def work(options: argparse.Namespace) -> int:
     """Answer."""
-    settings = DescribeSettings(**given(options, DescribeSettings) | {"prompts": _prompts(options)})
+    choice = CandidateSettings(**given(options, CandidateSettings))
+    told = given(options, DescribeSettings) | {"prompts": _prompts(options), "choice": choice}
+    settings = DescribeSettings(**told)
     quiet_transformers(options.verbose)
     one = len(settings.sources) == 1 and not settings.sources[0].is_dir()
     if one and settings.output is None and len(settings.prompts) < 2:
@@ -77,7 +87,7 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
     from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes, up_of_codes
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import Stopwatch, resolve_device
-    from vae_qwen3vl.describer import describe, load_describer
+    from vae_qwen3vl.describer import load_describer
 
     (path,) = settings.sources
     is_codes = path.suffix == CODES_SUFFIX
@@ -102,15 +112,33 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
         model = load_describer(vae, *parts, device=target, dtype=settings.dtype)
     with watch("describe"):
-        words = describe(model, codes, *settings.prompts, max_new_tokens=settings.max_new_tokens)
+        words, among = _answer(model, codes, settings)
     if options.json:
         stages = [dataclasses.asdict(cost) for cost in watch.costs]
         about = {"shape": str(path), "up": up.axis, "up_from": up.known_from, "codes": codes.count}
-        print_json({**about, **vars(words), "stages": stages})
+        print_json({**about, **vars(words), **among, "stages": stages})
     else:
         print(up.in_words(), file=sys.stderr)  # the answer alone is the program's output
         print(words.text)
     return 0
+
+
+def _answer(
+    model: Qwen3VLWith3DBranch, codes: ShapeCodes, settings: DescribeSettings
+) -> tuple[Description, dict[str, Any]]:
+    """Return the answer, and where it was chosen among several, what else there is to say of it."""
+    from vae_qwen3vl.describer import describe
+
+    length = settings.max_new_tokens
+    if not settings.choice:
+        return describe(model, codes, *settings.prompts, max_new_tokens=length), {}
+    from vae_qwen3vl.candidates import Chooser
+    from vae_qwen3vl.candidates.asking import describe_by_choice
+    from vae_qwen3vl.vae_latent_extractor import codebook
+
+    chooser = Chooser.load(settings.choice, codebook(model.vae_model).detach(), codes.vae_hash, model.device)
+    words, choice = describe_by_choice(model, codes, chooser, *settings.prompts, max_new_tokens=length)
+    return words, {"candidates": choice.ranked()}
 
 
 def _describe_many(settings: DescribeSettings, options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Ask about many objects: many at a time, with a file of answers that a killed run goes on with.
 
-A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"settings"` where any
-were given that change answers; or `{"shape", "error"}` for what can't be read.
+A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"candidates"` where the
+text was chosen among several, and `"settings"` where any were given that change answers; or `{"shape", "error"}` for
+what can't be read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.files import only_writer, regular_file, write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
+from vae_qwen3vl.candidates import Chooser
+from vae_qwen3vl.candidates.asking import submit_candidates
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.descriptions.settings import DescribeSettings
 from vae_qwen3vl.descriptions.shapes import Shapes
@@ -79,12 +82,14 @@ def describe_all(
         vae_hash = shapes.manifest.vae_hash
         model = load_describer(shapes.vae, *parts, device=device, dtype=settings.dtype, vae_hash=vae_hash)
         processor = Processor3D.from_pretrained(model.model_name_or_path)
+        chooser = Chooser.load(settings.choice, shapes.codebook, vae_hash, device) if settings.choice else None
         file = None
         if settings.output is not None:
             file = stack.enter_context(settings.output.open("a", encoding="utf-8"))
-        limits: dict[str, Any] = {"max_batch": settings.batch_size, "max_waiting": 2 * settings.batch_size + 1}
+        most = (2 * settings.batch_size + 1) * (settings.choice.candidates + 1)
+        limits: dict[str, Any] = {"max_batch": settings.batch_size, "max_waiting": most}
         engine = stack.enter_context(Engine(model, processor, codebook=shapes.codebook, **limits))
-        interview = _Interview(engine, shapes, settings)
+        interview = _Interview(engine, shapes, settings, chooser)
         done = {(record["shape"], record["prompt"]) for record in earlier}
         start = time.perf_counter()
         names = [name for name in shapes.names if any((name, prompt) not in done for prompt in interview.prompts)]
@@ -132,16 +137,19 @@ class _Asked:
 class _Interview:
     """Questions about objects. As many are on their way as keep an engine's batch full while objects are read."""
 
-    def __init__(self, engine: Engine, shapes: Shapes, settings: DescribeSettings) -> None:
+    def __init__(
+        self, engine: Engine, shapes: Shapes, settings: DescribeSettings, chooser: Chooser | None = None
+    ) -> None:
         self.prompts = settings.prompts or (engine.model.prompt or DEFAULT_PROMPT,)
         self._engine, self._shapes = engine, shapes
+        self._choice, self._chooser = settings.choice, chooser
         self._sampling = Sampling(max_new_tokens=settings.max_new_tokens)
-        self._at_once = settings.batch_size
+        self._at_once = max(1, settings.batch_size // (settings.choice.candidates + 1))
         self._about = {"settings": settings.decisive} if settings.decisive else {}
 
     def records(self, names: Sequence[str], done: set[tuple[str, str]]) -> Iterator[list[Record]]:
         """Yield the records of each object: why it can't be asked about, or answers to the questions not done."""
-        waiting: deque[tuple[_Asked, Answer]] = deque()
+        waiting: deque[tuple[_Asked, list[Answer]]] = deque()
         told: dict[str, list[Record]] = {}
         for asked in self._questions(names, done):
             if not isinstance(asked, _Asked):
@@ -169,30 +177,37 @@ class _Interview:
                     if (name, prompt) not in done:
                         yield _Asked(name=name, shape=shape, prompt=prompt, of=of)
 
-    def _submit(self, asked: _Asked) -> Answer:
+    def _submit(self, asked: _Asked) -> list[Answer]:
+        """Have a question answered: the likeliest answer comes first."""
         content = [{"type": "3d"}, {"type": "text", "text": asked.prompt}]
-        return self._engine.submit([{"role": "user", "content": content}], [asked.shape], self._sampling)
+        messages = [{"role": "user", "content": content}]
+        return submit_candidates(self._engine, messages, [asked.shape], self._choice, self._sampling)
 
-    def _told(self, asked: _Asked, answer: Answer, told: dict[str, list[Record]]) -> Iterator[list[Record]]:
-        """Wait for an answer, and yield those about its object if it is the last one."""
+    def _told(self, asked: _Asked, answers: list[Answer], told: dict[str, list[Record]]) -> Iterator[list[Record]]:
+        """Wait for the answers to a question, and yield the records about its object if it is the last one."""
         from vae_qwen3vl.generation.engine import TooManyAtOnceError
 
         while True:
             try:
-                answer.text()
+                for answer in answers:
+                    answer.text()
                 break
             except TooManyAtOnceError as error:
                 fewer = max(1, error.answers // 2)
                 if fewer < self._engine.max_batch:
                     self._engine.max_batch = fewer
                     logger.warning("at most %d at a time from now on", fewer)
-                answer = self._submit(asked)
-        (text,) = self._engine.processor.decode([answer.token_ids])
+                answers = self._submit(asked)
+        text, *others = self._engine.processor.decode([answer.token_ids for answer in answers])
+        among = {}
+        if self._chooser is not None:
+            choice = self._chooser.choose([text, *others], asked.shape)
+            text, among = choice.text, {"candidates": choice.ranked()}
         shape = asked.shape
         up = {"up": shape.up, "up_from": shape.up_from} if shape.up_from else {}
-        about = {"shape": asked.name, **up, "codes": shape.count, "tokens_3d": answer.tokens_3d}
+        about = {"shape": asked.name, **up, "codes": shape.count, "tokens_3d": answers[0].tokens_3d}
         records = told.setdefault(asked.name, [])
-        records.append({**about, "prompt": asked.prompt, "text": text, **self._about})
+        records.append({**about, "prompt": asked.prompt, "text": text, **among, **self._about})
         if len(records) == asked.of:
             yield told.pop(asked.name)
 

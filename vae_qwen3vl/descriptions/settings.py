@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from sdf_vqvae.utils.settings import Option, Positive, check
+from vae_qwen3vl.candidates.settings import CandidateSettings
 
 _OF_THE_RUN = ("sources", "output", "prompts", "batch_size", "split", "max_samples")
 """Settings that change nothing in what is said of an object."""
@@ -41,6 +42,8 @@ class DescribeSettings:
     lora_dir: str | None = None
     dtype: str | None = None
     """See `load_describer`."""
+    choice: CandidateSettings = field(default_factory=CandidateSettings)
+    """Among which answers one is chosen, and by what; by default the likeliest is taken."""
 
     def __post_init__(self) -> None:
         """Check all values; the messages name the options."""
@@ -50,7 +53,9 @@ class DescribeSettings:
     def decisive(self) -> dict[str, Any]:
         """What is not as it is by default, of the settings that change what is said of an object."""
         values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
-        chosen = {name: value for name, (value, default) in values.items() if value != default}
+        chosen = {name: value for name, (value, default) in values.items() if value != default and name != "choice"}
+        if self.choice:
+            chosen |= self.choice.told()
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in chosen.items()

@@ -105,7 +105,7 @@ class ShapeIndex:
                 f"the codes were made by the VAE {codes.vae_hash[:12]}, the index {self.folder} by "
                 f"{self.manifest.vae_hash[:12]}: encode the shape with that one"
             )
-        return self.nearest(self._shapes([codes.codes], [codes.coords])[0], k)
+        return self.nearest(self.shapes([codes.codes], [codes.coords])[0], k)
 
     def nearest(self, vector: Tensor, k: int = 10) -> list[Hit]:
         """Return the k objects whose vectors lie nearest to one of length 1, best first. `vector [E]`"""
@@ -152,7 +152,8 @@ class ShapeIndex:
             return self._table.execute(ask, (value,)).fetchone()
 
     @cached_property
-    def _shapes(self) -> ShapeVectors:
+    def shapes(self) -> ShapeVectors:
+        """What turns codes into vectors of this index."""
         tensors, _ = read_safetensors(self.folder / store.CODEBOOK, "codebook", ("codebook",))
         return ShapeVectors.load(self.folder / store.PROJECTOR, self.folder / store.HEAD, tensors["codebook"])
 
@@ -160,4 +161,4 @@ class ShapeIndex:
     def _sentences(self) -> SentenceEncoder:
         from vae_qwen3vl.language.sentence_encoder import load_sentence_encoder
 
-        return load_sentence_encoder(self._shapes.head.sentence_model)
+        return load_sentence_encoder(self.shapes.head.sentence_model)

@@ -11,6 +11,8 @@ import pytest
 import torch
 import trimesh
 
+import tiny_search
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.files import file_lock
 from vae_qwen3vl.generation.answer import Answer
 from vae_qwen3vl.generation.engine import Engine
@@ -193,3 +195,33 @@ def test_nothing_described_is_exit_code_2(tmp_path, flags, run):
     assert code == 2
     assert said.splitlines()[0].startswith("0 objects described, 0 kept, 1 failed")
     assert said.splitlines()[1].startswith(f"  {tmp_path}/bad.glb is not a readable GLB file")
+
+
+def test_the_answer_is_chosen_among_several(codes_file, meshes, tmp_path, flags, run, minilm):
+    flags = [*flags, "--dtype", "float32", "--candidates", "3", "--candidate_temperature", "2", "--shape_weight", "0"]
+    code, said, err = run("describe", codes_file, "--json", *flags)
+    assert code == 0, err
+    one = json.loads(said)
+    assert one["text"] == one["candidates"][0]["text"] and 1 < len(one["candidates"]) <= 4
+    out = tmp_path / "answers.jsonl"
+    assert run("describe", codes_file, meshes / "c.ply", "-o", out, *flags)[0] == 0
+    by_shape = {record["shape"]: record for record in records(out)}
+    assert by_shape[str(codes_file)]["candidates"] == one["candidates"]  # drawn alike, alone and beside others
+    assert by_shape[str(codes_file)]["settings"]["candidates"] == 3
+    code, _, err = run("describe", codes_file, "-o", out, *flags, "--candidates", "2")
+    assert code == 2 and "was begun with" in err
+    code, _, err = run("describe", codes_file, *flags, "--shape_weight", "1")
+    assert code == 2 and "give --shape_weight 0, which chooses without it" in err  # the shipped head is another's
+
+
+def test_the_words_of_the_nearest_objects_of_an_index_are_candidates(
+    codes_file, meshes, tmp_path, tokenizer_file, flags, run, minilm
+):
+    parts = tiny_search.saved(tmp_path, ShapeCodes.load(codes_file).vae_hash)
+    files = ["--vae_ckpt", tokenizer_file, "--device", "cpu", "--projector_ckpt", parts[0], "--search_head", parts[1]]
+    code, _, err = run("index", meshes, "-o", tmp_path / "index", *files)
+    assert code == 0, err
+    index = ["--neighbors", tmp_path / "index", "--neighbor_count", "2"]
+    code, said, err = run("describe", codes_file, "--json", *flags, *index)
+    assert code == 0, err
+    assert {row["text"] for row in json.loads(said)["candidates"]} & {"a", "c", "d"}
