@@ -37,6 +37,7 @@ from sdf_vqvae.utils.settings import (
 )
 from sdf_vqvae.utils.strict_files import named_number, read_mapping
 from vae_qwen3vl.accelerate_config import checked_accelerate
+from vae_qwen3vl.data.look_up import SHOWN_SHARE, WRONG_SHARE
 from vae_qwen3vl.data.texts import CAPTION_SHARE
 from vae_qwen3vl.language import DEFAULT_PROMPT
 
@@ -48,7 +49,16 @@ FREE = (
 )
 """Settings that may change while a run is stopped: the others decide what comes of it. (The last two do so only as
 far as sums are rounded.)"""
-_PATHS = ("data_dir", "mirrored_dir", "plain_text", "vae_config", "vae_ckpt", "init_projector", "init_lora")
+_PATHS = (
+    "data_dir",
+    "mirrored_dir",
+    "look_up",
+    "plain_text",
+    "vae_config",
+    "vae_ckpt",
+    "init_projector",
+    "init_lora",
+)
 AUTO = "auto"
 """An `output_run`: the latest one of the settings."""
 
@@ -97,6 +107,13 @@ class AlignmentConfig:
     """Objects taken from it; 0 takes all."""
     epoch_limits: Annotated[str, Option(metavar="SOURCE=N")] | None = None
     """Sources (the table's column) of which an epoch takes at most so many objects, in turn: ldraw=2000,other=500."""
+    look_up: Annotated[str, Option(metavar="INDEX")] | None = None
+    """Index of the objects to train on (vae-qwen3vl index CODES -o INDEX --split train): words of an object's nearest
+    ones, never its own or its copies', are shown beside it. Cached codes only."""
+    look_up_share: Share = SHOWN_SHARE
+    """With look_up: share of the draws that show any."""
+    look_up_wrong: Share = WRONG_SHARE
+    """With look_up: share of those that show another object's: what does not fit the shape is not to be believed."""
     plain_text: Annotated[str, Option(metavar="JSONL")] | None = None
     """Records without an object: adapters are held there to what the language model says without them."""
     plain_text_share: Share = 0.1

@@ -166,7 +166,7 @@ def pack_objects(pack: MeshPack) -> Iterator[StoredObject]:
     """Yield the meshes of a pack, a line each, in their order; their ids are those of the lines."""
     for entry in pack.entries:
         record = entry.record
-        words = {key: str(record.get(key) or "") for key in ("name", "category", "author", "license")}
+        words = {key: str(record.get(key) or "") for key in ("name", "category", "group", "author", "license")}
         row = {
             "id": entry.id,
             "source": entry.source,
@@ -175,6 +175,7 @@ def pack_objects(pack: MeshPack) -> Iterator[StoredObject]:
             "category": words["category"],
             "tags": json.dumps(record.get("tags") or [], ensure_ascii=False),
             CAPTIONS: captions_cell(captions_of(record.get("captions")) or captions_in(words["name"])),
+            "group": words["group"],
             "author": words["author"],
             "license": words["license"],
         }

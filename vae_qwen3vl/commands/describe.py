@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     questions = parser.add_mutually_exclusive_group()
     questions.add_argument("--prompt", help="the question (default: what the projector was trained with)")
     questions.add_argument("--prompts", metavar="FILE", type=Path, help="several questions, a line each")
-    add_options(parser, DescribeSettings, ("max_new_tokens",))
+    add_options(parser, DescribeSettings, ("max_new_tokens", "look_up"))
     add_vae_options(parser)
     add_language_options(parser)
     add_dtype(parser)
@@ -128,17 +128,29 @@ def _answer(
 ) -> tuple[Description, dict[str, Any]]:
     """Return the answer, and where it was chosen among several, what else there is to say of it."""
     from vae_qwen3vl.describer import describe
+    from vae_qwen3vl.processor import DEFAULT_PROMPT
 
-    length = settings.max_new_tokens
+    length, asked = settings.max_new_tokens, (*settings.prompts, model.prompt or DEFAULT_PROMPT)[0]
+    if settings.look_up is not None:
+        asked = _with_neighbors(asked, settings.look_up, codes)
     if not settings.choice:
-        return describe(model, codes, *settings.prompts, max_new_tokens=length), {}
+        return describe(model, codes, asked, max_new_tokens=length), {}
     from vae_qwen3vl.candidates import Chooser
     from vae_qwen3vl.candidates.asking import describe_by_choice
     from vae_qwen3vl.vae_latent_extractor import codebook
 
     chooser = Chooser.load(settings.choice, codebook(model.vae_model).detach(), codes.vae_hash, model.device)
-    words, choice = describe_by_choice(model, codes, chooser, *settings.prompts, max_new_tokens=length)
+    words, choice = describe_by_choice(model, codes, chooser, asked, max_new_tokens=length)
     return words, {"candidates": choice.ranked()}
+
+
+def _with_neighbors(question: str, index: Path, codes: ShapeCodes) -> str:
+    """Return a question behind what the nearest objects of an index are called."""
+    from vae_qwen3vl.data.look_up import with_neighbors
+    from vae_qwen3vl.search import ShapeIndex
+    from vae_qwen3vl.search.neighbors import neighbors_of_shape
+
+    return with_neighbors(question, neighbors_of_shape(ShapeIndex.open(index), codes))
 
 
 def _describe_many(settings: DescribeSettings, options: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 Only `codes_3d` are looked up first, by the trainer on its device, and `title_ids` are for its objective alone.
 
-Text is written by `Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
+Where an item has words of `similar` objects, they stand in front of the user's first words. Text is written by
+`Processor3D`: the answer alone is supervised, and never cut. 3D padding carries a mask, so that
 it never becomes a token. Items without a shape (plain text) may stand among the others.
 """
 
@@ -149,6 +150,16 @@ def _check_way_a(item: Item, number: int, latent_dim: int) -> None:
         )
 
 
+def _asked(item: Item, prompt: str) -> list[dict[str, str]]:
+    """Return the turns before an item's answer, behind what is said of objects like it, where that is shown."""
+    turns = item.get("conversation") or [{"role": "user", "content": prompt}]
+    if not item.get("similar"):
+        return list(turns)
+    first = next(number for number, turn in enumerate(turns) if turn["role"] == "user")
+    behind = {**turns[first], "content": f"{item['similar']}\n{turns[first]['content']}"}
+    return [*turns[:first], behind, *turns[first + 1 :]]
+
+
 def _words(
     batch: Sequence[Item], shape: str, tokenizer: Any, prompt: str, max_length: int | None
 ) -> dict[str, Tensor]:
@@ -158,7 +169,7 @@ def _words(
     for item in batch:
         if shape not in item and not item.get("conversation"):
             raise ValueError(f"{item.get('sample_id', 'an item')} has neither {shape!r} nor a 'conversation'")
-    conversations = [item.get("conversation") or [{"role": "user", "content": prompt}] for item in batch]
+    conversations = [_asked(item, prompt) for item in batch]
     objects = [int(shape in item) for item in batch]
     words = processor(conversations, [item["caption"] for item in batch], objects=objects)
     lengths = words["attention_mask"].sum(1).tolist()

@@ -27,7 +27,8 @@ from sdf_vqvae.fields.sparse_sdf import collate_sparse_sdf
 from sdf_vqvae.quantizers.quantizer import first_codes
 from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.data.loading import SharedEpoch, SharedTexts
-from vae_qwen3vl.data.mirror_words import looks_like_the_other_side, mirrored_text
+from vae_qwen3vl.data.look_up import LookUp, told_of
+from vae_qwen3vl.data.mirror_words import exchange_sides, looks_like_the_other_side, mirrored_text
 from vae_qwen3vl.data.texts import CAPTION_SHARE, Text, choose, pick, texts_of_table
 
 logger = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ class CachedCodesDataset(_WithTexts):
         kind_weights: how often a kind of record is drawn, beside 1 for kinds that are not named.
         augmentation: what each epoch does anew to an object's codes; those of which something is said that turning
             makes untrue (`KINDS_OF_THE_BOX`) are not turned.
+        look_up: which neighbors' words are shown with an object, under `similar`; None shows none.
         mirrored: folder of codes of the objects' mirror images (`encode --mirror`). Each epoch half of the objects
             that have one are their mirror image, and left and right are exchanged in their words.
         vectors: False leaves `feats_3d` out, for a loop that looks codes up in `codes.codebook` on its device: a
@@ -224,10 +226,11 @@ class CachedCodesDataset(_WithTexts):
         caption_share: float = CAPTION_SHARE,
         kind_weights: Mapping[str, int] | None = None,
         augmentation: CodeAugmentation | None = None,
+        look_up: LookUp | None = None,
         mirrored: str | os.PathLike[str] | None = None,
         vectors: bool = True,
     ) -> None:
-        self.augmentation, self.vectors = augmentation or CodeAugmentation(), vectors
+        self.augmentation, self.vectors, self.look_up = augmentation or CodeAugmentation(), vectors, look_up
         self.codes = folder if isinstance(folder, CodeFolder) else CodeFolder(folder)
         self.mirrored = None if mirrored is None else CodeFolder(mirrored, mirrored=True)
         if self.mirrored is not None and self.mirrored.manifest.vae_hash != self.codes.manifest.vae_hash:
@@ -259,6 +262,7 @@ class CachedCodesDataset(_WithTexts):
         """Return the same objects as they are and where they are, with a caption each (see `_WithTexts`)."""
         fixed = super().for_validation()
         fixed.augmentation, fixed.mirrored, fixed._with_mirror_image = CodeAugmentation(), None, set()
+        fixed.look_up = None if self.look_up is None else self.look_up.always_right()
         return fixed
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -277,6 +281,8 @@ class CachedCodesDataset(_WithTexts):
         words = _words(name, chosen)
         if titles:
             words["title"] = min((text.answer for text in titles), key=len)
+        if self.look_up is not None and (near := self.look_up(name, draw)):
+            words["similar"] = exchange_sides(told_of(near)) if mirrored else told_of(near)
         shape = {"codes": codes.long(), "coords": coords.int()}
         if self.vectors:
             shape["feats_3d"] = self.codes.codebook[shape["codes"]]

@@ -1,8 +1,8 @@
 """Ask about many objects: many at a time, with a file of answers that a killed run goes on with.
 
-A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"candidates"` where the
-text was chosen among several, and `"settings"` where any were given that change answers; or `{"shape", "error"}` for
-what can't be read.
+A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"similar"` where the
+model read what objects like it are called, `"candidates"` where the text was chosen among several, and `"settings"`
+where any were given that change answers; or `{"shape", "error"}` for what can't be read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.candidates import Chooser
 from vae_qwen3vl.candidates.asking import submit_candidates
+from vae_qwen3vl.data.look_up import Neighbors, told_of, with_neighbors
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.descriptions.settings import DescribeSettings
 from vae_qwen3vl.descriptions.shapes import Shapes
 from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.language import DEFAULT_PROMPT
 from vae_qwen3vl.processor import Processor3D
+from vae_qwen3vl.search import ShapeIndex
+from vae_qwen3vl.search.neighbors import neighbors_of_shape
 
 if TYPE_CHECKING:  # it needs transformers
     from vae_qwen3vl.generation.engine import Engine
@@ -132,6 +135,8 @@ class _Asked:
     prompt: str
     of: int
     """How many there are about it."""
+    near: Neighbors = ()
+    """Objects like it, which the model is told of."""
 
 
 class _Interview:
@@ -143,6 +148,7 @@ class _Interview:
         self.prompts = settings.prompts or (engine.model.prompt or DEFAULT_PROMPT,)
         self._engine, self._shapes = engine, shapes
         self._choice, self._chooser = settings.choice, chooser
+        self._index = None if settings.look_up is None else ShapeIndex.open(settings.look_up)
         self._sampling = Sampling(max_new_tokens=settings.max_new_tokens)
         self._at_once = max(1, settings.batch_size // (settings.choice.candidates + 1))
         self._about = {"settings": settings.decisive} if settings.decisive else {}
@@ -165,21 +171,22 @@ class _Interview:
         """Yield each question about some objects before the next: what was computed of them is still there."""
         for at in range(0, len(names), self._at_once):
             group = names[at : at + self._at_once]
-            readable: list[tuple[str, ShapeCodes]] = []
+            readable: list[tuple[str, ShapeCodes, Neighbors]] = []
             for name, shape in zip(group, self._shapes.read(group), strict=True):
                 if isinstance(shape, str):
                     yield {"shape": name, "error": shape}
                 else:
-                    readable.append((name, shape))
+                    near = () if self._index is None else neighbors_of_shape(self._index, shape)
+                    readable.append((name, shape, near))
             for prompt in self.prompts:
-                for name, shape in readable:
+                for name, shape, near in readable:
                     of = sum((name, each) not in done for each in self.prompts)
                     if (name, prompt) not in done:
-                        yield _Asked(name=name, shape=shape, prompt=prompt, of=of)
+                        yield _Asked(name=name, shape=shape, prompt=prompt, of=of, near=near)
 
     def _submit(self, asked: _Asked) -> list[Answer]:
         """Have a question answered: the likeliest answer comes first."""
-        content = [{"type": "3d"}, {"type": "text", "text": asked.prompt}]
+        content = [{"type": "3d"}, {"type": "text", "text": with_neighbors(asked.prompt, asked.near)}]
         messages = [{"role": "user", "content": content}]
         return submit_candidates(self._engine, messages, [asked.shape], self._choice, self._sampling)
 
@@ -199,10 +206,10 @@ class _Interview:
                     logger.warning("at most %d at a time from now on", fewer)
                 answers = self._submit(asked)
         text, *others = self._engine.processor.decode([answer.token_ids for answer in answers])
-        among = {}
+        among: Record = {"similar": told_of(asked.near)} if asked.near else {}
         if self._chooser is not None:
             choice = self._chooser.choose([text, *others], asked.shape)
-            text, among = choice.text, {"candidates": choice.ranked()}
+            text, among = choice.text, {**among, "candidates": choice.ranked()}
         shape = asked.shape
         up = {"up": shape.up, "up_from": shape.up_from} if shape.up_from else {}
         about = {"shape": asked.name, **up, "codes": shape.count, "tokens_3d": answers[0].tokens_3d}

@@ -27,6 +27,9 @@ class DescribeSettings:
     """Length of an answer."""
     batch_size: Positive = 8
     """Answers that are written together."""
+    look_up: Annotated[Path, Option(metavar="INDEX")] | None = None
+    """Index of shapes: the model reads what the nearest objects are called beside the shape. Made for weights that
+    were trained so (the shipped ones were not)."""
     split: str | None = None
     """Only objects whose row says so in its column `split`."""
     max_samples: Positive | None = None

@@ -27,6 +27,7 @@ from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.data.collate import collate_3d_text, collate_codes_caption, collate_sdf_caption
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset, Dummy3DTextDataset, SDF3DCaptionDataset
 from vae_qwen3vl.data.loading import Tolerant, items_of_an_epoch
+from vae_qwen3vl.data.look_up import LookUp
 from vae_qwen3vl.data.plain_text import WithPlainText
 from vae_qwen3vl.data.splits import TRAIN, VAL, divided
 from vae_qwen3vl.data.texts import read_plain_texts
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 _DUMMY_CODES, _DUMMY_TEXT = 512, 24
 """Codes and text tokens of random objects: small, for they are there to try things out."""
-_FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees")
+_FOR_CODES = ("mirrored_dir", "contrastive_weight", "shift_cells", "drop_cells", "turn_degrees", "look_up")
 """Settings that do nothing to distance fields and random objects."""
 
 
@@ -146,15 +147,29 @@ def _from_codes(config: AlignmentConfig, processor: Processor3D, codes: CodeFold
     )
     rows = list(codes.table())
     splits = _splits_of(rows, codes.folder)
-    read = functools.partial(CachedCodesDataset, codes, vectors=False)
+    look_up = _look_up(config, codes)
+    held_look_up = None if look_up is None else look_up.always_right()
+    read = functools.partial(CachedCodesDataset, codes, vectors=False, look_up=held_look_up)
     data = read(
         split=TRAIN if splits else None,
         **_words(config),
         augmentation=changes,
+        look_up=look_up,
         mirrored=config.mirrored_dir,
     )
     lengths = _tokens_of(data, config)
     return _apart(config, data, lengths, collate, rows, splits, read, captioned=data.with_captions())
+
+
+def _look_up(config: AlignmentConfig, codes: CodeFolder) -> LookUp | None:
+    """Return the neighbors of each object among those of the index, where the settings name one."""
+    if config.look_up is None:
+        return None
+    from vae_qwen3vl.search import ShapeIndex
+    from vae_qwen3vl.search.neighbors import neighbors_of_folder
+
+    known = neighbors_of_folder(codes, ShapeIndex.open(config.look_up))
+    return LookUp(known=known, shown_share=config.look_up_share, wrong_share=config.look_up_wrong)
 
 
 def _words(config: AlignmentConfig) -> dict[str, Any]:

@@ -217,7 +217,8 @@ def test_the_answer_is_chosen_among_several(codes_file, meshes, tmp_path, flags,
 def test_the_words_of_the_nearest_objects_of_an_index_are_candidates(
     codes_file, meshes, tmp_path, tokenizer_file, flags, run, minilm
 ):
-    parts = tiny_search.saved(tmp_path, ShapeCodes.load(codes_file).vae_hash)
+    (tmp_path / "parts").mkdir()
+    parts = tiny_search.saved(tmp_path / "parts", ShapeCodes.load(codes_file).vae_hash)
     files = ["--vae_ckpt", tokenizer_file, "--device", "cpu", "--projector_ckpt", parts[0], "--search_head", parts[1]]
     code, _, err = run("index", meshes, "-o", tmp_path / "index", *files)
     assert code == 0, err
@@ -225,3 +226,10 @@ def test_the_words_of_the_nearest_objects_of_an_index_are_candidates(
     code, said, err = run("describe", codes_file, "--json", *flags, *index)
     assert code == 0, err
     assert {row["text"] for row in json.loads(said)["candidates"]} & {"a", "c", "d"}
+    code, said, err = run("describe", codes_file, "--json", *flags, "--look_up", tmp_path / "index")
+    assert code == 0, err
+    similar, question = json.loads(said)["prompt"].split("\n")
+    assert similar.startswith("Similar objects: ") and question == "What is it?"
+    _, said, err = run("describe", codes_file, codes_file, "--json", *flags, "--look_up", tmp_path / "index")
+    record = json.loads(said)
+    assert (record["similar"], record["prompt"]) == (similar, question), err

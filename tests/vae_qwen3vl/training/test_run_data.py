@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch.nn.functional as F
 
+import tiny_search
 from sdf_vqvae.codes.folder import CodeFolder
+from sdf_vqvae.codes.settings import EncodeSettings
 from vae_qwen3vl.config import AlignmentConfig
 from vae_qwen3vl.data.augmentation import CodeAugmentation
 from vae_qwen3vl.processor import Processor3D
 from vae_qwen3vl.projector import Projector3D
+from vae_qwen3vl.search.indexing import index_dataset
 from vae_qwen3vl.training.run_data import alignment_data, cached_codes
 
 
@@ -73,3 +76,31 @@ def test_what_is_for_cached_codes_is_not_silently_without_effect(tokenizer, told
     config = AlignmentConfig(dummy_data=True, **told)
     with pytest.raises(ValueError, match=f"{next(iter(told))} goes with a data_dir of cached codes"):
         alignment_data(config, Processor3D(tokenizer), None, latent_dim=8)
+
+
+def test_words_of_neighbors_stand_in_front_of_questions_and_never_the_objects_own(
+    codes: Path, tokenizer, small_vae, tmp_path: Path
+) -> None:
+    pytest.importorskip("usearch")
+    index_dataset(
+        EncodeSettings(source=codes, output=tmp_path / "index", split="train"),
+        *tiny_search.saved(tmp_path, small_vae.fingerprint()),
+    )
+    told = {"look_up": str(tmp_path / "index"), "look_up_share": 1.0, "look_up_wrong": 0.0}
+    config = AlignmentConfig(data_dir=str(codes), **told)
+    data = alignment_data(config, Processor3D(tokenizer), cached_codes(config), latent_dim=4)
+    captions = {row["sha256"]: row["captions"] for row in CodeFolder(codes).table()}
+    of_training = {captions[name] for name in data.names}
+    for part in (data.train, data.val):
+        assert part is not None
+        for item in (part[number] for number in range(len(part))):
+            shown = item["similar"].removeprefix("Similar objects: ")
+            assert captions[item["sample_id"]] not in shown or captions[item["sample_id"]] in of_training - {shown}
+            assert any(words in shown for words in of_training)
+    item = data.train[0]
+    text = tokenizer.decode([max(0, i) for i in data.collate([item])["input_ids"][0].tolist()])
+    assert f"{item['similar']}\n{config.prompt}" in text
+    bare = alignment_data(
+        AlignmentConfig(data_dir=str(codes)), Processor3D(tokenizer), CodeFolder(codes), latent_dim=4
+    )
+    assert "similar" not in bare.train[0]
