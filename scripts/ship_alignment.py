@@ -1,4 +1,4 @@
-"""Make the shipped projector and adapter of a finished run of train_finetune.py, in half the size.
+"""Make the shipped projector and adapter of a finished run of train_finetune.py, in less space.
 
 python scripts/ship_alignment.py outputs_3d_align/ep2_lr1e-4_bs2_n500_lora8 -o vae_qwen3vl/weights
 """
@@ -24,15 +24,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Write projector.safetensors in bfloat16 and lora/, and print their size."""
-    import torch
-
+    """Write projector.safetensors in int8, and lora/, and print their size."""
     from vae_qwen3vl.projector_file import load_projector, save_projector
     from vae_qwen3vl.trained_parts import LORA_FINAL, LORA_NAME, PROJECTOR_FINAL, PROJECTOR_NAME
 
     projector, description = load_projector(options.run / PROJECTOR_FINAL)
     options.output.mkdir(parents=True, exist_ok=True)
-    save_projector(options.output / PROJECTOR_NAME, projector.to(torch.bfloat16), description)
+    save_projector(options.output / PROJECTOR_NAME, projector, description, packed=True)
     shutil.rmtree(options.output / LORA_NAME, ignore_errors=True)
     if (options.run / LORA_FINAL).is_dir():
         shutil.copytree(options.run / LORA_FINAL, options.output / LORA_NAME)

@@ -1,7 +1,8 @@
 """The file of a trained projector: its tensors, and the description from which a model is rebuilt around it.
 
-`.safetensors` keeps the description as metadata. `.pt` is a bare torch state dict (readable with
-`weights_only=True` and `load_state_dict`) that carries the description in the state dict's own metadata.
+`.safetensors` keeps the description as metadata, and may hold weights as int8 with a float16 scale a row. `.pt` is a
+bare torch state dict (readable with `weights_only=True` and `load_state_dict`) that carries the description in the
+state dict's own metadata.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sdf_vqvae.model.state_dict import from_int8, to_int8
 from sdf_vqvae.utils.archives import read_safetensors, read_torch_file, write_safetensors
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.files import atomic_path
@@ -74,6 +76,8 @@ def save_projector(
     projector: Projector3D,
     description: ProjectorDescription,
     state: Mapping[str, Tensor] | None = None,
+    *,
+    packed: bool = False,
 ) -> None:
     """Write a projector to a `.safetensors` or `.pt` file, whole or not at all.
 
@@ -82,8 +86,11 @@ def save_projector(
         projector: what is written,
         description: and what is said of it.
         state: its state dict, where a trainer has gathered it from several processes.
+        packed: write weights as int8 (`to_int8`), a quarter of float32; `.safetensors` alone.
     """
     values = projector.state_dict() if state is None else state
+    if packed:
+        values = to_int8(values, keep=("marker_vectors",))
     state = {name: value.detach().cpu().contiguous() for name, value in values.items()}
     text = json.dumps(dataclasses.asdict(description))
     if Path(path).suffix == ".safetensors":
@@ -159,7 +166,10 @@ def _check_values(values: dict[str, Any]) -> None:
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path, "projector file")
-        return tensors, metadata.get(_KEY)
+        try:
+            return from_int8(tensors), metadata.get(_KEY)
+        except ValueError as error:
+            raise ValueError(f"{path} is no projector file: {brief(error)}") from error
     state = read_torch_file(path, "projector file")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a projector state dict: expected names and tensors")

@@ -56,8 +56,10 @@ def test_a_place_is_told_by_offsets_and_mirror_images_differ(projector, make_cod
     rows = stirred(ShapeEncoder(2, 64))
     places = torch.tensor([[0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 2, 0]])
     mirrored = places * torch.tensor([1, -1, 1, 1]) + torch.tensor([0, 3, 0, 0])
-    values = torch.randn(3, 64)
-    assert not torch.allclose(rows(values, places), rows(values, mirrored), atol=1e-3)
+    with torch.no_grad():
+        rows.layers[0].qkv.weight.mul_(4)  # so that what is seen depends on where it is
+        values = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        assert float((rows(values, places) - rows(values, mirrored)).abs().max()) > 0.01
 
 
 def test_new_layers_change_nothing(make_codes):
@@ -81,6 +83,22 @@ def test_no_object_hangs_on_every_parameter(projector):
     tokens.embeds.sum().backward()
     assert [name for name, p in projector.named_parameters() if p.grad is None] == ["marker_vectors"]
     projector.zero_grad()
+
+
+def test_eight_bits_a_weight_change_tokens_little(projector, make_codes, tmp_path):
+    about = ProjectorDescription(
+        latent_dim=8, hidden_size=48, num_layers=2, merge=2, shape_tokens=2, encoder_layers=2
+    )
+    paths = [tmp_path / f"{name}.safetensors" for name in ("whole", "packed")]
+    for path in paths:
+        save_projector(path, projector, about, packed=path.stem == "packed")
+    assert paths[1].stat().st_size < 0.27 * paths[0].stat().st_size
+    again, _ = load_projector(paths[1])
+    codes = make_codes([50])
+    with torch.no_grad():
+        before, after = (p.eval().project(*codes).embeds for p in (projector, again))
+    assert float((after - before).norm() / before.norm()) < 0.03
+    assert torch.equal(again.marker_vectors, projector.marker_vectors.half().float())
 
 
 def test_a_file_brings_the_encoder_back(projector, make_codes, tmp_path):
