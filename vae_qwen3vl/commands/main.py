@@ -34,6 +34,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "encode": (_TOKENIZER, "mesh or field -> codes; a whole dataset -> a folder of codes"),
         "describe": (_WORDS, "words about a mesh, a field or codes; answers to questions"),
         "decode": (_TOKENIZER, "codes -> mesh, in the units of its source"),
+        "create": (_WORDS, "words -> a mesh, by a generator of one's own training"),
+        "complete": (_WORDS, "a part of a mesh -> a whole one, or variations of it"),
     },
     "use it": {
         "app": (_WORDS, "a page in the browser: drop a mesh, see codes, read and ask, see it rebuilt"),
@@ -52,6 +54,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "train": {
         "train": (_WORDS, "shapes with words: projector and adapters of the language model"),
+        "train-generator": (_WORDS, "shapes with words: a generator for create and complete"),
         "train-tokenizer": (_TOKENIZER, "meshes or fields: the tokenizer"),
         "checkpoint": (_TOKENIZER, "what a tokenizer's weights hold, and whether they fit"),
     },

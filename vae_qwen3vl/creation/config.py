@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdf_vqvae.utils.settings import Amount, Positive, Share, check, check_keys, settings_of
-from vae_qwen3vl.creation.octree import sides_of
+from vae_qwen3vl.creation.grids import sides_of
 
 
 @dataclass(frozen=True, kw_only=True)

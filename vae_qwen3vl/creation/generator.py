@@ -15,13 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 from vae_qwen3vl.creation.batches import Asked, ShapeBatch
 from vae_qwen3vl.creation.config import GeneratorConfig
+from vae_qwen3vl.creation.grids import ROOT
 from vae_qwen3vl.creation.networks import MASKED, Conditions, WhatTransformer, WhereTransformer
-from vae_qwen3vl.creation.octree import ROOT
 
 WORDS_DROPPED = 0.1
 """Share of training objects without words: what guidance compares with."""
-SIZES_DROPPED = 0.3
-"""Share of training objects whose proportions, and whose number of cells, are unknown, as where nobody gives them."""
+SIZES_DROPPED = 0.5
+"""Share of training objects of whose sizes nothing is known, as where nobody gives them."""
+SIZE_DROPPED = 0.3
+"""Of the others, share of those whose proportions, and of those whose number of cells, is unknown."""
 _SMOOTHING = 0.1
 _MOST_LOGITS = 2**26
 """Logits that exist at a time, in float32 a quarter of a GiB."""
@@ -47,8 +49,9 @@ class ShapeGenerator(nn.Module):
         The share of places that are masked is cos(pi u / 2) of an even u (MaskGIT: Chang et al. 2022), at least one.
         """
         count, device = len(batch.codes.mask), batch.codes.mask.device
-        keep = torch.rand(count, 3, device=device)
-        given = batch.given.keeping(keep[:, 0] >= WORDS_DROPPED, keep[:, 1:] >= SIZES_DROPPED)
+        drawn = torch.rand(count, 4, device=device)
+        sizes = (drawn[:, 1:2] >= SIZES_DROPPED) & (drawn[:, 2:] >= SIZE_DROPPED)
+        given = batch.given.keeping(drawn[:, 0] >= WORDS_DROPPED, sizes)
         masks = [cosine_masks(asked.mask) for asked in (*batch.levels, batch.codes)]
         where = [
             self._byte_losses(asked, masked, given, smoothing=_SMOOTHING)

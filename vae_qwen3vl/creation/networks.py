@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_qwen3vl.creation.config import GeneratorConfig
-from vae_qwen3vl.creation.octree import BYTES, sides_of
+from vae_qwen3vl.creation.grids import sides_of
+from vae_qwen3vl.creation.octree import BYTES
 
 MASKED = -1
 """Stands where a byte or a code is yet to be said."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROOT = 4
-"""Cells an axis of the coarsest grid."""
+from vae_qwen3vl.creation.grids import ROOT, sides_of
+
 BYTES = 256
 UNKNOWN = -1
 """State of a cell of which nothing is known; else it is 0 (empty) or 1 (occupied)."""
@@ -29,22 +29,6 @@ class Level:
     """int64 `[L, 3]`, rows sorted."""
     bytes: Tensor
     """int64 `[L]`."""
-
-
-def sides_of(side: int) -> list[int]:
-    """Return the sides of the grids whose cells have bytes, for occupied cells on a grid of `side`.
-
-    Raises:
-        ValueError: the side is not 8, 16, 32 and so on.
-    """
-    sides = [ROOT]
-    while sides[-1] * 2 < side:
-        sides.append(sides[-1] * 2)
-    if sides[-1] * 2 != side:
-        raise ValueError(
-            f"the latent grid must have 8, 16, 32, ... cells an axis to be made from coarse to fine: {side}"
-        )
-    return sides
 
 
 def dense(cells: Tensor, side: int) -> Tensor:  # [M, 3] -> [side, side, side], bool

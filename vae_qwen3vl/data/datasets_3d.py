@@ -258,6 +258,15 @@ class CachedCodesDataset(_WithTexts):
             logger.info("%d of %d objects have a mirror image", len(self._with_mirror_image), len(names))
         super().__init__(texts, names, seed, caption_share, kind_weights)
 
+    def captions(self) -> dict[str, list[str]]:
+        """Return all captions that an object may be told with, by its id, those of its mirror image among them."""
+        told = {}
+        for name in self.names:
+            own = [text for text in self._texts[name] if not text.kind]
+            mirrored = [mirrored_text(text) for text in own] if name in self._with_mirror_image else []
+            told[name] = list(dict.fromkeys(text.answer for text in own + mirrored))
+        return told
+
     def for_validation(self) -> CachedCodesDataset:
         """Return the same objects as they are and where they are, with a caption each (see `_WithTexts`)."""
         fixed = super().for_validation()

@@ -222,6 +222,7 @@ def test_every_job_is_a_command():
         *("voxelize", "ct", "encode", "decode", "describe", "train-tokenizer", "train", "eval", "evaluate"),
         *("convert", "checkpoint", "make-questions", "make-plain-text", "doctor", "demo", "smoke-test"),
         *("serve", "app", "index", "search", "pack-model", "export"),
+        *("create", "complete", "train-generator"),
     }
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_qwen3vl.creation import octree
+from vae_qwen3vl.creation.grids import ROOT, sides_of
 
 SIDES = st.sampled_from([8, 16, 32])
 
@@ -30,12 +31,12 @@ def sorted_rows(cells: torch.Tensor) -> list[list[int]]:
 def test_bytes_and_cells_are_the_same_said_twice(made):
     side, cells = made
     levels = octree.levels_of(cells, side)
-    found = torch.cartesian_prod(*[torch.arange(octree.ROOT)] * 3)
+    found = torch.cartesian_prod(*[torch.arange(ROOT)] * 3)
     for level in levels:
         assert torch.equal(level.cells, found)  # each level is asked at the cells that the one before names
         found = octree.children_of(found, level.bytes)
     assert found.tolist() == sorted_rows(cells)
-    assert [level.side for level in levels] == octree.sides_of(side)
+    assert [level.side for level in levels] == sides_of(side)
     assert all((level.bytes > 0).all() for level in levels[1:])
 
 
@@ -49,7 +50,7 @@ def test_what_is_known_of_an_object_allows_its_own_bytes_and_all_of_it_allows_no
         fine = states
         for level in reversed(octree.levels_of(cells, side)):
             children = octree.by_parent(fine)[tuple(level.cells.T)]
-            allowed = octree.allowed_bytes(children, root=level.side == octree.ROOT)
+            allowed = octree.allowed_bytes(children, root=level.side == ROOT)
             assert allowed.gather(1, level.bytes[:, None]).all()
             assert allowed.any(1).all()
             if alone:
@@ -60,4 +61,4 @@ def test_what_is_known_of_an_object_allows_its_own_bytes_and_all_of_it_allows_no
 def test_another_grid_is_refused():
     for side in (4, 12, 33):
         with pytest.raises(ValueError, match="8, 16, 32"):
-            octree.sides_of(side)
+            sides_of(side)

@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_sentence_model
+from tiny_sentence_model import WORDS
 from vae_qwen3vl.language import model_wheel
 from vae_qwen3vl.language import sentence_encoder as sentence_similarity
 from vae_qwen3vl.language.sentence_encoder import (
@@ -24,28 +26,12 @@ from vae_qwen3vl.language.sentence_encoder import (
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = ["a", "chair", "with", "four", "legs", "round", "table", "red", "lamp"]
 SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join), min_size=1, max_size=6)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of two layers with random weights, as sentence-transformers saves one."""
-    made = tmp_path_factory.mktemp("sentence_model")
-    (made / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=14,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    transformers.BertModel(config).save_pretrained(made)
-    transformers.BertTokenizer(str(made / "vocab.txt")).save_pretrained(made)
-    (made / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
-    return made
+    return tiny_sentence_model.save(tmp_path_factory.mktemp("sentence_model"))
 
 
 @pytest.fixture(scope="module")
