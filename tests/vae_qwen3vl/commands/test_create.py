@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
+import creation
+import numpy as np
 import pytest
 import torch
 import trimesh
 
 import tiny_sentence_model
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from sdf_vqvae.utils.measurements import read_runs
 from vae_qwen3vl.creation.known import box_region, read_box
 from vae_qwen3vl.creation.octree import dense
 
@@ -120,3 +124,39 @@ def test_what_is_wrong_is_said_in_one_line(words, said, tmp_path, monkeypatch, r
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert said in err.splitlines()[-1]
+
+
+# -- the benchmark ------------------------------------------------------------------------------------------------
+
+
+def test_measures_of_made_objects_are_what_their_formulas_say():
+    exact = np.eye(8)
+    assert creation.r_precision(exact, 1, 8) == 1
+    assert creation.r_precision(np.roll(exact, 1, axis=1), 1, 8) == 0  # another caption is always first
+    assert creation.r_precision(np.zeros((8, 8)), 3, 5) == 1  # four ties count as two places before it
+    assert creation.r_precision(np.zeros((8, 8)), 2, 5) == 0
+    random = np.random.default_rng(0)
+    real = [random.random((40, 3)) + 10 * number for number in range(4)]
+    same = creation.set_measures(*(creation.distances(real, real) for _ in range(3)))
+    assert same["coverage"] == 1
+    assert same["mmd"] == 0
+    assert same["one_nna"] == 0  # each object's nearest one is its twin of the other set
+    one = [real[0] + 0.01] * 4
+    stuck = creation.set_measures(
+        creation.distances(one, real), creation.distances(one, one), creation.distances(real, real)
+    )
+    assert stuck["coverage"] == 0.25
+    shifted = creation.chamfer(real[0], real[0] + [1000, 0, 0])
+    assert shifted == pytest.approx(2 * 1000**2, rel=0.01)
+
+
+def test_the_benchmark_runs_on_a_generator_of_ones_own(trained, tokenizer_file, tmp_path, monkeypatch, capsys):
+    words = ["--generator", trained, "--codes", trained.parent / "codes", "--train_codes", trained.parent / "codes"]
+    words += ["--vae_ckpt", tokenizer_file, "--count", "3", "--points", "64", "--steps", "2", "--no_matcher"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["creation.py", *words, "--device", "cpu", "--out", tmp_path])))
+    creation.main()
+    assert "one_nna" in capsys.readouterr().out
+    numbers = read_runs(tmp_path / "creation.json")["cpu"]
+    assert 0 <= numbers["closed"] <= 1
+    assert numbers["objects"] == 3
+    assert numbers["seconds"] > 0
