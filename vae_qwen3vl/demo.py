@@ -99,7 +99,7 @@ def run_demo(
     watch = Stopwatch(target, stages=7)
     with watch("load models"):
         vae = load_vae_from_config(vae_config, vae_ckpt, target)
-        model = load_describer(vae, vl_model, projector, lora, device=target)
+        model = load_describer(vae, vl_model, projector, lora, device=target, plain_chats=False)
     with watch("voxelize"):
         field = field_for(vae, source, up=stands)
     with watch("encode"):

@@ -46,6 +46,7 @@ def load_describer(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     vae_hash: str | None = None,
+    plain_chats: bool = True,
 ) -> Qwen3VLWith3DBranch:
     """Load a language model with its 3D branch, in evaluation mode, adapters merged into its weights.
 
@@ -59,6 +60,8 @@ def load_describer(
         device: where to; CUDA where present by default.
         dtype: of the language model; None takes `inference_dtype`, "auto" that of its files.
         vae_hash: fingerprint of the tokenizer behind cached codes.
+        plain_chats: answer chats without an object as the language model without adapters does, for which the weights
+            from before are kept: of the default one 212 MB, 425 MB in float32. False is for who has an object always.
 
     Raises:
         ValueError: no projector is known for this language model, or the parts do not fit each other, or the
@@ -71,7 +74,7 @@ def load_describer(
 
     target = resolve_device(device)
     if vl_model is not None and is_model_folder(vl_model):
-        return _open_folder(vae, vl_model, (projector, lora), target, dtype, vae_hash)
+        return _open_folder(vae, vl_model, (projector, lora), target, dtype, vae_hash, plain_chats)
     source = resolve_vl_model(vl_model)
     if vl_model is None:
         logger.info("language model: %s (the default)", DEFAULT_LM)
@@ -86,7 +89,7 @@ def load_describer(
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None and lora != NO_LORA:
-        model.vl_model = load_merged(model.vl_model, lora)
+        model.vl_model = load_merged(model.vl_model, lora, keep_untouched=plain_chats)
     return _ready(model, target)
 
 
@@ -97,6 +100,7 @@ def _open_folder(
     device: torch.device,
     dtype: torch.dtype | str | None,
     vae_hash: str | None,
+    plain_chats: bool,
 ) -> Qwen3VLWith3DBranch:
     """Load what `save_pretrained` wrote, or a training run."""
     from vae_qwen3vl.language.backbone import inference_dtype
@@ -105,7 +109,7 @@ def _open_folder(
     if others != (None, None):
         raise ValueError(f"{folder} has its own projector and adapter: leave --projector_ckpt and --lora_dir out")
     model = ShapeVLForConditionalGeneration.from_pretrained(
-        folder, merge_adapter=True, dtype=dtype or inference_dtype(device)
+        folder, merge_adapter=True, plain_chats=plain_chats, dtype=dtype or inference_dtype(device)
     )
     model.check_vae(vae_hash if vae is None else vae.fingerprint())
     model.branch.vae_model = vae

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, merging_arguments, unpadded
 from vae_qwen3vl.language import adapters
+from vae_qwen3vl.language.adapted_rows import adapters_in
 from vae_qwen3vl.language.backbone import check_model_type, embedding_rms, embedding_table, load_vl_model, name_cache
-from vae_qwen3vl.layout import Positions
+from vae_qwen3vl.layout import Positions, without_object
 from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 from vae_qwen3vl.projector import OverBudget, Projector3D, Tokens3D
 from vae_qwen3vl.projector_file import ProjectorDescription, load_projector, save_projector
@@ -279,13 +280,16 @@ class Qwen3VLWith3DBranch(nn.Module):
     ) -> Any:
         """Run the language model on text and 3D (`build_inputs` says how they are merged).
 
+        In evaluation mode rows without an object are read as without adapters (`adapted_rows.adapters_in`).
+
         Returns:
             The language model's output (`loss` if there are labels; `logits [B, S', V]` over the merged sequence),
             with `encoding_indices_3d` where `inputs_3d` were given. Without 3D input it reads the text alone.
         """
         shapes = inputs_3d, feats_3d, coords_3d, mask_3d
         inputs = self.build_inputs(input_ids, attention_mask, labels, *shapes, **merging_arguments(kwargs))
-        outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
+        with adapters_in(self.vl_model, True if self.training else _rows_with_objects(input_ids, inputs)):
+            outputs = self.vl_model(**inputs.model_kwargs(), labels=inputs.labels, **kwargs)
         if inputs_3d is not None:
             outputs["encoding_indices_3d"] = inputs.encoding_indices_3d
         return outputs
@@ -311,6 +315,8 @@ class Qwen3VLWith3DBranch(nn.Module):
             New token ids only, `[B, new]` (never the prompt), or what `return_dict_in_generate` asks for. At most
             128 new tokens unless `kwargs` say otherwise. Without `input_ids`, all else passes through unchanged.
 
+        Rows without an object are answered as without adapters (`adapted_rows.adapters_in`).
+
         A later turn on a kept cache passes `past_key_values` with the whole conversation's ids and objects; the
         rows of a batch must have grown by equally many tokens since, for the cache holds their padding.
         """
@@ -324,7 +330,8 @@ class Qwen3VLWith3DBranch(nn.Module):
         inputs = self.build_inputs(input_ids, attention_mask, None, *shapes, padding_side="left", **merging)
         if not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = 128
-        return self.vl_model.generate(**inputs.model_kwargs(), **name_cache(self.vl_model, kwargs))
+        with adapters_in(self.vl_model, _rows_with_objects(input_ids, inputs)):
+            return self.vl_model.generate(**inputs.model_kwargs(), **name_cache(self.vl_model, kwargs))
 
     def describe(
         self,
@@ -450,3 +457,9 @@ class Qwen3VLWith3DBranch(nn.Module):
     ) -> None:
         """Load LoRA adapters from a peft folder; every tensor must fit. `dropout` replaces that of the folder."""
         self.vl_model = adapters.load_lora(self.vl_model, folder, trainable, dropout=dropout)
+
+
+def _rows_with_objects(input_ids: Tensor, inputs: BranchInputs) -> Tensor:  # [B], bool
+    """Return which rows have an object; plain ids have one each, in front, where there are any."""
+    there = ~without_object(input_ids).cpu()
+    return there if bool(there.any()) else torch.full_like(there, len(inputs.tokens_3d.coords) > 0)

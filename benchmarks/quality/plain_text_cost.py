@@ -1,5 +1,8 @@
 """What adapters cost the language model's own skills: text without any object, with each adapter and with none.
 
+Each adapter has two rows: as text is answered, for adapters are off where there is no object, and with the adapter
+at work, as beside an object.
+
     vae-qwen3vl make-plain-text -o held_out.jsonl --count 200 --split held_out
     python benchmarks/quality/plain_text_cost.py --records held_out.jsonl --lora a=A/lora_final --lora b=B/lora_final
 
@@ -37,6 +40,8 @@ MODULES = (
 """Written in Python in every version; about 20,000 tokens of strings, most of them prose."""
 PIECE = 512
 NO_ADAPTER = "no adapter"
+AT_WORK = ", at work"
+"""Ends the name of a row whose adapter is not off."""
 
 
 def docstrings(modules: Iterable[str] = MODULES) -> str:
@@ -53,7 +58,7 @@ def docstrings(modules: Iterable[str] = MODULES) -> str:
 
 @torch.no_grad()
 def answer_loss(
-    model: Qwen3VLWith3DBranch, processor: Processor3D, texts: Sequence[Text], batch_size: int = 8
+    model: Qwen3VLWith3DBranch, processor: Processor3D, texts: Sequence[Text], batch_size: int = 8, *, at_work: bool = False
 ) -> tuple[float, int]:
     """Return the mean negative log-likelihood of an answer's token, and how many there are."""
     total, count = 0.0, 0
@@ -62,23 +67,30 @@ def answer_loss(
     for start in tqdm(range(0, len(items), batch_size), desc="records", leave=False, disable=None):
         batch = collate_codes_caption(items[start : start + batch_size], processor, max_length=None)
         labels = batch.pop("labels").to(model.device)
-        total += _summed_loss(model(**batch).logits, labels)
+        total += _summed_loss(_logits(model, at_work, **batch), labels)
         count += int((labels[:, 1:] != IGNORED_LABEL).sum())
     return total / count, count
 
 
 @torch.no_grad()
 def perplexity(
-    model: Qwen3VLWith3DBranch, processor: Processor3D, text: str, piece: int = PIECE
+    model: Qwen3VLWith3DBranch, processor: Processor3D, text: str, piece: int = PIECE, *, at_work: bool = False
 ) -> tuple[float, int]:
     """Return the perplexity of plain text, and how many tokens were predicted: all but the first of each piece."""
     total, count = 0.0, 0
     ids = torch.tensor(processor.encode_text(text), device=model.device)
     for part in tqdm(ids.split(piece), desc="text", leave=False, disable=None):
         if len(part) > 1:
-            total += _summed_loss(model(input_ids=part[None]).logits, part[None])
+            total += _summed_loss(_logits(model, at_work, input_ids=part[None]), part[None])
             count += len(part) - 1
     return math.exp(total / count), count
+
+
+def _logits(model: Qwen3VLWith3DBranch, at_work: bool, **batch: Any) -> torch.Tensor:  # [B, S, V]
+    """Return what is predicted, by the language model with its adapters or as the branch reads text."""
+    read = model.vl_model(**model.build_inputs(**batch).model_kwargs()) if at_work else model(**batch)
+    logits: torch.Tensor = read.logits
+    return logits
 
 
 def _summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -89,7 +101,14 @@ def _summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def measure(
-    source: str, lora: str | None, texts: Sequence[Text], prose: str, *, device: torch.device, batch_size: int = 8
+    source: str,
+    lora: str | None,
+    texts: Sequence[Text],
+    prose: str,
+    *,
+    device: torch.device,
+    batch_size: int = 8,
+    at_work: bool = False,
 ) -> dict[str, Any]:
     """Return the numbers of one row of the table."""
     model = Qwen3VLWith3DBranch(source)
@@ -99,8 +118,9 @@ def measure(
     processor = Processor3D.from_pretrained(source)
     numbers: dict[str, Any] = {}
     if texts:
-        numbers["answer_loss"], numbers["answer_tokens"] = answer_loss(model, processor, texts, batch_size)
-    numbers["perplexity"], numbers["text_tokens"] = perplexity(model, processor, prose)
+        loss, count = answer_loss(model, processor, texts, batch_size, at_work=at_work)
+        numbers |= {"answer_loss": loss, "answer_tokens": count}
+    numbers["perplexity"], numbers["text_tokens"] = perplexity(model, processor, prose, at_work=at_work)
     return numbers
 
 
@@ -130,18 +150,18 @@ def main() -> None:
     quiet_transformers()
     device = resolve_device(options.device)
     source = str(resolve_vl_model(options.vl_model))
-    adapters: dict[str, str | None] = {NO_ADAPTER: None}
+    adapters: dict[str, str | None] = {NO_ADAPTER: None}  # by row
     for given in options.lora:
         name, _, folder = given.partition("=")
         if not name or not Path(folder).is_dir() or name in adapters:
             parser.error(f"--lora {given}: expected another NAME=DIR, with an adapter's folder")
-        adapters[name] = folder
+        adapters |= {name: folder, f"{name}{AT_WORK}": folder}
     texts = read_plain_texts(options.records) if options.records else []
     prose = docstrings()
-    rows = {
-        name: measure(source, lora, texts, prose, device=device, batch_size=options.batch_size)
-        for name, lora in adapters.items()
-    }
+    rows = {}
+    for name, lora in adapters.items():
+        how: dict[str, Any] = {"batch_size": options.batch_size, "at_work": name.endswith(AT_WORK)}
+        rows[name] = measure(source, lora, texts, prose, device=device, **how)
     print(table(rows))
     about = {"python": platform.python_version(), "vl_model": options.vl_model or DEFAULT_LM, "piece": PIECE}
     print(write_run(options, about | {"records": len(texts), "rows": rows}))

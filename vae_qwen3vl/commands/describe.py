@@ -110,7 +110,7 @@ def _describe_one(settings: DescribeSettings, options: argparse.Namespace) -> in
             codes = encode_field(vae, field_for(vae, source, threshold_factor=settings.threshold_factor, up=up))
     with watch("load language model"):
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
-        model = load_describer(vae, *parts, device=target, dtype=settings.dtype)
+        model = load_describer(vae, *parts, device=target, dtype=settings.dtype, plain_chats=False)
     with watch("describe"):
         words, among = _answer(model, codes, settings)
     if options.json:

@@ -81,7 +81,7 @@ def work(options: argparse.Namespace) -> int:
 
     vae = load_vae_from_config(options.vae_config, options.vae_ckpt)
     parts = options.vl_model, options.projector_ckpt, options.lora_dir
-    model = load_describer(vae, *parts, device=options.device or "cpu", dtype=options.dtype)
+    model = load_describer(vae, *parts, device=options.device or "cpu", dtype=options.dtype, plain_chats=False)
     tokenizer = Processor3D.from_pretrained(model.model_name_or_path).tokenizer
     plain = export_model(model, tokenizer, options.folder, objects=options.objects)
     written = [options.folder]

@@ -83,7 +83,8 @@ def describe_all(
             earlier = _earlier(settings.output, settings.decisive)
         parts = settings.vl_model, settings.projector_ckpt, settings.lora_dir
         vae_hash = shapes.manifest.vae_hash
-        model = load_describer(shapes.vae, *parts, device=device, dtype=settings.dtype, vae_hash=vae_hash)
+        more: dict[str, Any] = {"dtype": settings.dtype, "vae_hash": vae_hash, "plain_chats": False}
+        model = load_describer(shapes.vae, *parts, device=device, **more)
         processor = Processor3D.from_pretrained(model.model_name_or_path)
         chooser = Chooser.load(settings.choice, shapes.codebook, vae_hash, device) if settings.choice else None
         file = None

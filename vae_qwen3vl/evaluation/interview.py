@@ -194,7 +194,10 @@ class Interviewer:
         )
 
     def _generate(self, prompt: str, objects: Sequence[EvalObject | None], describe: str | None) -> list[str]:
-        """Return a greedy answer for each object; None asks without a shape."""
+        """Return a greedy answer for each object; None asks without a shape, of the adapters all the same.
+
+        A blind control knows what training says, as the model with its adapters does; the untouched model doesn't.
+        """
         texts = [""] * len(objects)
         shown = describe is not None and self.progress
         with Progress(len(objects), describe or "", shown=shown) as progress:
@@ -202,8 +205,9 @@ class Interviewer:
                 shapes = [one for n in numbers if (one := objects[n]) is not None]
                 feats, coords = self.data.batch(shapes) if shapes else (None, None)
                 text = self.processor([prompt] * len(numbers), objects=1 if shapes else 0)
-                ids = self.model.generate(
-                    **text, feats_3d=feats, coords_3d=coords, do_sample=False, max_new_tokens=self.max_new_tokens
+                inputs = self.model.build_inputs(**text, feats_3d=feats, coords_3d=coords, padding_side="left")
+                ids = self.model.vl_model.generate(
+                    **inputs.model_kwargs(), do_sample=False, max_new_tokens=self.max_new_tokens
                 )
                 for number, answer in zip(numbers, self.processor.decode(ids), strict=True):
                     texts[number] = answer

@@ -29,6 +29,7 @@ from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sam
 from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes, read
 from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two, same_beginning
 from vae_qwen3vl.inputs import BranchInputs
+from vae_qwen3vl.language.adapted_rows import Rows, adapters_in, can_be_left_out
 from vae_qwen3vl.language.backbone import name_cache, text_layers, without_wrapper
 from vae_qwen3vl.layout import PLACEHOLDER_3D
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 _MOST_RANKS = 2**20
 """Tokens an object has at most, as far as `Identity` can tell them apart."""
 _MOST_OBJECTS = 2**16
+_UNTOUCHED = 2**32
+"""Added to the tokens of chats without adapters in `Identity`: their keys are others."""
 _IMAGES = ("pixel_values", "image_grid_thw")
 _WIDTHS = 32
 """Of new chats multiples of so many places are computed: libraries keep a kernel, with its memory, for each width."""
@@ -99,6 +102,8 @@ class _Chat:
     """None where it can't be told, as for images."""
     images: dict[str, Tensor]
     generator: torch.Generator | None
+    adapted: bool
+    """Whether adapters are at work in it: it has an object."""
     length: int = 0
     """Places in the cache."""
     position: int = 0
@@ -151,6 +156,7 @@ class Engine:
         self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer_end} - {None}
         self._layers = len(list(text_layers(model.vl_model)))
         (self._cache_name,) = name_cache(base.model, {"past_key_values": None})
+        self._apart = can_be_left_out(model.vl_model)
         self._on_graphs = graphs and _fits_graphs(base)
         self._empty()
         self._prefixes = PrefixStore(prefix_tokens)
@@ -247,18 +253,22 @@ class Engine:
                 f"up to {sampling.max_new_tokens} doesn't fit into this model's {self.max_length}: shorten either"
             )
         device = inputs.inputs_embeds.device
+        adapted = bool(objects) or not self._apart
         return _Chat(
             answer=Answer(prompt_tokens=length, tokens_3d=len(inputs.tokens_3d.coords)),
             sampling=sampling,
             writer=PieceWriter(self.processor.tokenizer, sampling.stop),
             embeds=inputs.inputs_embeds[0],
             positions=inputs.position_ids[:, 0],
-            identity=None if images else self._identity(encoded["input_ids"][0], inputs, objects),
+            identity=None if images else self._identity(encoded["input_ids"][0], inputs, objects, adapted),
             images={name: value.to(device) for name, value in images.items()},
             generator=sampling.generator(device),
+            adapted=adapted,
         )
 
-    def _identity(self, ids: Tensor, inputs: BranchInputs, objects: Sequence[ShapeCodes]) -> Identity:  # [S]
+    def _identity(
+        self, ids: Tensor, inputs: BranchInputs, objects: Sequence[ShapeCodes], adapted: bool
+    ) -> Identity:  # [S]
         """Return the text's ids, and for each place of a shape a negative number that no other shape's place has."""
         counts = object_counts(inputs.tokens_3d.coords).tolist() if objects else []
         parts: list[Identity] = []
@@ -268,7 +278,7 @@ class Engine:
             number = self._number(codes)
             parts += [rows[at:place], -1 - (number * _MOST_RANKS + np.arange(count + 2))]
             at = place + 1
-        return np.concatenate([*parts, rows[at:]]).astype(np.int64)
+        return np.concatenate([*parts, rows[at:]]).astype(np.int64) + (0 if adapted else _UNTOUCHED)
 
     def _number(self, codes: ShapeCodes) -> int:
         """Return a number that this shape alone has."""
@@ -351,7 +361,8 @@ class Engine:
                 start = max(alike[:first])
                 parts = self._cache.take(alike.index(start), start)
             width = max(widest, len(chat.embeds) - start)
-            if group and width * (len(group) + 1) > self.prefill_tokens:
+            unlike = group and chat.adapted != group[0].adapted
+            if unlike or (group and width * (len(group) + 1) > self.prefill_tokens):
                 break
             with self._changed:
                 self._waiting.popleft()
@@ -403,17 +414,19 @@ class Engine:
             positions[:, row, :count] = chat.positions[:, start:]
         slots = range(first, first + len(group))
         numbers = torch.tensor([slots, starts, [count - 1 for count in widths]])
+        adapted = group[0].adapted
 
         def work(numbers: Tensor, embeds: Tensor, positions: Tensor) -> Results:
             slots, starts, ends = numbers
-            hidden = self._forward(slots if graph else first, starts, positions, embeds, images, longest)
+            place = slots if graph else first
+            hidden = self._forward(place, starts, positions, embeds, images, longest, adapted)
             logits = self._base.lm_head(hidden[torch.arange(len(ends), device=ends.device), ends])
             return logits, torch.stack([logits.argmax(-1), positions.amax((0, 2))])
 
         if not graph:
             return work(numbers.to(embeds.device, non_blocking=True), embeds, positions)
         self._cache.reserve(first + 1, longest)
-        return self._graphs.run(("chat", width, longest), work, (numbers, embeds, positions), soon=False)
+        return self._graphs.run(("chat", width, longest, adapted), work, (numbers, embeds, positions), soon=False)
 
     def _step(self) -> None:
         """Give every active chat one more token."""
@@ -423,22 +436,26 @@ class Engine:
                 [chat.answer.token_ids[-1] for chat in chats],
                 [chat.length for chat in chats],
                 [chat.position for chat in chats],
+                [chat.adapted for chat in chats],
             ]
         )
+        both = len({chat.adapted for chat in chats}) > 1
+        adapted = None if both else chats[0].adapted
         rows, longest = len(chats), max(chat.length for chat in chats) + 1
         if self._graphs.wanted:  # idle rows write into slots that nobody has
             rows, longest = power_of_two(rows), few_sizes(longest, _GRAPH_PLACES)
             numbers = torch.nn.functional.pad(numbers, (0, rows - len(chats)))
 
         def work(numbers: Tensor) -> Results:
-            tokens, starts, positions = numbers[:, :, None]  # [n, 1] each
+            tokens, starts, positions, there = numbers[:, :, None]  # [n, 1] each
             embeds = self._base.get_input_embeddings()(tokens)
-            hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest)
+            rows = there[:, 0].bool() if adapted is None else adapted
+            hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest, rows)
             logits = self._base.lm_head(hidden[:, 0])
             return logits, logits.argmax(-1)
 
         self._cache.reserve(rows, longest)
-        logits, likeliest = self._graphs.run(("step", rows, longest), work, (numbers,))
+        logits, likeliest = self._graphs.run(("step", rows, longest, adapted), work, (numbers,))
         for chat in chats:
             chat.length += 1
             chat.position += 1
@@ -453,12 +470,13 @@ class Engine:
         embeds: Tensor,
         images: dict[str, Tensor],
         longest: int,
+        adapted: Rows,
     ) -> Tensor:  # [n, Q, H]
         seen = self._cache.aim_at(slots, starts, embeds.shape[1], longest)
         # What attention makes of a mask of truth values, in each layer anew.
         mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         cache = {self._cache_name: self._cache}
-        with sdpa_kernel(_ATTENTION):
+        with sdpa_kernel(_ATTENTION), adapters_in(self.model.vl_model, adapted):
             return self._base.model(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **cache, **images
             ).last_hidden_state
@@ -491,6 +509,7 @@ class Engine:
         chat = self._active[slot]
         if chat.identity is not None and chat.length <= self._prefixes.most:
             told = np.array(chat.answer.token_ids[: chat.length - len(chat.identity)], dtype=np.int64)
+            told += 0 if chat.adapted else _UNTOUCHED
             self._prefixes.keep(np.concatenate([chat.identity, told]), self._cache.take(slot, chat.length))
         with self._changed:
             last = self._active.pop()

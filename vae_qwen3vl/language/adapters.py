@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
 from sdf_vqvae.utils.errors import brief
 from sdf_vqvae.utils.strict_files import parse_json
+from vae_qwen3vl.language.adapted_rows import AdaptedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -121,23 +122,53 @@ def _tell(saved: Mapping[str, Tensor], rank: int, folder: object) -> None:
     logger.info("loaded %d LoRA tensors of rank %d from %s", len(saved), rank, folder)
 
 
-def merge_lora(vl_model: Any) -> Any:
-    """Return the language model with its adapters, if there are any, added into its weights: it answers sooner."""
-    return vl_model.merge_and_unload() if hasattr(vl_model, "peft_config") else vl_model
+def merge_lora(vl_model: Any, *, keep_untouched: bool = False) -> Any:
+    """Return the language model with its adapters, if there are any, added into its weights: it answers sooner.
+
+    Args:
+        vl_model: the language model, with adapters or without.
+        keep_untouched: keep the weights from before beside them, for `adapted_rows.adapters_in`: memory of another
+            copy of the adapted maps.
+    """
+    if not hasattr(vl_model, "peft_config"):
+        return vl_model
+    adapted = {name: module.base_layer for name, module in _adapted(vl_model)} if keep_untouched else {}
+    if any(not _is_plain(module) for module in adapted.values()):
+        logger.warning("adapters on quantised or spread maps stay at work in chats without an object, too")
+        adapted = {}
+    untouched = {name: module.weight.detach().clone() for name, module in adapted.items()}
+    merged = vl_model.merge_and_unload()
+    for name, weight in untouched.items():
+        module = merged.get_submodule(name)
+        with_adapter, module.weight = module.weight, nn.Parameter(weight, requires_grad=False)
+        merged.set_submodule(name, AdaptedLinear(module, with_adapter.detach()))
+    return merged
 
 
-def load_merged(vl_model: nn.Module, folder: str | os.PathLike[str]) -> Any:
+def _adapted(vl_model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the maps that peft has put adapters around, by their names without peft."""
+    for name, module in vl_model.get_base_model().named_modules():
+        if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
+            yield name, module
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is a linear map whose weight is here, and nothing else."""
+    return type(module) is nn.Linear and not module.weight.is_meta and "forward" not in vars(module)
+
+
+def load_merged(vl_model: nn.Module, folder: str | os.PathLike[str], *, keep_untouched: bool = False) -> Any:
     """Return what `merge_lora` makes of `load_lora`.
 
     Plain LoRA is added here, to the same bit; peft, whose import and modules take longer than the sums, has the rest.
     """
     plain = None if hasattr(vl_model, "peft_config") else _plain_lora(folder)
     if plain is None:
-        return merge_lora(load_lora(vl_model, folder))
+        return merge_lora(load_lora(vl_model, folder), keep_untouched=keep_untouched)
     rank, scale, targets = plain
     maps = {name: module for name, module in vl_model.named_modules() if name.rpartition(".")[2] in targets}
-    if not maps or any(type(module) is not nn.Linear or module.weight.is_meta for module in maps.values()):
-        return merge_lora(load_lora(vl_model, folder))
+    if not maps or not all(_is_plain(module) for module in maps.values()):
+        return merge_lora(load_lora(vl_model, folder), keep_untouched=keep_untouched)
     saved, _ = read_safetensors(Path(folder) / WEIGHTS, "LoRA adapter")
     pairs = {name: [f"base_model.model.{name}.lora_{part}.weight" for part in "AB"] for name in maps}
     expected: dict[str, torch.Size] = {}
@@ -148,7 +179,12 @@ def load_merged(vl_model: nn.Module, folder: str | os.PathLike[str]) -> Any:
     with torch.no_grad():
         for name, module in maps.items():
             a, b = (saved[part].to(module.weight.device, torch.float32) for part in pairs[name])  # [r, in], [out, r]
-            module.weight += b @ a * scale
+            added = b @ a * scale  # [out, in]
+            if keep_untouched:
+                weight = (module.weight + added).to(module.weight.dtype)
+                vl_model.set_submodule(name, AdaptedLinear(module, weight))
+            else:
+                module.weight += added
     _tell(saved, rank, folder)
     return vl_model
 

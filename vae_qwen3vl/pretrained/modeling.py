@@ -137,6 +137,7 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config: ShapeVLConfig | None = None,
         dtype: torch.dtype | str | None = "auto",
         merge_adapter: bool = False,
+        plain_chats: bool = True,
         is_trainable: bool = False,
         **kwargs: Any,
     ) -> ShapeVLForConditionalGeneration:
@@ -149,6 +150,7 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config: instead of the folder's.
             dtype: of the language model; "auto" is that of its files.
             merge_adapter: add the adapters into the language model's weights: it answers sooner.
+            plain_chats: then keep the weights from before too, for chats without an object; see `load_describer`.
             is_trainable: the adapters learn on.
             **kwargs: for the language model's `from_pretrained` alone: `device_map`, `quantization_config`,
                 `attn_implementation` and so on. What is said of the Hub counts for the folder too.
@@ -171,7 +173,12 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs.setdefault("attn_implementation", attention)
         more = {name: hub[name] for name in ("cache_dir", "local_files_only", "token") if name in hub} | kwargs
         model = cls.from_parts(
-            parts_of(folder, config), dtype=dtype, merge_adapter=merge_adapter, is_trainable=is_trainable, **more
+            parts_of(folder, config),
+            dtype=dtype,
+            merge_adapter=merge_adapter,
+            plain_chats=plain_chats,
+            is_trainable=is_trainable,
+            **more,
         )
         model.config.name_or_path = model.name_or_path = os.fspath(pretrained_model_name_or_path)
         if adapter is not None:
@@ -185,6 +192,7 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         dtype: torch.dtype | str | None = "auto",
         merge_adapter: bool = False,
+        plain_chats: bool = True,
         is_trainable: bool = False,
         **kwargs: Any,
     ) -> ShapeVLForConditionalGeneration:
@@ -199,7 +207,8 @@ class ShapeVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         named = parts.reference
         if parts.lora is not None and parts.lora != NO_LORA:
             if merge_adapter:
-                branch.vl_model, named = load_merged(branch.vl_model, parts.lora), None
+                vl_model = load_merged(branch.vl_model, parts.lora, keep_untouched=plain_chats)
+                branch.vl_model, named = vl_model, None
             else:
                 branch.load_lora(parts.lora, trainable=is_trainable)
         model = cls(ShapeVLConfig(language_model=named), branch, table, here)

@@ -49,7 +49,7 @@ def pack(
     if (parts.folder / CONFIG).is_file() and folder.absolute() == parts.folder.absolute():
         raise ValueError(f"{folder} is where the parts are read from: give another folder")
     processor = ShapeVLProcessor.from_parts(parts, device="cpu")
-    model = ShapeVLForConditionalGeneration.from_parts(parts, merge_adapter=merge_adapter)
+    model = ShapeVLForConditionalGeneration.from_parts(parts, merge_adapter=merge_adapter, plain_chats=False)
     model.save_pretrained(folder, language_model=not by_name)
     processor.save_pretrained(folder, vae=None if by_name else True)
 

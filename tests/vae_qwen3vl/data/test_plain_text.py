@@ -297,7 +297,8 @@ def test_the_cost_of_no_change_is_nothing(vl: str, tmp_path: Path, monkeypatch, 
     plain_text_cost.main()
     rows = json.loads((tmp_path / "plain_text_cost.json").read_text())["cpu"]["rows"]
     assert rows["untrained"] == pytest.approx(rows["no adapter"])
-    assert rows["trained"]["perplexity"] > rows["no adapter"]["perplexity"] * 1.01
+    assert rows["trained"] == rows["no adapter"]  # it is off where there is no object
+    assert rows["trained, at work"]["perplexity"] > rows["no adapter"]["perplexity"] * 1.01
 
 
 def test_the_text_that_every_machine_has() -> None:
