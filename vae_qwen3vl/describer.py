@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.progress import waiting
 from sdf_vqvae.utils.runtime import resolve_device, without_collector
+from vae_qwen3vl.answer_confidence import CALIBRATION, Calibration, check_calibrated, file_hash, four_digits, hedged
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder, resolve_vl_model
 from vae_qwen3vl.trained_parts import NO_LORA, adapter_missing, is_model_folder, parts_for
 
@@ -33,6 +35,12 @@ class Description:
     prompt: str
     tokens_3d: int
     """3D tokens that the language model read, without the two markers."""
+    mean_probability: float | None = None
+    """Of the answer's tokens, its end among them; None where it was chosen among several."""
+    confidence: float | None = None
+    """Probability that the answer is right; None where the model has no calibration of such answers."""
+    abstained: bool = False
+    """Whether `text` says only what it is like, for the confidence was too low."""
 
 
 @waiting("loading the language model")
@@ -86,6 +94,7 @@ def load_describer(
         about = model.load_projector(projector, vae_hash=vae_hash)
         if about.with_lora and lora is None:
             raise adapter_missing(projector)
+        model.calibration = calibration_beside(projector)
     else:
         logger.warning("no trained projector: the language model reads noise, and its words mean nothing")
     if lora is not None and lora != NO_LORA:
@@ -105,6 +114,7 @@ def _open_folder(
     """Load what `save_pretrained` wrote, or a training run."""
     from vae_qwen3vl.language.backbone import inference_dtype
     from vae_qwen3vl.pretrained import ShapeVLForConditionalGeneration
+    from vae_qwen3vl.pretrained.folder import local_folder, parts_of
 
     if others != (None, None):
         raise ValueError(f"{folder} has its own projector and adapter: leave --projector_ckpt and --lora_dir out")
@@ -113,6 +123,7 @@ def _open_folder(
     )
     model.check_vae(vae_hash if vae is None else vae.fingerprint())
     model.branch.vae_model = vae
+    model.branch.calibration = calibration_beside(parts_of(local_folder(folder)).projector)
     return _ready(model.branch, device)
 
 
@@ -124,8 +135,25 @@ def _ready(model: Qwen3VLWith3DBranch, device: torch.device) -> Qwen3VLWith3DBra
     return model.to(device).eval()
 
 
+def calibration_beside(projector: str | os.PathLike[str]) -> Calibration | None:
+    """Return the calibration that lies beside a projector, None if there is none or it is another projector's."""
+    path = Path(projector).with_name(CALIBRATION)
+    if not path.is_file():
+        return None
+    known = Calibration.load(path)
+    if known.projector != file_hash(projector):
+        logger.warning("%s is of another projector, and is not used", path)
+        return None
+    return known
+
+
 def describe(
-    model: Qwen3VLWith3DBranch, codes: ShapeCodes, prompt: str | None = None, *, max_new_tokens: int = 64
+    model: Qwen3VLWith3DBranch,
+    codes: ShapeCodes,
+    prompt: str | None = None,
+    *,
+    max_new_tokens: int = 64,
+    abstain: float | None = None,
 ) -> Description:
     """Answer a prompt about one object's codes, greedily.
 
@@ -134,14 +162,18 @@ def describe(
         codes: the object.
         prompt: None takes the one the projector was trained with.
         max_new_tokens: length of the answer.
+        abstain: below this confidence the answer is "something like a ...".
 
     Raises:
-        ValueError: the codes are another tokenizer's, or prompt and answer don't fit into the language model.
+        ValueError: the codes are another tokenizer's, or prompt and answer don't fit into the language model; or
+            `abstain` is given, and the model has no calibration of answers to this question.
     """
     from vae_qwen3vl.generation.engine import Engine, Sampling
     from vae_qwen3vl.processor import DEFAULT_PROMPT, Processor3D
 
     asked = prompt or model.prompt or DEFAULT_PROMPT
+    if abstain is not None:
+        check_calibrated(model.calibration, asked)
     processor = Processor3D.from_pretrained(model.model_name_or_path)
     content = [{"type": "3d"}, {"type": "text", "text": asked}]
     with Engine(model, processor, max_batch=1, prefix_tokens=0) as engine:
@@ -150,4 +182,12 @@ def describe(
         )
         answer.text()
     (text,) = processor.decode([answer.token_ids])
-    return Description(text=text, prompt=asked, tokens_3d=answer.tokens_3d)
+    unsure = abstain is not None and answer.confidence is not None and answer.confidence < abstain
+    return Description(
+        text=hedged(text) if unsure else text,
+        prompt=asked,
+        tokens_3d=answer.tokens_3d,
+        mean_probability=four_digits(answer.mean_probability),
+        confidence=four_digits(answer.confidence),
+        abstained=unsure,
+    )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vae_qwen3vl.answer_confidence import Calibration
 from vae_qwen3vl.inputs import BranchInputs, merge_inputs, merging_arguments, unpadded
 from vae_qwen3vl.language import adapters
 from vae_qwen3vl.language.adapted_rows import adapters_in
@@ -84,6 +85,7 @@ class Qwen3VLWith3DBranch(nn.Module):
         self.model_name_or_path = os.fspath(model_name_or_path)
         self.max_3d_tokens, self.positions, self.truncate_mode = max_3d_tokens, positions, truncate_mode
         self.prompt: str | None = None
+        self.calibration: Calibration | None = None
         self._vae: tuple[ShapeVAE | None] = (None,)
         self.vae_model = vae_model
         if vae_model is not None:

@@ -58,7 +58,12 @@ def docstrings(modules: Iterable[str] = MODULES) -> str:
 
 @torch.no_grad()
 def answer_loss(
-    model: Qwen3VLWith3DBranch, processor: Processor3D, texts: Sequence[Text], batch_size: int = 8, *, at_work: bool = False
+    model: Qwen3VLWith3DBranch,
+    processor: Processor3D,
+    texts: Sequence[Text],
+    batch_size: int = 8,
+    *,
+    at_work: bool = False,
 ) -> tuple[float, int]:
     """Return the mean negative log-likelihood of an answer's token, and how many there are."""
     total, count = 0.0, 0
@@ -144,6 +149,7 @@ def main() -> None:
     parser.add_argument("--lora", action="append", default=[], metavar="NAME=DIR", help="an adapter; may be repeated")
     parser.add_argument("--vl_model", help=f"language model of the adapters (default: {DEFAULT_LM})")
     parser.add_argument("--batch_size", type=int, default=8, help="records read together (default %(default)s)")
+    parser.add_argument("--most_text", type=int, metavar="N", help="of the strings, the first N characters (all)")
     parser.add_argument("--device")
     options = parser.parse_args()
     setup_logging()
@@ -157,7 +163,7 @@ def main() -> None:
             parser.error(f"--lora {given}: expected another NAME=DIR, with an adapter's folder")
         adapters |= {name: folder, f"{name}{AT_WORK}": folder}
     texts = read_plain_texts(options.records) if options.records else []
-    prose = docstrings()
+    prose = docstrings()[: options.most_text]
     rows = {}
     for name, lora in adapters.items():
         how: dict[str, Any] = {"batch_size": options.batch_size, "at_work": name.endswith(AT_WORK)}

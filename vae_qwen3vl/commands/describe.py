@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     questions = parser.add_mutually_exclusive_group()
     questions.add_argument("--prompt", help="the question (default: what the projector was trained with)")
     questions.add_argument("--prompts", metavar="FILE", type=Path, help="several questions, a line each")
-    add_options(parser, DescribeSettings, ("max_new_tokens", "look_up"))
+    add_options(parser, DescribeSettings, ("max_new_tokens", "abstain", "look_up"))
     add_vae_options(parser)
     add_language_options(parser)
     add_dtype(parser)
@@ -134,7 +134,7 @@ def _answer(
     if settings.look_up is not None:
         asked = _with_neighbors(asked, settings.look_up, codes)
     if not settings.choice:
-        return describe(model, codes, asked, max_new_tokens=length), {}
+        return describe(model, codes, asked, max_new_tokens=length, abstain=settings.abstain), {}
     from vae_qwen3vl.candidates import Chooser
     from vae_qwen3vl.candidates.asking import describe_by_choice
     from vae_qwen3vl.vae_latent_extractor import codebook

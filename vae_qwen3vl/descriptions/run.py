@@ -1,8 +1,9 @@
 """Ask about many objects: many at a time, with a file of answers that a killed run goes on with.
 
-A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text"}`, with `"similar"` where the
-model read what objects like it are called, `"candidates"` where the text was chosen among several, and `"settings"`
-where any were given that change answers; or `{"shape", "error"}` for what can't be read.
+A record a line: `{"shape", "up", "up_from", "codes", "tokens_3d", "prompt", "text", "mean_probability",
+"confidence"}`, with `"abstained"` where the text may say only what the object is like, `"similar"` where the model
+read what objects like it are called, `"candidates"` instead of the two numbers where the text was chosen among more,
+and `"settings"` where any were given that change answers; or `{"shape", "error"}` for what can't be read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.files import only_writer, regular_file, write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
+from vae_qwen3vl.answer_confidence import check_calibrated, four_digits, hedged
 from vae_qwen3vl.candidates import Chooser
 from vae_qwen3vl.candidates.asking import submit_candidates
 from vae_qwen3vl.data.look_up import Neighbors, told_of, with_neighbors
@@ -152,6 +154,10 @@ class _Interview:
         self._index = None if settings.look_up is None else ShapeIndex.open(settings.look_up)
         self._sampling = Sampling(max_new_tokens=settings.max_new_tokens)
         self._at_once = max(1, settings.batch_size // (settings.choice.candidates + 1))
+        self._abstain = settings.abstain
+        if settings.abstain is not None:
+            for prompt in self.prompts:
+                check_calibrated(engine.model.calibration, prompt)
         self._about = {"settings": settings.decisive} if settings.decisive else {}
 
     def records(self, names: Sequence[str], done: set[tuple[str, str]]) -> Iterator[list[Record]]:
@@ -215,9 +221,21 @@ class _Interview:
         up = {"up": shape.up, "up_from": shape.up_from} if shape.up_from else {}
         about = {"shape": asked.name, **up, "codes": shape.count, "tokens_3d": answers[0].tokens_3d}
         records = told.setdefault(asked.name, [])
+        if self._chooser is None:
+            sure, text = self._sureness(answers[0], text)
+            among = {**sure, **among}
         records.append({**about, "prompt": asked.prompt, "text": text, **among, **self._about})
         if len(records) == asked.of:
             yield told.pop(asked.name)
+
+    def _sureness(self, answer: Answer, text: str) -> tuple[Record, str]:
+        """Return how sure the model is of an answer, and the answer as it is told then."""
+        mean, confidence = answer.mean_probability, answer.confidence
+        sure: Record = {"mean_probability": four_digits(mean), "confidence": four_digits(confidence)}
+        if self._abstain is None or confidence is None:
+            return sure, text
+        unsure = confidence < self._abstain
+        return {**sure, "abstained": unsure}, hedged(text) if unsure else text
 
 
 def _earlier(path: Path, settings: dict[str, Any]) -> list[Record]:

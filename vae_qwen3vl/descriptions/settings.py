@@ -25,6 +25,8 @@ class DescribeSettings:
     """Questions; without any, the one that the projector was trained with."""
     max_new_tokens: Positive = 64
     """Length of an answer."""
+    abstain: Annotated[float, Option(metavar="P")] | None = None
+    """Below this probability of being right the answer is "something like a ..." (default: never)."""
     batch_size: Positive = 8
     """Answers that are written together."""
     look_up: Annotated[Path, Option(metavar="INDEX")] | None = None
@@ -51,6 +53,13 @@ class DescribeSettings:
     def __post_init__(self) -> None:
         """Check all values; the messages name the options."""
         check(self, by_flag=True)
+        if self.abstain is not None and not 0 <= self.abstain <= 1:
+            raise ValueError(f"--abstain {self.abstain}: a probability is from 0 to 1")
+        if self.abstain is not None and (self.choice or self.look_up is not None):
+            raise ValueError(
+                "--abstain knows how often the likeliest answers to the question alone are right: leave "
+                "--candidates, --neighbors and --look_up out"
+            )
 
     @property
     def decisive(self) -> dict[str, Any]:

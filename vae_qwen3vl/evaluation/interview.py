@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sdf_vqvae.utils.progress import Progress
+from vae_qwen3vl.answer_confidence import GreedyProbabilities
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet
 from vae_qwen3vl.evaluation.controls import (
     NEIGHBOR,
@@ -57,6 +59,8 @@ class Interview:
     """3D tokens of each object, without the two around them."""
     texts: dict[str, list[str]]
     """Row -> a description of each object."""
+    probabilities: list[float]
+    """Mean probability of the tokens of each object's description."""
     closed: list[Answered] | None = None
     """None where there are no questions."""
     retrieval: dict[str, Scores] = field(default_factory=dict)
@@ -99,7 +103,8 @@ class Interviewer:
             closed: questions with a known set of answers.
             retrieval: score every object's first caption with every object; all objects have captions then.
         """
-        texts = {OWN: self._generate(prompt, self.data.objects, "describe")}
+        own, probabilities = self._generate(prompt, self.data.objects, "describe")
+        texts = {OWN: own}
         neighbors = None
         if controls:
             known = self._known()
@@ -112,6 +117,7 @@ class Interviewer:
             prompt=prompt,
             tokens=[int(self.model.count_3d_tokens(*self.data.batch([one]))[0]) - 2 for one in self.data.objects],
             texts=texts,
+            probabilities=probabilities,
             closed=None if closed is None else [self._answer(asked, neighbors) for asked in closed],
             retrieval=self._retrieve(prompt) if retrieval else {},
         )
@@ -119,10 +125,10 @@ class Interviewer:
     def _controls(self, prompt: str, described: list[str], known: Sequence[EvalObject]) -> dict[str, list[str]]:
         """Return the descriptions in the blind rows."""
         objects = self.data.objects
-        texts = {NO_SHAPE: self._generate(prompt, [None], None) * len(objects)}
+        texts = {NO_SHAPE: self._generate(prompt, [None], None)[0] * len(objects)}
         if len(objects) > 1:
             texts[OTHER_SHAPE] = [described[n] for n in other_objects(len(objects), self.seed)]
-        texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")
+        texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")[0]
         constant = constant_answers(
             [one.captions[0] for one in known], [one.captions[0] for one in objects], self.embed
         )
@@ -193,12 +199,17 @@ class Interviewer:
             describe=describe if self.progress else None,
         )
 
-    def _generate(self, prompt: str, objects: Sequence[EvalObject | None], describe: str | None) -> list[str]:
-        """Return a greedy answer for each object; None asks without a shape, of the adapters all the same.
+    def _generate(
+        self, prompt: str, objects: Sequence[EvalObject | None], describe: str | None
+    ) -> tuple[list[str], list[float]]:
+        """Return a greedy answer for each object and its mean probability; None asks without a shape, with adapters.
 
         A blind control knows what training says, as the model with its adapters does; the untouched model doesn't.
         """
-        texts = [""] * len(objects)
+        from transformers import LogitsProcessorList
+
+        texts, probabilities = [""] * len(objects), [0.0] * len(objects)
+        ends = {self.processor.tokenizer.eos_token_id, *_ends(self.model.vl_model)} - {None}
         shown = describe is not None and self.progress
         with Progress(len(objects), describe or "", shown=shown) as progress:
             for numbers in batches_alike(objects, self.batch_size):
@@ -206,10 +217,21 @@ class Interviewer:
                 feats, coords = self.data.batch(shapes) if shapes else (None, None)
                 text = self.processor([prompt] * len(numbers), objects=1 if shapes else 0)
                 inputs = self.model.build_inputs(**text, feats_3d=feats, coords_3d=coords, padding_side="left")
+                sure = GreedyProbabilities()
                 ids = self.model.vl_model.generate(
-                    **inputs.model_kwargs(), do_sample=False, max_new_tokens=self.max_new_tokens
+                    **inputs.model_kwargs(),
+                    do_sample=False,
+                    max_new_tokens=self.max_new_tokens,
+                    logits_processor=LogitsProcessorList([sure]),
                 )
-                for number, answer in zip(numbers, self.processor.decode(ids), strict=True):
-                    texts[number] = answer
+                found = zip(numbers, self.processor.decode(ids), sure.means(ids, ends), strict=True)
+                for number, answer, mean in found:
+                    texts[number], probabilities[number] = answer, mean
                 progress.update(len(numbers))
-        return texts
+        return texts, probabilities
+
+
+def _ends(vl_model: Any) -> list[int]:
+    """Return the tokens that end an answer."""
+    ends = vl_model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]

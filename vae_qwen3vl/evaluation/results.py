@@ -15,6 +15,7 @@ from typing import Any
 from sdf_vqvae.codes.shape_codes import code_count
 from sdf_vqvae.evaluation.page import REPORT
 from sdf_vqvae.utils.files import write_json, write_json_lines, write_text
+from vae_qwen3vl.answer_confidence import four_digits
 from vae_qwen3vl.evaluation.controls import OWN
 from vae_qwen3vl.evaluation.interview import Interview
 from vae_qwen3vl.evaluation.objects import EvalObject
@@ -48,6 +49,7 @@ def make_records(
             "sample_id": one.name,
             "prompt": said.prompt,
             "generated": said.texts[OWN][number],
+            "mean_probability": four_digits(said.probabilities[number]),
             "codes": code_count(one.codes),
             "tokens_3d": said.tokens[number],
         }

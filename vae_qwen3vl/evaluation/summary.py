@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sdf_vqvae.evaluation.bootstrap import Array, mean_interval
+from vae_qwen3vl.answer_confidence import risk_coverage
 from vae_qwen3vl.evaluation import caption_metrics, controls
 from vae_qwen3vl.evaluation.caption_metrics import CAPTION_METRICS, score_captions
 from vae_qwen3vl.evaluation.closed_sets import LEAST_OBJECTS, group_of
@@ -39,6 +40,8 @@ from vae_qwen3vl.language.sentence_encoder import SentenceEncoder
 TOPS = (1, 5)
 RECALLS = (1, 5, 10)
 MACRO = "macro_top_1"
+RISK_COVERAGE = "risk_coverage"
+COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 FORMULAS = {
     "mean, low, high": "mean over objects and its bootstrap interval of 95 %, fixed seed",
     "gap": "mean of the objects' differences to the blind control that comes closest",
@@ -48,6 +51,8 @@ FORMULAS = {
     MACRO: f"mean, over the answers that at least {LEAST_OBJECTS} objects have, of top_1 of their objects",
     "recall_k": "the right caption (object) is among the k with the highest pointwise mutual information: "
     "log p(text | shape) - log p(text), p(text) being the mean over the evaluated objects' shapes",
+    RISK_COVERAGE: "mean sentence_bert of the share `coverage` of the descriptions whose tokens have the highest "
+    "mean probability; best: of the share that is best; by chance: the mean of all",
     **controls.FORMULAS,
 }
 
@@ -68,7 +73,7 @@ def summarize(
     """
     summary: dict[str, Any] = {}
     if len(said.texts) > 1:
-        summary["captions"] = summarize_captions(said.texts, captions, encoder)
+        summary["captions"] = summarize_captions(said.texts, captions, encoder, said.probabilities)
     if said.closed is not None:
         summary["closed"] = {answered.asked.kind: summarize_closed(answered) for answered in said.closed}
     if said.retrieval:
@@ -80,7 +85,10 @@ def summarize(
 
 
 def summarize_captions(
-    texts: Mapping[str, Sequence[str]], captions: Sequence[Sequence[str]], encoder: SentenceEncoder | None
+    texts: Mapping[str, Sequence[str]],
+    captions: Sequence[Sequence[str]],
+    encoder: SentenceEncoder | None,
+    sure: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return the measures of every row's descriptions, and the gaps of the own shapes.
 
@@ -88,6 +96,7 @@ def summarize_captions(
         texts: row -> a description of each object.
         captions: each object's.
         encoder: of `load_sentence_encoder`; None leaves Sentence-BERT out.
+        sure: how sure the model is of each description of `OWN`, for `risk_coverage` by Sentence-BERT.
     """
     scores = {row: score_captions(described, captions, encoder) for row, described in texts.items()}
     rows = {
@@ -102,7 +111,11 @@ def summarize_captions(
         }
         for row, measured in scores.items()
     }
-    return {"objects": len(captions), "rows": rows, "gaps": _gaps(objects, list(objects[OWN]))}
+    summary = {"objects": len(captions), "rows": rows, "gaps": _gaps(objects, list(objects[OWN]))}
+    alike = scores[OWN].get("sentence_bert")
+    if sure is not None and isinstance(alike, np.ndarray):
+        summary[RISK_COVERAGE] = risk_coverage(sure, alike, COVERAGES)
+    return summary
 
 
 def summarize_closed(answered: Answered) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sdf_vqvae.evaluation.page import as_text
 from sdf_vqvae.evaluation.rebuild import ROWS
 from vae_qwen3vl.evaluation.caption_metrics import CAPTION_METRICS
 from vae_qwen3vl.evaluation.controls import NOT_BLIND, OWN
-from vae_qwen3vl.evaluation.summary import MACRO
+from vae_qwen3vl.evaluation.summary import MACRO, RISK_COVERAGE
 
 _CLOSED = (("top_1", "top-1"), ("top_5", "top-5"), (MACRO, "macro top-1"))
 _RECALLS = (("recall_1", "R@1"), ("recall_5", "R@5"), ("recall_10", "R@10"))
@@ -33,6 +33,14 @@ def caption_table(captions: Mapping[str, Any]) -> Lines:
     if captions["gaps"]:
         cells = [_gap(key, captions["gaps"].get(key)) for key, _ in shown]
         lines.append(["gap to the best blind control", *cells])
+    return lines
+
+
+def risk_coverage_table(rows: Sequence[Mapping[str, Any]]) -> Lines:
+    """Return Sentence-BERT of the surest descriptions by their share, times 100."""
+    lines = [["the surest", *(f"{100 * row['coverage']:.0f} %" for row in rows)]]
+    for key, label in (("score", "Sentence-BERT"), ("best", "in the best order")):
+        lines.append([label, *(f"{100 * row[key]:.1f}" for row in rows)])
     return lines
 
 
@@ -65,6 +73,9 @@ def titled_tables(summary: Mapping[str, Any]) -> list[tuple[str, Lines]]:
     if summary.get("captions"):
         title = f"Descriptions, {summary['captions']['objects']:,} objects{seen}"
         tables.append((title, caption_table(summary["captions"])))
+        if RISK_COVERAGE in summary["captions"]:
+            title = "Descriptions of which the model is surest (mean probability of their tokens)"
+            tables.append((title, risk_coverage_table(summary["captions"][RISK_COVERAGE])))
     for kind, closed in summary.get("closed", {}).items():
         title = f"{kind}: {closed['objects']:,} objects{seen}, {closed['candidates']:,} candidates"
         if "macro" in closed:

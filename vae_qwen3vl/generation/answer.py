@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vae_qwen3vl.answer_confidence import Calibration
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 _MOST_STOPS = 4
 _GREEDY = 0.01
@@ -125,14 +127,17 @@ class Answer:
     Args:
         prompt_tokens: how many tokens the chat has, those of shapes among them.
         tokens_3d: how many of them are of shapes, markers not counted.
+        calibration: of answers to this question; None where there is none.
     """
 
-    def __init__(self, prompt_tokens: int = 0, tokens_3d: int = 0) -> None:
-        self.prompt_tokens, self.tokens_3d = prompt_tokens, tokens_3d
+    def __init__(self, prompt_tokens: int = 0, tokens_3d: int = 0, *, calibration: Calibration | None = None) -> None:
+        self.prompt_tokens, self.tokens_3d, self.calibration = prompt_tokens, tokens_3d, calibration
         self.cached_tokens = 0
         """Of the prompt's tokens, how many had been computed for another chat."""
         self.token_ids: list[int] = []
         """What was drawn so far, without the token that ends it."""
+        self.probabilities: list[float] = []
+        """The model's, at temperature 1, of each token that was drawn, the one that ends it among them."""
         self.completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         """None while it is being written."""
@@ -141,6 +146,17 @@ class Answer:
         self._pieces: deque[str] = deque()
         self._changed = threading.Condition()
         self._wake: Callable[[], object] | None = None
+
+    @property
+    def mean_probability(self) -> float | None:
+        """Mean of the drawn tokens' probabilities, None before there are any."""
+        return sum(self.probabilities) / len(self.probabilities) if self.probabilities else None
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability that the answer is right; None where that is not known of such answers."""
+        mean = self.mean_probability
+        return None if mean is None or self.calibration is None else self.calibration.probability(mean)
 
     def cancel(self) -> None:
         """Ask for the end; what was written stays. Nothing happens where it has ended."""

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
 from sdf_vqvae.utils.errors import is_out_of_memory
+from vae_qwen3vl.answer_confidence import Calibration
 from vae_qwen3vl.generation.answer import Answer, FinishReason, PieceWriter, Sampling
 from vae_qwen3vl.generation.graphs import Graphs, Results, few_sizes, read
 from vae_qwen3vl.generation.kv_cache import Identity, PrefixStore, SlotCache, power_of_two, same_beginning
@@ -255,7 +256,7 @@ class Engine:
         device = inputs.inputs_embeds.device
         adapted = bool(objects) or not self._apart
         return _Chat(
-            answer=Answer(prompt_tokens=length, tokens_3d=len(inputs.tokens_3d.coords)),
+            answer=Answer(length, len(inputs.tokens_3d.coords), calibration=self._calibration(messages)),
             sampling=sampling,
             writer=PieceWriter(self.processor.tokenizer, sampling.stop),
             embeds=inputs.inputs_embeds[0],
@@ -265,6 +266,14 @@ class Engine:
             generator=sampling.generator(device),
             adapted=adapted,
         )
+
+    def _calibration(self, messages: Sequence[Message]) -> Calibration | None:
+        """Return the model's calibration where a chat asks of one object what it was fitted on."""
+        known = self.model.calibration
+        if known is None or len(messages) != 1 or isinstance(messages[0]["content"], str):
+            return None
+        asked = sorted((part["type"], part.get("text", "").strip()) for part in messages[0]["content"])
+        return known if asked == [("3d", ""), ("text", known.prompt.strip())] else None
 
     def _identity(
         self, ids: Tensor, inputs: BranchInputs, objects: Sequence[ShapeCodes], adapted: bool
@@ -390,16 +399,16 @@ class Engine:
             self._counts["prompt_tokens"] += chat.length - start
             self._counts["cached_tokens"] += start
             chat.embeds = chat.embeds.new_empty((0, 0))  # the chat may be answered for long
-        likeliest, last = read(torch.cat(looks, dim=1))  # the one wait for the device
+        *likeliest, last = read(torch.cat(looks, dim=1))  # the one wait for the device
         for chat, position in zip(group, last, strict=True):
-            chat.position = position + 1
-        self._draw(first, torch.cat(logits), likeliest)
+            chat.position = int(position) + 1
+        self._draw(first, torch.cat(logits), *likeliest)
 
     def _read(self, group: list[_Chat], starts: list[int], first: int) -> Results:
         """Compute chats.
 
         Returns:
-            The logits behind each `[n, V]`, and their likeliest tokens and last positions, int64 `[2, n]`.
+            The logits behind each `[n, V]`, and `_likeliest` of them and their last positions, float32 `[3, n]`.
         """
         widths = [len(chat.embeds) - start for chat, start in zip(group, starts, strict=True)]
         pictures = [chat.images for chat in group if chat.images]
@@ -421,7 +430,7 @@ class Engine:
             place = slots if graph else first
             hidden = self._forward(place, starts, positions, embeds, images, longest, adapted)
             logits = self._base.lm_head(hidden[torch.arange(len(ends), device=ends.device), ends])
-            return logits, torch.stack([logits.argmax(-1), positions.amax((0, 2))])
+            return logits, torch.cat([_likeliest(logits), positions.amax((0, 2))[None]])
 
         if not graph:
             return work(numbers.to(embeds.device, non_blocking=True), embeds, positions)
@@ -452,7 +461,7 @@ class Engine:
             rows = there[:, 0].bool() if adapted is None else adapted
             hidden = self._forward(0, starts[:, 0], positions.expand(3, -1, -1), embeds, {}, longest, rows)
             logits = self._base.lm_head(hidden[:, 0])
-            return logits, logits.argmax(-1)
+            return logits, _likeliest(logits)
 
         self._cache.reserve(rows, longest)
         logits, likeliest = self._graphs.run(("step", rows, longest, adapted), work, (numbers,))
@@ -460,7 +469,7 @@ class Engine:
             chat.length += 1
             chat.position += 1
         self._counts["steps"] += 1
-        self._draw(0, logits, read(likeliest[: len(chats)]))
+        self._draw(0, logits, *read(likeliest[:, : len(chats)]))
 
     def _forward(
         self,
@@ -486,12 +495,15 @@ class Engine:
         self._cache = SlotCache(self._layers)
         self._graphs = Graphs(self._cache, self.model.device, wanted=self._on_graphs)
 
-    def _draw(self, first: int, logits: Tensor, likeliest: list[int]) -> None:
+    def _draw(self, first: int, logits: Tensor, likeliest: list[float], probabilities: list[float]) -> None:
         """Draw the next token of the chats from slot `first` on, from logits `[n, V]`; end those that end."""
         for slot in range(len(likeliest) - 1, -1, -1):  # backwards: a chat that leaves is replaced by the last one
             chat = self._active[first + slot]
-            drawn = chat.generator is not None
-            token = chat.sampling.draw(logits[slot], chat.generator) if drawn else likeliest[slot]
+            token, probability = int(likeliest[slot]), probabilities[slot]
+            if chat.generator is not None:
+                token = chat.sampling.draw(logits[slot], chat.generator)
+                probability = float(logits[slot].float().softmax(-1)[token])
+            chat.answer.probabilities.append(probability)
             chat.answer.completion_tokens += 1
             self._counts["completion_tokens"] += 1
             if token in self._ends:
@@ -528,6 +540,13 @@ class Engine:
 def _same_beginning(chat: Identity | None, other: Identity | None) -> int:
     """Return how many of a chat's first places another one has too, never its last one; 0 where it can't be told."""
     return 0 if chat is None or other is None else same_beginning(chat, other)
+
+
+def _likeliest(logits: Tensor) -> Tensor:  # [n, V] -> [2, n]
+    """Return the likeliest tokens and their probabilities, float32, which is exact for numbers of tokens."""
+    likeliest = logits.argmax(-1)
+    wide = logits.float()
+    return torch.stack([likeliest, (wide.gather(-1, likeliest[:, None])[:, 0] - wide.logsumexp(-1)).exp()])
 
 
 def _rounded(places: int) -> int:

@@ -99,5 +99,7 @@ def _leave_out(_: nn.Module, given: tuple[Any, ...], added: Tensor) -> Tensor:
 
 def _beside(rows: Tensor, x: Tensor) -> Tensor:  # [B, 1, ...]
     """Return rows as they stand beside `x`, whose rows may be several beams of each."""
-    rows = rows.to(x.device).repeat_interleave(len(x) // len(rows), output_size=len(x))
+    rows = rows.to(x.device)
+    if len(rows) != len(x):
+        rows = rows.repeat_interleave(len(x) // len(rows))
     return rows.view(-1, *[1] * (x.ndim - 1))

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes
+from vae_qwen3vl.answer_confidence import four_digits
 from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.serving.errors import ApiError
 from vae_qwen3vl.serving.gate import Gate, GateMiddleware
@@ -208,6 +209,7 @@ class _Reply:
             return self._too_late().response() if self.overdue else Response(status_code=499)
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": self.answer.finish_reason, "logprobs": None}
+        choice |= self._sureness()
         return JSONResponse({**self.about, "object": "chat.completion", "choices": [choice], "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -225,7 +227,7 @@ class _Reply:
             if self.overdue:
                 yield _event(self._too_late().body())
             return
-        yield self._chunk({}, self.answer.finish_reason)
+        yield self._chunk({}, self.answer.finish_reason, **self._sureness())
         if self.body.stream_options is not None and self.body.stream_options.include_usage:
             yield _event({**self.about, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()})
         yield b"data: [DONE]\n\n"
@@ -265,8 +267,12 @@ class _Reply:
         seconds = self.service.settings.request_seconds
         return ApiError(504, f"the answer takes more than {seconds:g} s: ask for fewer tokens", "timeout")
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _sureness(self) -> dict[str, float | None]:
+        sure = {"mean_probability": self.answer.mean_probability, "confidence": self.answer.confidence}
+        return {name: four_digits(value) for name, value in sure.items()}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: float | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None, **more}
         return _event({**self.about, "object": "chat.completion.chunk", "choices": [choice]})
 
     def _usage(self) -> dict[str, Any]:

@@ -233,3 +233,30 @@ def test_the_words_of_the_nearest_objects_of_an_index_are_candidates(
     _, said, err = run("describe", codes_file, codes_file, "--json", *flags, "--look_up", tmp_path / "index")
     record = json.loads(said)
     assert (record["similar"], record["prompt"]) == (similar, question), err
+
+
+def test_who_is_not_sure_says_what_it_is_like(codes_file, tmp_path, flags, run):
+    from vae_qwen3vl.answer_confidence import CALIBRATION, Calibration, file_hash
+
+    code, _, err = run("describe", codes_file, "--abstain", "0.5", *flags)
+    assert code == 2 and "has no confidence.json beside its projector" in err
+    projector = tmp_path / "projector.safetensors"
+    about = {"prompt": "What is it?", "right": "", "data": "", "projector": file_hash(projector)}
+    known = Calibration(slope=1.0, intercept=0.0, **about)
+    known.save(tmp_path / CALIBRATION)
+    sure = json.loads(run("describe", codes_file, "--json", *flags)[1])
+    assert sure["confidence"] == pytest.approx(known.probability(sure["mean_probability"]), abs=1e-3)
+    assert not sure["abstained"]
+    unsure = json.loads(run("describe", codes_file, "--json", "--abstain", "1", *flags)[1])
+    assert unsure["abstained"] and unsure["text"].startswith("something ")
+    kept = json.loads(run("describe", codes_file, "--json", "--abstain", "0", *flags)[1])
+    assert (kept["text"], kept["abstained"]) == (sure["text"], False)
+    out = tmp_path / "answers.jsonl"
+    assert run("describe", codes_file, "-o", out, "--abstain", "1", *flags)[0] == 0
+    (record,) = records(out)
+    assert record["abstained"] and record["text"] == unsure["text"] and record["confidence"] == sure["confidence"]
+    code, _, err = run("describe", codes_file, "--abstain", "0.5", "--prompt", "How many legs?", *flags)
+    assert code == 2 and "nothing of 'How many legs?'" in err
+    assert run("describe", codes_file, "--abstain", "2", *flags)[0] == 2
+    code, _, err = run("describe", codes_file, "--abstain", "0.5", "--candidates", "2", *flags)
+    assert code == 2 and "leave --candidates, --neighbors and --look_up out" in err

@@ -13,6 +13,7 @@ from PIL import Image
 
 from engine_chats import alone, chat, chats, submitted
 from sdf_vqvae.codes.shape_codes import ShapeCodes
+from vae_qwen3vl.answer_confidence import Calibration, GreedyProbabilities
 from vae_qwen3vl.generation.answer import PieceWriter, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError, TooManyAtOnceError
 from vae_qwen3vl.processor import Processor3D
@@ -318,7 +319,7 @@ def test_a_chat_is_written_and_read_without_a_look_at_the_device(model, processo
         assert written.answer.tokens_3d == wanted.answer.tokens_3d
         with torch.inference_mode():
             logits, looks = engine._read([written], [0], 0)
-        assert logits.is_meta and logits.shape == (1, 400) and looks.shape == (2, 1)
+        assert logits.is_meta and logits.shape == (1, 400) and looks.shape == (3, 1)
 
 
 def test_many_draws_about_one_shape_compute_it_once(model, processor, shapes):
@@ -333,3 +334,35 @@ def test_many_draws_about_one_shape_compute_it_once(model, processor, shapes):
         [answer.text() for answer in together]
     assert [a.token_ids for a in together] == [a.token_ids for a in apart]
     assert engine.load().prompt_tokens == together[0].prompt_tokens + 4  # of each other draw, the last place alone
+
+
+def test_an_answer_carries_the_probability_of_its_tokens(model, processor, shapes, monkeypatch):
+    from transformers import LogitsProcessorList
+
+    messages = chat(None, "What is it?")
+    known = Calibration(slope=1.0, intercept=0.0, prompt="What is it?", right="", data="", projector="")
+    monkeypatch.setattr(model, "calibration", known)
+    given = {
+        **processor([messages], objects=0),
+        "feats_3d": codebook_vectors(shapes[1].codes, model.vae_model),
+        "coords_3d": joined_coords([shapes[1].coords]),
+    }
+    sure = GreedyProbabilities()
+    ids = model.generate(**given, do_sample=False, max_new_tokens=9, logits_processor=LogitsProcessorList([sure]))
+    whole = {**given, "input_ids": torch.cat([given["input_ids"], ids], dim=1), "attention_mask": None}
+    with torch.no_grad():
+        logits = model(**whole)
+    before = logits.logits[0, -ids.shape[1] - 1 : -1].float().softmax(-1)
+    expected = before.gather(1, ids[0][:, None])[:, 0].tolist()
+    with Engine(model, processor) as engine:
+        answer = engine.submit(messages, shapes[1:2], Sampling(max_new_tokens=9))
+        drawn = engine.submit(messages, shapes[1:2], Sampling(max_new_tokens=9, temperature=1.0, seed=1))
+        other = engine.submit(chat(None, "Another?"), shapes[1:2], Sampling(max_new_tokens=3))
+        [one.text() for one in (answer, drawn, other)]
+    assert answer.token_ids == ids[0].tolist()
+    assert answer.probabilities == pytest.approx(expected, rel=1e-3)
+    assert sure.means(ids, []) == pytest.approx([answer.mean_probability], rel=1e-3)
+    assert sure.means(ids, ids[0, 2:3].tolist())[0] >= min(expected[:3])
+    assert answer.confidence == pytest.approx(known.probability(answer.mean_probability))
+    assert len(drawn.probabilities) == 9 and drawn.mean_probability < answer.mean_probability
+    assert other.mean_probability is not None and other.confidence is None

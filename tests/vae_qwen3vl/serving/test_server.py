@@ -59,6 +59,8 @@ def test_the_official_client_asks_about_a_mesh_at_once_and_as_a_stream(live, cli
     assert whole.choices[0].finish_reason in ("length", "stop")
     assert stream[-1].usage.total_tokens == whole.usage.total_tokens > 12
     assert stream[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert 0 < whole.choices[0].mean_probability <= 1 and whole.choices[0].confidence is None
+    assert stream[-2].choices[0].mean_probability == pytest.approx(whole.choices[0].mean_probability, rel=1e-3)
     assert [model.id for model in client.models.list()] == [client.models.retrieve(NAME).id] == [NAME]
 
 
