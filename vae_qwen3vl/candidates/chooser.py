@@ -62,17 +62,18 @@ class Chooser:
         encoder = load_sentence_encoder(None if vectors is None else vectors.head.sentence_model, device=device)
         return cls(settings=settings, encoder=encoder, vectors=vectors, index=index)
 
-    def choose(self, texts: Sequence[str], codes: ShapeCodes | None = None) -> Choice:
+    def choose(self, texts: Sequence[str], codes: ShapeCodes | None = None, *, lend: bool = True) -> Choice:
         """Return the one of the candidates, those of the index among them, that is taken.
 
         Args:
             texts: what was said; the first one is the likeliest, and is taken where others are as good.
             codes: the shape; None, or several in one chat, chooses by the sentences alone.
+            lend: take the words of the index too, where there is one.
 
         Raises:
             ValueError: there is no candidate; or the codes are of another tokenizer than the index.
         """
-        candidates = [*texts, *self._lent(codes)]
+        candidates = [*texts, *(self._lent(codes) if lend else ())]
         toward = None
         if self.vectors is not None and codes is not None:
             (toward,) = self.vectors([codes.codes], [codes.coords]).cpu()

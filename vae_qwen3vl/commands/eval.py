@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdf_vqvae.utils.programs import add_run_options, print_json
 from sdf_vqvae.utils.settings import add_options, flag_of, given
+from vae_qwen3vl.candidates.settings import CandidateSettings
 from vae_qwen3vl.commands.options import quiet_transformers
 from vae_qwen3vl.config import AlignmentConfig, add_alignment_options, given_settings, read_alignment_config
 from vae_qwen3vl.evaluation.settings import EvalSettings
@@ -62,9 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(data, EvalSettings, ("questions", "shapes"))
     evaluation = parser.add_argument_group("the evaluation")
     evaluation.add_argument("--output_dir", metavar="DIR", help=f"default: the run's {IN_RUN}/, else {OUTPUT}/")
-    add_options(evaluation, EvalSettings, ("max_new_tokens", "batch_size", "measures"))
+    add_options(evaluation, EvalSettings, ("max_new_tokens", "batch_size", "measures", "sentence_model", "look_up"))
     evaluation.add_argument("--save_mesh", action="store_true", help="rebuild meshes from the codes, and keep them")
     add_options(evaluation, EvalSettings, ("voxel_resolution", "mc_threshold"))
+    add_options(parser.add_argument_group("choosing among several descriptions"), CandidateSettings)
     add_run_options(parser)
 
 
@@ -130,6 +132,7 @@ def work(options: argparse.Namespace) -> int:
         seed=config.seed,
         data=options.data_path or config.data_dir or "a random shape",
         run=parts.run,
+        choice=CandidateSettings(**given(options, CandidateSettings)),
         **given(options, EvalSettings),
     )
     if options.save_mesh and vae is None:

@@ -29,12 +29,16 @@ MOST_FREQUENT_OF_OTHERS = "most frequent answer of the others"
 TYPICAL = "most typical caption"
 TYPICAL_OF_OTHERS = "most typical caption of the others"
 NEIGHBOR = "nearest neighbor by codes"
+CHOSEN_FREQUENT = "most frequent answers, chosen by another object's 3D"
+CHOSEN_NEIGHBOR = "nearest neighbors by codes, chosen among alike"
+WRONG_WORDS = "own shape, another object's similar ones"
+WORDS_ALONE = "its similar ones, no 3D"
 CONSTANT = (MOST_FREQUENT, MOST_FREQUENT_OF_OTHERS, TYPICAL, TYPICAL_OF_OTHERS)
 """One answer for all; an evaluation has one of these."""
-BLIND = (NO_SHAPE, OTHER_SHAPE, SCATTERED, *CONSTANT)
+BLIND = (NO_SHAPE, OTHER_SHAPE, SCATTERED, *CONSTANT, CHOSEN_FREQUENT)
 """Rows that a gap is measured to. `SCATTERED` keeps the object's codes at random places: it knows which codes there
 are, but not how they lie; it is the hardest of them."""
-NOT_BLIND = (NEIGHBOR,)
+NOT_BLIND = (NEIGHBOR, CHOSEN_NEIGHBOR, WRONG_WORDS, WORDS_ALONE)
 """Rows that see the object, for comparison only."""
 FORMULAS = {
     NO_SHAPE: "the prompt alone",
@@ -45,6 +49,13 @@ FORMULAS = {
     TYPICAL: "training's captions are all unique, so that none is the most frequent: the one with the highest mean "
     "likeness (sentence_bert; without it, common words) to the others, for all",
     TYPICAL_OF_OTHERS: "the same among the captions of the other evaluated objects, where training's are not known",
+    CHOSEN_FREQUENT: "as many of training's most frequent captions as there are candidates, chosen as they are, by "
+    "the shape of another object",
+    CHOSEN_NEIGHBOR: "NOT BLIND, and no language model: as many nearest neighbors by codes as there are candidates, "
+    "chosen as they are, by the object's own shape",
+    WRONG_WORDS: "NOT BLIND: what the objects similar to another one are called, beside the object's own shape: what "
+    "believing them costs",
+    WORDS_ALONE: "NOT BLIND: what similar objects are called, without the shape: what they are worth alone",
     NEIGHBOR: "NOT BLIND, and no language model: the training object whose code histogram is closest (Bhattacharyya) "
     "lends its caption or answer",
 }
@@ -86,6 +97,12 @@ def most_frequent(answers: Sequence[str]) -> str:
     """Return the answer that occurs most often; of several, the one that comes first in the alphabet."""
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def frequent_answers(answers: Sequence[str], most: int) -> list[str]:
+    """Return the answers that occur most often, most frequent first; of equal ones, by the alphabet."""
+    counts = Counter(answers)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))[:most]
 
 
 def constant_answers(known: Sequence[str], own: Sequence[str], embed: Embed) -> tuple[str, list[str]] | None:
@@ -167,7 +184,14 @@ def _typical_of_others(own: Sequence[str], embed: Embed) -> list[str]:
 
 
 def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject], codebook: int) -> list[int]:
-    """Return for each object the number of the known one whose histogram of codes is most like its own.
+    """Return for each object the number of the known one whose histogram of codes is most like its own."""
+    return [row[0] for row in ranked_by_codes(objects, known, codebook, 1)]
+
+
+def ranked_by_codes(
+    objects: Sequence[EvalObject], known: Sequence[EvalObject], codebook: int, most: int
+) -> list[list[int]]:
+    """Return for each object the numbers of the known ones with the most similar histograms of codes, best first.
 
     Likeness is the cosine of the square roots of the code frequencies (the Bhattacharyya coefficient).
     """
@@ -178,10 +202,10 @@ def nearest_by_codes(objects: Sequence[EvalObject], known: Sequence[EvalObject],
         return csr_matrix(np.stack([(c / c.sum()).sqrt().numpy() for c in counts]))
 
     table = rows(known)
-    nearest: list[int] = []
+    nearest: list[list[int]] = []
     for start in range(0, len(objects), 64):
         likeness = (rows(objects[start : start + 64]) @ table.T).toarray()
-        nearest += [int(number) for number in likeness.argmax(axis=1)]
+        nearest += np.argsort(-likeness, axis=1, kind="stable")[:, :most].tolist()
     return nearest
 
 

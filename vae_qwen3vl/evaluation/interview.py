@@ -6,7 +6,8 @@ object's shape gives is taken from that object's own run, since the prompt is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,25 +15,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.progress import Progress
 from vae_qwen3vl.answer_confidence import GreedyProbabilities
+from vae_qwen3vl.candidates import Chooser
+from vae_qwen3vl.candidates.asking import submit_candidates
+from vae_qwen3vl.data.look_up import Neighbors, with_neighbors
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet
 from vae_qwen3vl.evaluation.controls import (
+    CHOSEN_FREQUENT,
+    CHOSEN_NEIGHBOR,
     NEIGHBOR,
     NO_SHAPE,
     OTHER_SHAPE,
     OWN,
     SCATTERED,
+    WORDS_ALONE,
+    WRONG_WORDS,
     Embed,
     bag_of_words,
     constant_answers,
-    nearest_by_codes,
+    frequent_answers,
     other_objects,
+    ranked_by_codes,
     scattered,
 )
 from vae_qwen3vl.evaluation.likelihoods import answer_likelihoods, batches_alike
 from vae_qwen3vl.evaluation.objects import TRAIN, EvalData, EvalObject, training_objects
 from vae_qwen3vl.evaluation.ranking_metrics import mutual_information
+from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 
@@ -81,6 +92,8 @@ class Interviewer:
         seed: of the controls.
         progress: show progress bars.
         embed: of captions, for the most typical one.
+        chooser: takes one of several descriptions, in all rows alike; None takes the likeliest.
+        near: object -> what similar objects are called, which descriptions read; None shows none.
     """
 
     model: Qwen3VLWith3DBranch
@@ -91,6 +104,8 @@ class Interviewer:
     seed: int = 0
     progress: bool = True
     embed: Embed = bag_of_words
+    chooser: Chooser | None = None
+    near: Mapping[str, Neighbors] | None = None
 
     def ask(
         self, prompt: str, *, controls: bool, closed: Sequence[ClosedSet] | None = None, retrieval: bool = False
@@ -103,16 +118,19 @@ class Interviewer:
             closed: questions with a known set of answers.
             retrieval: score every object's first caption with every object; all objects have captions then.
         """
-        own, probabilities = self._generate(prompt, self.data.objects, "describe")
-        texts = {OWN: own}
+        own = self._near(self.data.objects)
+        said, probabilities = self._generate(prompt, self.data.objects, "describe", own)
+        texts = {OWN: said}
         neighbors = None
         if controls:
             known = self._known()
             texts |= self._controls(prompt, texts[OWN], known)
             if known:
-                nearest = nearest_by_codes(self.data.objects, known, len(self.data.codebook))
-                neighbors = [known[number] for number in nearest]
+                many = 1 if self.chooser is None else self.chooser.settings.candidates + 1
+                nearest = ranked_by_codes(self.data.objects, known, len(self.data.codebook), many)
+                neighbors = [known[row[0]] for row in nearest]
                 texts[NEIGHBOR] = [neighbor.captions[0] for neighbor in neighbors]
+                texts |= self._chosen_alike([[known[n].captions[0] for n in row] for row in nearest], known)
         return Interview(
             prompt=prompt,
             tokens=[int(self.model.count_3d_tokens(*self.data.batch([one]))[0]) - 2 for one in self.data.objects],
@@ -122,12 +140,34 @@ class Interviewer:
             retrieval=self._retrieve(prompt) if retrieval else {},
         )
 
+    def _near(self, objects: Sequence[EvalObject]) -> list[Neighbors] | None:
+        return None if self.near is None else [self.near.get(one.name, ()) for one in objects]
+
+    def _chosen_alike(self, lent: Sequence[Sequence[str]], known: Sequence[EvalObject]) -> dict[str, list[str]]:
+        """Return what the chooser takes of other texts: captions lent to each object, and the most frequent ones."""
+        if self.chooser is None:
+            return {}
+        shapes = [self._codes(one) for one in self.data.objects]
+        pairs = zip(lent, shapes, strict=True)
+        texts = {CHOSEN_NEIGHBOR: [self.chooser.choose(own, shape, lend=False).text for own, shape in pairs]}
+        if len(shapes) > 1:
+            frequent = frequent_answers([one.captions[0] for one in known], self.chooser.settings.candidates + 1)
+            others = [shapes[n] for n in other_objects(len(shapes), self.seed)]
+            texts[CHOSEN_FREQUENT] = [self.chooser.choose(frequent, shape, lend=False).text for shape in others]
+        return texts
+
     def _controls(self, prompt: str, described: list[str], known: Sequence[EvalObject]) -> dict[str, list[str]]:
         """Return the descriptions in the blind rows."""
         objects = self.data.objects
         texts = {NO_SHAPE: self._generate(prompt, [None], None)[0] * len(objects)}
         if len(objects) > 1:
-            texts[OTHER_SHAPE] = [described[n] for n in other_objects(len(objects), self.seed)]
+            others = other_objects(len(objects), self.seed)
+            texts[OTHER_SHAPE] = [described[n] for n in others]
+            own = self._near(objects)
+            if own is not None:
+                wrong = [own[n] for n in others]
+                texts[WRONG_WORDS] = self._generate(prompt, objects, "describe, another's similar ones", wrong)[0]
+                texts[WORDS_ALONE] = self._generate(prompt, [None] * len(objects), "describe, no 3D", own)[0]
         texts[SCATTERED] = self._generate(prompt, self._scattered, "describe, shuffled coordinates")[0]
         constant = constant_answers(
             [one.captions[0] for one in known], [one.captions[0] for one in objects], self.embed
@@ -200,14 +240,23 @@ class Interviewer:
         )
 
     def _generate(
-        self, prompt: str, objects: Sequence[EvalObject | None], describe: str | None
+        self,
+        prompt: str,
+        objects: Sequence[EvalObject | None],
+        describe: str | None,
+        near: Sequence[Neighbors] | None = None,
     ) -> tuple[list[str], list[float]]:
-        """Return a greedy answer for each object and its mean probability; None asks without a shape, with adapters.
+        """Return an answer for each object, behind what is said of similar ones, and its mean probability.
 
-        A blind control knows what training says, as the model with its adapters does; the untouched model doesn't.
+        None asks without a shape, with adapters: a blind control knows what training says, as the model with its
+        adapters does; the untouched model doesn't. Without a shape the likeliest answer is taken, whatever chooses.
         """
         from transformers import LogitsProcessorList
 
+        prompts = [prompt] * len(objects) if near is None else [with_neighbors(prompt, own) for own in near]
+        shaped = [one for one in objects if one is not None]
+        if self.chooser is not None and len(shaped) == len(objects):
+            return self._choose(self.chooser, prompts, shaped, describe)
         texts, probabilities = [""] * len(objects), [0.0] * len(objects)
         ends = {self.processor.tokenizer.eos_token_id, *_ends(self.model.vl_model)} - {None}
         shown = describe is not None and self.progress
@@ -215,7 +264,7 @@ class Interviewer:
             for numbers in batches_alike(objects, self.batch_size):
                 shapes = [one for n in numbers if (one := objects[n]) is not None]
                 feats, coords = self.data.batch(shapes) if shapes else (None, None)
-                text = self.processor([prompt] * len(numbers), objects=1 if shapes else 0)
+                text = self.processor([prompts[n] for n in numbers], objects=1 if shapes else 0)
                 inputs = self.model.build_inputs(**text, feats_3d=feats, coords_3d=coords, padding_side="left")
                 sure = GreedyProbabilities()
                 ids = self.model.vl_model.generate(
@@ -229,6 +278,60 @@ class Interviewer:
                     texts[number], probabilities[number] = answer, mean
                 progress.update(len(numbers))
         return texts, probabilities
+
+    def _choose(
+        self, chooser: Chooser, prompts: Sequence[str], objects: Sequence[EvalObject], describe: str | None
+    ) -> tuple[list[str], list[float]]:
+        """Return the one of several drawn answers that the chooser takes, for each object, and its mean probability.
+
+        Words that an index lends have none, and the likeliest answer's stands for it.
+        """
+        from vae_qwen3vl.generation.engine import Engine
+
+        many = chooser.settings.candidates + 1
+        shown = describe is not None and self.progress
+        texts, probabilities = [""] * len(objects), [0.0] * len(objects)
+        waiting: deque[tuple[int, ShapeCodes, list[Answer]]] = deque()
+        limits: dict[str, Any] = {"max_batch": max(self.batch_size, many), "max_waiting": 3 * many}
+
+        def take() -> None:
+            number, shape, answers = waiting.popleft()
+            for answer in answers:
+                answer.text()
+            said = self.processor.decode([answer.token_ids for answer in answers])
+            choice = chooser.choose(said, shape)
+            taken = answers[choice.place] if choice.place < len(answers) else answers[0]
+            texts[number], probabilities[number] = choice.text, taken.mean_probability or 0.0
+            progress.update()
+
+        with (
+            Progress(len(objects), describe or "", shown=shown) as progress,
+            Engine(self.model, self.processor, codebook=self.data.codebook, **limits) as engine,
+        ):
+            for number, (prompt, one) in enumerate(zip(prompts, objects, strict=True)):
+                shape = self._codes(one)
+                messages = [{"role": "user", "content": [{"type": "3d"}, {"type": "text", "text": prompt}]}]
+                likeliest = Sampling(max_new_tokens=self.max_new_tokens)
+                answers = submit_candidates(engine, messages, [shape], chooser.settings, likeliest)
+                waiting.append((number, shape, answers))
+                if len(waiting) > 1:
+                    take()
+            while waiting:
+                take()
+        return texts, probabilities
+
+    def _codes(self, one: EvalObject) -> ShapeCodes:
+        """Return an object as the engine and an index take it; where it lies in its source does not count."""
+        vae = self.model.vae_model
+        return ShapeCodes(
+            codes=one.codes.int(),
+            coords=one.coords,
+            latent_resolution=self.data.latent_side,
+            data_resolution=self.data.latent_side if vae is None else vae.config.data_resolution,
+            center=(0.0, 0.0, 0.0),
+            scale=1.0,
+            vae_hash=self.data.vae_hash,
+        )
 
 
 def _ends(vl_model: Any) -> list[int]:

@@ -44,7 +44,7 @@ def write_report(
         f"<p>{len(records):,} objects of <code>{escape(str(settings['data']))}</code>"
         + (f", split {escape(str(settings['split']))}" if settings["split"] else "")
         + f"; language model <code>{escape(settings['vl_model'])}</code>; asked "
-        f"<q>{escape(settings['prompt'])}</q>; greedy.</p>",
+        f"<q>{escape(settings['prompt'])}</q>; {_how_taken(settings)}.</p>",
     ]
     if "repeated_answers" in summary:
         parts.append(f"<p><b>{escape(summary['repeated_answers']['warning'])}.</b></p>")
@@ -64,6 +64,13 @@ def write_report(
         parts += [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in summary["formulas"].items()]
         parts.append("</dl>")
     write_page(path, "3D to words", [*parts, ""], style=_STYLE)
+
+
+def _how_taken(settings: Mapping[str, Any]) -> str:
+    """Return how the answers came about."""
+    if "candidates" not in settings:
+        return "greedy"
+    return f"chosen among {settings['candidates']['candidates'] + 1} answers"
 
 
 def _pictures(reconstructions: Mapping[str, Reconstruction], record: Mapping[str, Any]) -> bool:

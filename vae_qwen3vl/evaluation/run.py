@@ -16,9 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from vae_qwen3vl.candidates import Chooser
+from vae_qwen3vl.data.look_up import Neighbors
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet, read_closed_sets
 from vae_qwen3vl.evaluation.controls import bag_of_words
 from vae_qwen3vl.evaluation.interview import Interviewer
@@ -64,10 +68,20 @@ def evaluate(
     shapes = [] if vae is None else _true_shapes(vae, data, settings)
     measures = _measures(settings.measures, data.objects)
     closed = _closed_sets(data, settings) if CLOSED_SETS in measures else None
-    encoder = _sentence_encoder() if CAPTIONS in measures else None
+    encoder = _sentence_encoder(settings.sentence_model) if CAPTIONS in measures else None
+    chooser = Chooser.load(settings.choice, data.codebook, data.vae_hash) if settings.choice else None
     about = _about(model, data, settings)
     if CAPTIONS in measures:
         about["sentence_model"] = None if encoder is None else encoder.name
+    if chooser is not None:
+        about["candidates"] = settings.choice.told() | {"chosen_with": chooser.encoder.name}
+        if encoder is not None and CAPTIONS in measures and _is_same(encoder, chooser.encoder):
+            logger.warning(
+                "descriptions are chosen and measured by the same sentence model: Sentence-BERT flatters them "
+                "(--sentence_model measures with another)"
+            )
+    if settings.look_up is not None:
+        about["look_up"] = str(settings.look_up)
     interviewer = Interviewer(
         model=model,
         processor=processor,
@@ -75,6 +89,8 @@ def evaluate(
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         seed=settings.seed,
+        chooser=chooser,
+        near=None if settings.look_up is None else _neighbors(settings.look_up, data),
         embed=bag_of_words if encoder is None else lambda texts: embed(encoder, texts).numpy(),
     )
     said = interviewer.ask(
@@ -127,9 +143,27 @@ def _measures(asked: Sequence[str], objects: Sequence[EvalObject]) -> set[str]:
     return measures
 
 
-def _sentence_encoder() -> SentenceEncoder | None:
+def _neighbors(path: Path, data: EvalData) -> dict[str, Neighbors]:
+    """Return what the nearest objects of an index are called, of every object, itself and its copies left out."""
+    from vae_qwen3vl.search import ShapeIndex
+    from vae_qwen3vl.search.neighbors import neighbors_but, neighbors_of_folder
+
+    index = ShapeIndex.open(path)
+    if data.folder is not None:
+        return neighbors_of_folder(data.folder, index)
+    vectors = index.shapes([one.codes for one in data.objects], [one.coords for one in data.objects])
+    pairs = zip(data.objects, vectors, strict=True)
+    return {one.name: neighbors_but(index, vector, one.name, {}) for one, vector in pairs}
+
+
+def _is_same(one: SentenceEncoder, other: SentenceEncoder) -> bool:
+    """Return whether two sentence models are the same network, by whichever name they were loaded."""
+    return all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=False))
+
+
+def _sentence_encoder(name: str | None) -> SentenceEncoder | None:
     try:
-        return load_sentence_encoder()
+        return load_sentence_encoder(name)
     except SentenceModelUnavailableError as error:
         logger.warning("Sentence-BERT is left out: %s", error)
         return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from sdf_vqvae.utils.settings import Option, Positive, check
+from vae_qwen3vl.candidates.settings import CandidateSettings
 
 Measure = Literal["captions", "closed_sets", "retrieval"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -27,6 +28,12 @@ class EvalSettings:
     """Of an answer."""
     batch_size: Positive = 16
     """Objects at a time."""
+    look_up: Annotated[Path, Option(metavar="INDEX")] | None = None
+    """Index of training objects: descriptions read what the nearest ones are called."""
+    sentence_model: str | None = None
+    """Measures descriptions: a folder, a Hub id or all-minilm-l6-v2 (the default, which chooses among candidates)."""
+    choice: CandidateSettings = field(default_factory=CandidateSettings)
+    """Among which answers a description is chosen, and by what; by default the likeliest is taken."""
     seed: int = 0
     """Of the controls, and of the choice among an object's questions."""
     shapes: Annotated[Path, Option(metavar="PATH")] | None = None

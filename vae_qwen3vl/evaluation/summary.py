@@ -100,7 +100,9 @@ def summarize_captions(
     """
     scores = {row: score_captions(described, captions, encoder) for row, described in texts.items()}
     rows = {
-        row: {name: _interval(score) if isinstance(score, np.ndarray) else score for name, score in measured.items()}
+        row: {
+            name: interval_of(score) if isinstance(score, np.ndarray) else score for name, score in measured.items()
+        }
         for row, measured in scores.items()
     }
     objects = {
@@ -144,13 +146,15 @@ def summarize_closed(answered: Answered) -> dict[str, Any]:
     objects: dict[str, dict[str, Array]] = {}
     for row, scores in rows.items():
         objects[row] = ranking_scores(scores, targets, tops=TOPS)
-    summary["rows"] = {row: {name: _interval(values) for name, values in own.items()} for row, own in objects.items()}
+    summary["rows"] = {
+        row: {name: interval_of(values) for name, values in own.items()} for row, own in objects.items()
+    }
     summary["gaps"] = _gaps(objects, ["top_1", "top_5"])
     if large.any():
         macro = {row: {MACRO: own["top_1"][large]} for row, own in objects.items()}
         names = [answer for answer, is_large in zip(answers, large, strict=True) if is_large]
         for row, own in macro.items():
-            summary["rows"][row][MACRO] = _interval(own[MACRO], names)
+            summary["rows"][row][MACRO] = interval_of(own[MACRO], names)
         summary["gaps"] |= _gaps(macro, [MACRO], names)
         summary["macro"] = {"answers": len(set(names)), "objects": len(names)}
     return summary
@@ -168,7 +172,7 @@ def summarize_retrieval(rows: Mapping[str, Array]) -> dict[str, Any]:
         "chance": {f"recall_{k}": chance(count, k) for k in RECALLS},
         "rows": {
             row: {
-                direction: {name: _interval(values) for name, values in recalls.items()}
+                direction: {name: interval_of(values) for name, values in recalls.items()}
                 for direction, recalls in retrieval_scores(scores, tops=RECALLS).items()
             }
             for row, scores in rows.items()
@@ -208,7 +212,8 @@ def _gaps(
     return gaps
 
 
-def _interval(values: Array, groups: Sequence[Hashable] | None = None) -> dict[str, float]:
+def interval_of(values: Array, groups: Sequence[Hashable] | None = None) -> dict[str, float]:
+    """Return a measure's mean over objects and its interval, as files have them; see `bootstrap.mean_interval`."""
     interval = mean_interval(values, groups)
     assert interval is not None
     return interval.rounded()

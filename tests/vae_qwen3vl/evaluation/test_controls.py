@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,15 @@ def test_rows_of_other_objects_are_refused():
         paired_gap(np.zeros(2), np.zeros(3))
     with pytest.raises(ValueError, match="at least one control"):
         gap_to_best(np.zeros(2), {})
+
+
+def test_nearest_ones_are_ranked_and_the_first_is_the_nearest(shape):
+    known = [shape(f"k{number}", 30, number) for number in range(6)]
+    asked = [replace(known[3], name="x"), shape("y", 30, 50)]
+    ranked = controls.ranked_by_codes(asked, known, 32, 4)
+    assert [len(row) for row in ranked] == [4, 4] and ranked[0][0] == 3
+    assert [row[0] for row in ranked] == controls.nearest_by_codes(asked, known, 32)
+
+
+def test_frequent_answers_come_by_how_often_they_occur():
+    assert controls.frequent_answers(["b", "a", "c", "b", "c"], 2) == ["b", "c"]
