@@ -6,6 +6,7 @@ step of the batch for each token.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -38,6 +39,46 @@ def submit_candidates(
 ) -> list[Answer]:
     """Have a chat answered in several ways; arguments and errors as for `Engine.submit`."""
     return [engine.submit(messages, objects, sampling) for sampling in samplings(settings, likeliest)]
+
+
+class BestAnswer(Answer):
+    """The best of several answers that are being written, as one that is written when all of them are there.
+
+    Args:
+        answers: the likeliest first.
+        chooser: takes one of them.
+        shape: what they are about; None where they are about no shape or several.
+    """
+
+    def __init__(self, answers: Sequence[Answer], chooser: Chooser, shape: ShapeCodes | None) -> None:
+        super().__init__(answers[0].prompt_tokens, answers[0].tokens_3d)
+        self._answers, self._chooser, self._shape = answers, chooser, shape
+
+    def start(self) -> None:
+        """Begin to wait for them, in a thread of its own."""
+        threading.Thread(target=self._take, name="best answer", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Ask for the end of all of them."""
+        super().cancel()
+        for answer in self._answers:
+            answer.cancel()
+
+    def _take(self) -> None:
+        try:
+            texts = [answer.text() for answer in self._answers]
+            self.completion_tokens = sum(answer.completion_tokens for answer in self._answers)
+            self.cached_tokens = self._answers[0].cached_tokens
+            if self.cancelled:
+                self.finish("cancelled")
+                return
+            choice = self._chooser.choose(texts, self._shape)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            self.finish("error", error)
+            return
+        self.add(choice.text)
+        taken = self._answers[choice.place] if choice.place < len(self._answers) else self._answers[0]
+        self.finish(taken.finish_reason or "stop")
 
 
 def describe_by_choice(

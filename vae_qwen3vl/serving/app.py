@@ -187,7 +187,10 @@ async def _chat(request: Request, body: ChatRequest) -> Response:
         stop=body.stops(),
         seed=body.seed,
     )
-    answer = await service.submit(messages, objects, sampling)
+    if body.candidates:
+        answer = await service.submit_best(messages, objects, sampling, body.candidates)
+    else:
+        answer = await service.submit(messages, objects, sampling)
     reply = _Reply(request, service, answer, body, started)
     if not body.stream:
         return await reply.whole()

@@ -102,6 +102,11 @@ class ChatRequest(Strict):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = 1
+    candidates: int | None = Field(
+        None,
+        ge=0,
+        description="answers drawn beside the likeliest one (at `temperature`), of which the best is given",
+    )
     user: str | None = Field(None, description="not looked at")
     metadata: dict[str, str] | None = Field(None, description="not kept")
     store: Literal[False] | None = None

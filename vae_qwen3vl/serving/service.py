@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from anyio.to_thread import run_sync
 from sdf_vqvae.codes.pipeline import decode_codes, surface_of
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.geometry.mesh import write_mesh
+from vae_qwen3vl.candidates import CandidateSettings, Chooser
+from vae_qwen3vl.candidates.asking import BestAnswer, samplings
 from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder
@@ -32,6 +35,7 @@ from vae_qwen3vl.serving.requests import FilePart, MeshPart
 from vae_qwen3vl.serving.settings import ServerSettings, ShapeLimits
 from vae_qwen3vl.serving.shapes import ShapeReader, ShapeTooLargeError
 from vae_qwen3vl.serving.uploads import Upload, UploadFolder, UploadsFullError
+from vae_qwen3vl.vae_latent_extractor import codebook as codebook_of
 
 _MIB = 2**20
 _FETCH_SECONDS = 30.0
@@ -79,6 +83,11 @@ class Service:
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting,
         )
+        choice = CandidateSettings(candidates=settings.max_candidates, shape_weight=settings.shape_weight)
+        self.chooser = None
+        if choice:
+            codebook = codebook_of(self.vae).detach()
+            self.chooser = Chooser.load(choice, codebook, self.vae.fingerprint(), model.device)
         self.index = None if settings.index is None else ShapeIndex.open(settings.index)
         self._reading = 0
         self._readers = anyio.CapacityLimiter(settings.mesh_workers)
@@ -193,6 +202,36 @@ class Service:
             raise ApiError(503, "the server is shutting down: ask another one", "shutting_down") from error
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_chat", "messages") from error
+
+    async def submit_best(
+        self, messages: Sequence[Message], objects: Sequence[ShapeCodes], sampling: Sampling, candidates: int
+    ) -> Answer:
+        """Have a chat answered in several ways, and return an answer that is the best of them, when all are there.
+
+        Raises:
+            ApiError: as for `submit`; 400 where so many candidates are not drawn here.
+        """
+        chooser = self.chooser
+        if chooser is None or candidates > self.settings.max_candidates:
+            most = self.settings.max_candidates
+            raise ApiError(400, f"{candidates} candidates are more than the {most} that are drawn here", "too_long")
+        settings = replace(
+            chooser.settings,
+            candidates=candidates,
+            candidate_temperature=sampling.temperature or chooser.settings.candidate_temperature,
+            candidate_seed=max(0, sampling.seed or 0),
+        )
+        answers: list[Answer] = []
+        try:
+            for way in samplings(settings, replace(sampling, temperature=0.0)):
+                answers.append(await self.submit(messages, objects, way))
+        except ApiError:
+            for answer in answers:
+                answer.cancel()
+            raise
+        best = BestAnswer(answers, chooser, objects[0] if len(objects) == 1 else None)
+        best.start()
+        return best
 
     # -- uploads ---------------------------------------------------------------------------------------------------
 

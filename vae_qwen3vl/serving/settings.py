@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sdf_vqvae.utils.settings import Bounds, Option, Positive, Rate, check
+from sdf_vqvae.utils.settings import Bounds, Count, Option, Positive, Rate, Share, check
+from vae_qwen3vl.candidates.settings import CandidateSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,10 @@ class ServerSettings:
     """Characters of a chat's text, all messages together."""
     max_tokens: Positive = 512
     """Tokens of an answer."""
+    max_candidates: Count = 0
+    """Answers that a request may have drawn, to be given the best one (its field `candidates`); 0 draws none."""
+    shape_weight: Share = CandidateSettings.shape_weight
+    """What chooses among them, see `describe`."""
     max_batch: Positive = 32
     """Chats that are answered together; 1 turns batching off."""
     max_waiting: Positive = 256
