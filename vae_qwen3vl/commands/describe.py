@@ -135,8 +135,8 @@ def _answer(
         asked = _with_neighbors(asked, settings.look_up, codes)
     if not settings.choice:
         return describe(model, codes, asked, max_new_tokens=length, abstain=settings.abstain), {}
-    from vae_qwen3vl.candidates import Chooser
     from vae_qwen3vl.candidates.asking import describe_by_choice
+    from vae_qwen3vl.candidates.chooser import Chooser
     from vae_qwen3vl.vae_latent_extractor import codebook
 
     chooser = Chooser.load(settings.choice, codebook(model.vae_model).detach(), codes.vae_hash, model.device)

@@ -25,8 +25,8 @@ from sdf_vqvae.utils.files import only_writer, regular_file, write_json_lines
 from sdf_vqvae.utils.progress import Progress
 from sdf_vqvae.utils.strict_files import parse_json
 from vae_qwen3vl.answer_confidence import check_calibrated, four_digits, hedged
-from vae_qwen3vl.candidates import Chooser
 from vae_qwen3vl.candidates.asking import submit_candidates
+from vae_qwen3vl.candidates.chooser import Chooser
 from vae_qwen3vl.data.look_up import Neighbors, told_of, with_neighbors
 from vae_qwen3vl.describer import load_describer
 from vae_qwen3vl.descriptions.settings import DescribeSettings

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.utils.progress import Progress
 from vae_qwen3vl.answer_confidence import GreedyProbabilities
-from vae_qwen3vl.candidates import Chooser
 from vae_qwen3vl.candidates.asking import submit_candidates
+from vae_qwen3vl.candidates.chooser import Chooser
 from vae_qwen3vl.data.look_up import Neighbors, with_neighbors
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet
 from vae_qwen3vl.evaluation.controls import (

@@ -21,7 +21,7 @@ import torch
 from sdf_vqvae.data.objects import StoredObject
 from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from vae_qwen3vl.candidates import Chooser
+from vae_qwen3vl.candidates.chooser import Chooser
 from vae_qwen3vl.data.look_up import Neighbors
 from vae_qwen3vl.evaluation.closed_sets import ClosedSet, read_closed_sets
 from vae_qwen3vl.evaluation.controls import bag_of_words

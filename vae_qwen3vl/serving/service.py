@@ -19,8 +19,9 @@ from anyio.to_thread import run_sync
 from sdf_vqvae.codes.pipeline import decode_codes, surface_of
 from sdf_vqvae.codes.shape_codes import ShapeCodes
 from sdf_vqvae.geometry.mesh import write_mesh
-from vae_qwen3vl.candidates import CandidateSettings, Chooser
 from vae_qwen3vl.candidates.asking import BestAnswer, samplings
+from vae_qwen3vl.candidates.chooser import Chooser
+from vae_qwen3vl.candidates.settings import CandidateSettings
 from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.generation.engine import ClosedError, Engine, QueueFullError
 from vae_qwen3vl.language.default_model import DEFAULT_LM, default_lm_folder

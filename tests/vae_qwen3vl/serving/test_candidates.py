@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from live_server import chat, mesh_part, text
-from vae_qwen3vl.candidates import CandidateSettings, Chooser
+from vae_qwen3vl.candidates.chooser import Chooser
+from vae_qwen3vl.candidates.settings import CandidateSettings
 
 CHAT = "/v1/chat/completions"
 
