@@ -78,6 +78,7 @@ class BestAnswer(Answer):
             return
         self.add(choice.text)
         taken = self._answers[choice.place] if choice.place < len(self._answers) else self._answers[0]
+        self.probabilities = taken.probabilities
         self.finish(taken.finish_reason or "stop")
 
 

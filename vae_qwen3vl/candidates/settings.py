@@ -17,7 +17,7 @@ class CandidateSettings:
     """Answers that are drawn beside the likeliest one, to choose among them all; 0 draws none."""
     candidate_temperature: Annotated[float, Bounds(least=0.01, most=2)] = 0.7
     """Of the draw: higher ones differ more."""
-    shape_weight: Share = 0.5
+    shape_weight: Share = 0.75
     """What chooses: 0, mean likeness to the other candidates (minimum Bayes risk); 1, likeness to the vector that the
     search head predicts from the shape; between, both."""
     neighbors: Annotated[Path, Option(metavar="INDEX")] | None = None
