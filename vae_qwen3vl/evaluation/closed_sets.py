@@ -17,9 +17,10 @@ from typing import Any
 
 from sdf_vqvae.utils.files import regular_file
 from vae_qwen3vl.data.texts import RECORDS, pick, read_lines
+from vae_qwen3vl.evaluation.users_questions import USERS_KINDS
 
-OPEN_KINDS = ("describe", "name", "ratio", "size", "anatomy")
-"""Kinds whose answers are sentences or numbers without end."""
+OPEN_KINDS = ("describe", "name", "ratio", "long_to_wide", "size", "anatomy", *USERS_KINDS)
+"""Kinds whose answers are sentences or numbers without end, or are measured by `users_questions`."""
 MERGED_KINDS = ("organ",)
 """Kinds in which left and right count as one answer; the side has questions of its own."""
 LEAST_OBJECTS = 5
@@ -75,15 +76,20 @@ def read_closed_sets(
     Raises:
         ValueError: a file can't be read, or a line is damaged.
     """
+    questions = questions_of(questions, folder, split)
     if questions is None:
-        if folder is None or not (folder / f"conversations_{split}.jsonl").is_file():
-            return None
-        questions = folder / f"conversations_{split}.jsonl"
+        return None
     known = None
     if folder is not None and (folder / RECORDS).is_file():
         own = set(names)  # they must not answer for themselves
         known = [record for record in closed_questions(folder / RECORDS) if record["sample_id"] not in own]
     return closed_sets(closed_questions(questions), names, known, seed=seed)
+
+
+def questions_of(questions: Path | None, folder: Path | None, split: str | None) -> Path | None:
+    """Return the file of questions about objects: the one that is given, or their split's beside their codes."""
+    beside = None if folder is None else folder / f"conversations_{split}.jsonl"
+    return beside if questions is None and beside is not None and beside.is_file() else questions
 
 
 def closed_sets(

@@ -43,11 +43,14 @@ from vae_qwen3vl.evaluation.controls import (
 from vae_qwen3vl.evaluation.likelihoods import answer_likelihoods, batches_alike
 from vae_qwen3vl.evaluation.objects import TRAIN, EvalData, EvalObject, training_objects
 from vae_qwen3vl.evaluation.ranking_metrics import mutual_information
+from vae_qwen3vl.evaluation.users_questions import UsersSet
 from vae_qwen3vl.generation.answer import Answer, Sampling
 from vae_qwen3vl.model import Qwen3VLWith3DBranch
 from vae_qwen3vl.processor import Processor3D
 
 Scores = npt.NDArray[np.float64]
+_MOST_WORDS = 32
+"""New tokens of an answer to a user's question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,17 @@ class Answered:
     """Row -> log-likelihoods `[objects, candidates]`."""
     lent: dict[str, str] | None = None
     """Object -> the answer of its nearest training object; None where those are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsersAnswered:
+    """What was answered to one set of users' questions in each row."""
+
+    asked: UsersSet
+    texts: dict[str, list[str]]
+    """Row -> an answer of each object."""
+    scores: dict[str, Scores]
+    """Row -> log-likelihoods of no and yes `[objects, 2]`; none where the question is to be declined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +88,8 @@ class Interview:
     """Mean probability of the tokens of each object's description."""
     closed: list[Answered] | None = None
     """None where there are no questions."""
+    users: list[UsersAnswered] | None = None
+    """The same."""
     retrieval: dict[str, Scores] = field(default_factory=dict)
     """Row -> pointwise mutual information of every object and every object's first caption: how much likelier the
     words are with this shape than with one of the objects' shapes at random. `[objects, objects]`"""
@@ -108,7 +124,13 @@ class Interviewer:
     near: Mapping[str, Neighbors] | None = None
 
     def ask(
-        self, prompt: str, *, controls: bool, closed: Sequence[ClosedSet] | None = None, retrieval: bool = False
+        self,
+        prompt: str,
+        *,
+        controls: bool,
+        closed: Sequence[ClosedSet] | None = None,
+        users: Sequence[UsersSet] | None = None,
+        retrieval: bool = False,
     ) -> Interview:
         """Ask about all objects.
 
@@ -116,6 +138,7 @@ class Interviewer:
             prompt: asks for a description.
             controls: describe in all rows, not only with the objects' own shapes; all objects have captions then.
             closed: questions with a known set of answers.
+            users: questions as users ask them.
             retrieval: score every object's first caption with every object; all objects have captions then.
         """
         own = self._near(self.data.objects)
@@ -137,6 +160,7 @@ class Interviewer:
             texts=texts,
             probabilities=probabilities,
             closed=None if closed is None else [self._answer(asked, neighbors) for asked in closed],
+            users=None if users is None else [self._answer_users(asked) for asked in users],
             retrieval=self._retrieve(prompt) if retrieval else {},
         )
 
@@ -197,6 +221,33 @@ class Interviewer:
             }
         return Answered(asked=asked, scores=rows, lent=lent)
 
+    def _answer_users(self, asked: UsersSet) -> UsersAnswered:
+        """Let each object's question be answered, and score no and yes, with its shape and in the blind rows."""
+        places = {one.name: number for number, one in enumerate(self.data.objects)}
+        numbers = [places[name] for name in asked.names]
+        objects: list[EvalObject | None] = [self.data.objects[n] for n in numbers]
+        others = [objects[n] for n in other_objects(len(objects), self.seed)]
+        moved: list[EvalObject | None] = [self._scattered[n] for n in numbers]
+        questions = list(asked.questions)
+        name = f"{asked.kind} {asked.language}"
+        unique = list(dict.fromkeys(questions))
+        nothing: list[EvalObject | None] = [None] * len(unique)
+        same = [unique.index(question) for question in questions]
+        shapes = {OWN: objects, OTHER_SHAPE: others}
+        length = min(self.max_new_tokens, _MOST_WORDS)
+        texts = {
+            row: self._generate(questions, shown, f"{name}, {row}", max_new_tokens=length)[0]
+            for row, shown in shapes.items()
+        }
+        blind, _ = self._generate(unique, nothing, None, max_new_tokens=length)
+        texts[NO_SHAPE] = [blind[n] for n in same]
+        scores = {}
+        if not asked.declined:
+            for row, shown in (shapes | {SCATTERED: moved}).items():
+                scores[row] = self._score(shown, questions, asked.answers, f"{name}, {row}")
+            scores[NO_SHAPE] = self._score(nothing, unique, asked.answers, None)[same]
+        return UsersAnswered(asked=asked, texts=texts, scores=scores)
+
     def _retrieve(self, prompt: str) -> dict[str, Scores]:
         """Score every object's first caption with every object, and with its codes at random places."""
         objects = self.data.objects
@@ -241,24 +292,29 @@ class Interviewer:
 
     def _generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         objects: Sequence[EvalObject | None],
         describe: str | None,
         near: Sequence[Neighbors] | None = None,
+        *,
+        max_new_tokens: int | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return an answer for each object, behind what is said of similar ones, and its mean probability.
 
-        None asks without a shape, with adapters: a blind control knows what training says, as the model with its
-        adapters does; the untouched model doesn't. Without a shape the likeliest answer is taken, whatever chooses.
+        Prompts that are one each are answered greedily, whatever chooses. None asks without a shape, with adapters: a
+        blind control knows what training says, as the model with its adapters does; the untouched model doesn't.
+        Without a shape the likeliest answer is taken as well.
         """
         from transformers import LogitsProcessorList
 
-        prompts = [prompt] * len(objects) if near is None else [with_neighbors(prompt, own) for own in near]
+        plain = [prompt] * len(objects) if isinstance(prompt, str) else list(prompt)
+        prompts = plain if near is None else [with_neighbors(p, own) for p, own in zip(plain, near, strict=True)]
         shaped = [one for one in objects if one is not None]
-        if self.chooser is not None and len(shaped) == len(objects):
+        if self.chooser is not None and isinstance(prompt, str) and len(shaped) == len(objects):
             return self._choose(self.chooser, prompts, shaped, describe)
         texts, probabilities = [""] * len(objects), [0.0] * len(objects)
         ends = {self.processor.tokenizer.eos_token_id, *_ends(self.model.vl_model)} - {None}
+        length = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         shown = describe is not None and self.progress
         with Progress(len(objects), describe or "", shown=shown) as progress:
             for numbers in batches_alike(objects, self.batch_size):
@@ -270,7 +326,7 @@ class Interviewer:
                 ids = self.model.vl_model.generate(
                     **inputs.model_kwargs(),
                     do_sample=False,
-                    max_new_tokens=self.max_new_tokens,
+                    max_new_tokens=length,
                     logits_processor=LogitsProcessorList([sure]),
                 )
                 found = zip(numbers, self.processor.decode(ids), sure.means(ids, ends), strict=True)

@@ -17,11 +17,14 @@ from sdf_vqvae.evaluation.page import REPORT
 from sdf_vqvae.utils.files import write_json, write_json_lines, write_text
 from vae_qwen3vl.answer_confidence import four_digits
 from vae_qwen3vl.evaluation.controls import OWN
+from vae_qwen3vl.evaluation.free_answers import declines, yes_or_no
 from vae_qwen3vl.evaluation.interview import Interview
 from vae_qwen3vl.evaluation.objects import EvalObject
 from vae_qwen3vl.evaluation.reconstruction import Reconstruction
 from vae_qwen3vl.evaluation.report import write_report
 
+DECLINING = "that it can't be seen"
+"""What is expected where a shape does not show it."""
 WORDS, RESULTS, SUMMARY = "generated.txt", "eval_results.jsonl", "eval_summary.json"
 
 
@@ -68,7 +71,7 @@ def make_records(
 
 
 def _answers(said: Interview) -> dict[str, dict[str, Any]]:
-    """Return object -> kind of question -> the likeliest answer beside the right one."""
+    """Return object -> kind of question -> the likeliest answer, or what was said, beside the right one."""
     answers: dict[str, dict[str, Any]] = {}
     for answered in said.closed or ():
         asked, best = answered.asked, answered.scores[OWN].argmax(axis=1)
@@ -79,6 +82,20 @@ def _answers(said: Interview) -> dict[str, dict[str, Any]]:
                 "answer": answer,
                 "expected": expected,
                 "right": answer == expected,
+            }
+    for users in said.users or ():
+        for place, name in enumerate(users.asked.names):
+            text, question = users.texts[OWN][place], users.asked.questions[place]
+            if users.asked.declined:
+                expected, right = DECLINING, declines(text)
+            else:
+                yes = users.asked.yes[place]
+                expected, right = users.asked.answers[yes], yes_or_no(text, question) == yes
+            answers.setdefault(name, {})[f"{users.asked.kind} {users.asked.language}"] = {
+                "question": question,
+                "answer": text,
+                "expected": expected,
+                "right": right,
             }
     return answers
 

@@ -23,14 +23,15 @@ from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from vae_qwen3vl.candidates.chooser import Chooser
 from vae_qwen3vl.data.look_up import Neighbors
-from vae_qwen3vl.evaluation.closed_sets import ClosedSet, read_closed_sets
+from vae_qwen3vl.evaluation.closed_sets import ClosedSet, questions_of, read_closed_sets
 from vae_qwen3vl.evaluation.controls import bag_of_words
 from vae_qwen3vl.evaluation.interview import Interviewer
 from vae_qwen3vl.evaluation.objects import EvalData, EvalObject
 from vae_qwen3vl.evaluation.reconstruction import mean_scores, reconstruct_all
 from vae_qwen3vl.evaluation.results import Evaluation, make_records, write_results
-from vae_qwen3vl.evaluation.settings import CAPTIONS, CLOSED_SETS, RETRIEVAL, EvalSettings
+from vae_qwen3vl.evaluation.settings import CAPTIONS, CLOSED_SETS, RETRIEVAL, USERS_QUESTIONS, EvalSettings
 from vae_qwen3vl.evaluation.summary import summarize
+from vae_qwen3vl.evaluation.users_questions import UsersSet, read_users_sets
 from vae_qwen3vl.language.sentence_encoder import (
     SentenceEncoder,
     SentenceModelUnavailableError,
@@ -68,6 +69,7 @@ def evaluate(
     shapes = [] if vae is None else _true_shapes(vae, data, settings)
     measures = _measures(settings.measures, data.objects)
     closed = _closed_sets(data, settings) if CLOSED_SETS in measures else None
+    users = _users_sets(data, settings) if USERS_QUESTIONS in measures else None
     encoder = _sentence_encoder(settings.sentence_model) if CAPTIONS in measures else None
     chooser = Chooser.load(settings.choice, data.codebook, data.vae_hash) if settings.choice else None
     about = _about(model, data, settings)
@@ -94,7 +96,11 @@ def evaluate(
         embed=bag_of_words if encoder is None else lambda texts: embed(encoder, texts).numpy(),
     )
     said = interviewer.ask(
-        settings.prompt, controls=CAPTIONS in measures, closed=closed, retrieval=RETRIEVAL in measures
+        settings.prompt,
+        controls=CAPTIONS in measures,
+        closed=closed,
+        users=users,
+        retrieval=RETRIEVAL in measures,
     )
     reconstructions = {}
     if vae is not None:
@@ -139,7 +145,7 @@ def _measures(asked: Sequence[str], objects: Sequence[EvalObject]) -> set[str]:
     if bare:
         measures -= {CAPTIONS, RETRIEVAL}
     if len(objects) < 2:
-        measures -= {RETRIEVAL}
+        measures -= {RETRIEVAL, USERS_QUESTIONS}
     return measures
 
 
@@ -177,6 +183,12 @@ def _closed_sets(data: EvalData, settings: EvalSettings) -> list[ClosedSet] | No
         split=data.split,
         seed=settings.seed,
     )
+
+
+def _users_sets(data: EvalData, settings: EvalSettings) -> list[UsersSet] | None:
+    file = questions_of(settings.questions, None if data.folder is None else data.folder.folder, data.split)
+    sets = [] if file is None else read_users_sets([one.name for one in data.objects], file, seed=settings.seed)
+    return sets or None
 
 
 def _about(model: Qwen3VLWith3DBranch, data: EvalData, settings: EvalSettings) -> dict[str, Any]:

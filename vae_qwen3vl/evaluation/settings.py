@@ -9,9 +9,9 @@ from typing import Annotated, Literal, get_args
 from sdf_vqvae.utils.settings import Option, Positive, check
 from vae_qwen3vl.candidates.settings import CandidateSettings
 
-Measure = Literal["captions", "closed_sets", "retrieval"]
+Measure = Literal["captions", "closed_sets", "users_questions", "retrieval"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
-CAPTIONS, CLOSED_SETS, RETRIEVAL = MEASURES
+CAPTIONS, CLOSED_SETS, USERS_QUESTIONS, RETRIEVAL = MEASURES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from vae_qwen3vl.evaluation.controls import (
     OWN,
     gap_to_best,
 )
-from vae_qwen3vl.evaluation.interview import Answered, Interview
+from vae_qwen3vl.evaluation.free_answers import declines, yes_or_no
+from vae_qwen3vl.evaluation.interview import Answered, Interview, UsersAnswered
 from vae_qwen3vl.evaluation.ranking_metrics import (
     chance,
     in_large_groups,
@@ -42,6 +43,8 @@ RECALLS = (1, 5, 10)
 MACRO = "macro_top_1"
 RISK_COVERAGE = "risk_coverage"
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+BALANCED, DECLINED = "balanced", "declined"
+BY_LIKELIHOOD, BY_WORDS = "by_likelihood", "by_words"
 FORMULAS = {
     "mean, low, high": "mean over objects and its bootstrap interval of 95 %, fixed seed",
     "gap": "mean of the objects' differences to the blind control that comes closest",
@@ -53,6 +56,10 @@ FORMULAS = {
     "log p(text | shape) - log p(text), p(text) being the mean over the evaluated objects' shapes",
     RISK_COVERAGE: "mean sentence_bert of the share `coverage` of the descriptions whose tokens have the highest "
     "mean probability; best: of the share that is best; by chance: the mean of all",
+    BALANCED: "mean of the share that is right where the answer is yes and where it is no, so that yes alone scores "
+    "half; by_likelihood: the likelier of the two answers, by_words: what the generated answer says by rule "
+    "(free_answers.yes_or_no); one that says neither is wrong, and `read` is the share of the others",
+    DECLINED: "share of generated answers that say that it can't be known and assert nothing (free_answers.declines)",
     **controls.FORMULAS,
 }
 
@@ -68,14 +75,16 @@ def summarize(
         encoder: of `load_sentence_encoder`; None leaves Sentence-BERT out.
 
     Returns:
-        `captions`, `closed` (by kind) and `retrieval`, as far as they were asked for, with `formulas`; and
-        `repeated_answers`, where answers repeat.
+        `captions`, `closed` (by kind), `users_questions` and `retrieval`, as far as they were asked for, with
+        `formulas`; and `repeated_answers`, where answers repeat.
     """
     summary: dict[str, Any] = {}
     if len(said.texts) > 1:
         summary["captions"] = summarize_captions(said.texts, captions, encoder, said.probabilities)
     if said.closed is not None:
         summary["closed"] = {answered.asked.kind: summarize_closed(answered) for answered in said.closed}
+    if said.users is not None:
+        summary["users_questions"] = summarize_users(said.users)
     if said.retrieval:
         summary["retrieval"] = summarize_retrieval(said.retrieval)
     if summary:
@@ -158,6 +167,59 @@ def summarize_closed(answered: Answered) -> dict[str, Any]:
         summary["gaps"] |= _gaps(macro, [MACRO], names)
         summary["macro"] = {"answers": len(set(names)), "objects": len(names)}
     return summary
+
+
+def summarize_users(users: Sequence[UsersAnswered]) -> dict[str, Any]:
+    """Return what users' questions came to, by kind and language.
+
+    Returns:
+        `balanced`: kind and language -> the rows' means over the two answers, by likelihood and by words, and gaps;
+        `declined`: property and language -> the rows' shares; `declined_though_shown`: share of the answers to yes/no
+        questions, with the own shape, that decline.
+    """
+    balanced, declined = {}, {}
+    though_shown: list[bool] = []
+    for answered in users:
+        asked = answered.asked
+        name = f"{asked.kind} {asked.language}"
+        if asked.declined:
+            rows = {row: np.array([float(declines(text)) for text in texts]) for row, texts in answered.texts.items()}
+            declined[name] = {"objects": len(asked.names), **_rows_of_one(rows, DECLINED)}
+            continue
+        though_shown += [declines(text) for text in answered.texts[OWN]]
+        right = np.array(asked.yes)
+        words = {
+            row: np.array(
+                [
+                    yes_or_no(text, question) == yes
+                    for text, question, yes in zip(texts, asked.questions, right, strict=True)
+                ],
+                dtype=np.float64,
+            )
+            for row, texts in answered.texts.items()
+        }
+        # Equal likelihoods are half right.
+        gaps = {row: scores[:, 1] - scores[:, 0] for row, scores in answered.scores.items()}
+        likely = {row: np.where(gap == 0, 0.5, (gap > 0) == right) for row, gap in gaps.items()}
+        read = [
+            yes_or_no(text, question) is not None
+            for text, question in zip(answered.texts[OWN], asked.questions, strict=True)
+        ]
+        balanced[name] = {
+            "objects": len(asked.names),
+            "yes": int(right.sum()),
+            "read": float(np.mean(read)),
+            BY_LIKELIHOOD: _rows_of_one(likely, BALANCED, asked.yes),
+            BY_WORDS: _rows_of_one(words, BALANCED, asked.yes),
+        }
+    summary: dict[str, Any] = {BALANCED: balanced, DECLINED: declined}
+    return summary | ({"declined_though_shown": float(np.mean(though_shown))} if though_shown else {})
+
+
+def _rows_of_one(rows: Mapping[str, Array], measure: str, groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """Return the rows' means of one measure, over groups where they are given, and the gap of the own shapes."""
+    means = {row: interval_of(values, groups) for row, values in rows.items()}
+    return {"rows": means, "gaps": _gaps({row: {measure: values} for row, values in rows.items()}, [measure], groups)}
 
 
 def summarize_retrieval(rows: Mapping[str, Array]) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sdf_vqvae.evaluation.page import as_text
 from sdf_vqvae.evaluation.rebuild import ROWS
 from vae_qwen3vl.evaluation.caption_metrics import CAPTION_METRICS
 from vae_qwen3vl.evaluation.controls import NOT_BLIND, OWN
-from vae_qwen3vl.evaluation.summary import MACRO, RISK_COVERAGE
+from vae_qwen3vl.evaluation.summary import BALANCED, BY_LIKELIHOOD, BY_WORDS, DECLINED, MACRO, RISK_COVERAGE
 
 _CLOSED = (("top_1", "top-1"), ("top_5", "top-5"), (MACRO, "macro top-1"))
 _RECALLS = (("recall_1", "R@1"), ("recall_5", "R@5"), ("recall_10", "R@10"))
@@ -56,6 +58,30 @@ def closed_table(closed: Mapping[str, Any]) -> Lines:
     return lines
 
 
+def users_table(balanced: Mapping[str, Any]) -> Lines:
+    """Return yes/no questions in users' words by kind and language, times 100; the best blind row in brackets."""
+    lines = [["", "objects", "by likelihood", "by the answer's words", "answers that say yes or no"]]
+    for name, own in balanced.items():
+        cells = [_beside_best(own[way], BALANCED) for way in (BY_LIKELIHOOD, BY_WORDS)]
+        lines.append([name, str(own["objects"]), *cells, f"{100 * own['read']:.1f}"])
+    means = [
+        np.mean([own[way]["rows"][OWN]["mean"] for own in balanced.values()]) for way in (BY_LIKELIHOOD, BY_WORDS)
+    ]
+    return [*lines, ["mean", "", *(f"{100 * mean:.1f}" for mean in means), ""]]
+
+
+def declined_table(declined: Mapping[str, Any]) -> Lines:
+    """Return the share of declined questions that no shape answers, times 100; the best blind row in brackets."""
+    lines = [["", "objects", "declined"]]
+    return lines + [[name, str(own["objects"]), _beside_best(own, DECLINED)] for name, own in declined.items()]
+
+
+def _beside_best(own: Mapping[str, Any], measure: str) -> str:
+    """Return the own shapes' mean with its interval, and the blind row that comes closest."""
+    best = own["gaps"][measure]["control"]
+    return f"{_cell(measure, own['rows'][OWN])} [{100 * own['rows'][best]['mean']:.1f} {best}]"
+
+
 def retrieval_table(retrieval: Mapping[str, Any]) -> Lines:
     """Return recalls by row and direction, times 100."""
     lines = [["", *(heading for _, heading in _RECALLS)]]
@@ -81,6 +107,11 @@ def titled_tables(summary: Mapping[str, Any]) -> list[tuple[str, Lines]]:
         if "macro" in closed:
             title += f"; macro over {closed['macro']['answers']:,} answers of {closed['macro']['objects']:,} objects"
         tables.append((title, closed_table(closed)))
+    users = summary.get("users_questions", {})
+    if users.get(BALANCED):
+        tables.append((f"Yes or no in users' words{seen}; mean over the two answers", users_table(users[BALANCED])))
+    if users.get(DECLINED):
+        tables.append((f"What a shape can't show{seen}", declined_table(users[DECLINED])))
     if summary.get("retrieval"):
         tables.append(
             (f"Retrieval among {summary['retrieval']['objects']:,}{seen}", retrieval_table(summary["retrieval"]))

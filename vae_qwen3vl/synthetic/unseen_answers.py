@@ -60,6 +60,8 @@ _SEEN = {
     "zh": ("从外形看，它像{}。", "它的外形{}。"),
 }
 """What the shape does show: a thing, proportions."""
+_MISTAKEN = ("bamboo", "hot dog")
+"""Things whose names would be taken for what they are made of, or for how they feel."""
 
 
 def unseen_answer(known: KnownObject, asked: str, language: str, choice: int) -> str:
@@ -84,7 +86,7 @@ def unseen_answer(known: KnownObject, asked: str, language: str, choice: int) ->
 def _seen(known: KnownObject, language: str, choice: int) -> str | None:
     english = language == "en"
     thing, proportions = thing_of(known), shape_of(known.facts)
-    if thing:
+    if thing and thing not in _MISTAKEN:
         template, words = _SEEN[language][0], with_article(thing) if english else THINGS[thing][1]
     elif proportions:
         template, words = _SEEN[language][1], proportions if english else SHAPES[proportions]
