@@ -60,7 +60,7 @@ _SEEN = {
     "zh": ("从外形看，它像{}。", "它的外形{}。"),
 }
 """What the shape does show: a thing, proportions."""
-_MISTAKEN = ("bamboo", "cardboard box", "hot dog")
+_MISTAKEN = ("bamboo", "cardboard box", "hot dog", "plastic cup", "traffic light")
 """Things whose names would be taken for what they are made of, or for how they feel."""
 
 
