@@ -25,10 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdf_vqvae.codes.cache import CodeCache
-from sdf_vqvae.codes.encoding import EncodeWorker, Job, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, objects_of
 from sdf_vqvae.codes.folder import CODEBOOK, CodeFolder
 from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.data.captions import captions_of_row
+from sdf_vqvae.data.objects import Place
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
 from sdf_vqvae.utils.archives import write_safetensors
@@ -47,7 +48,7 @@ def chosen_rows(codes: CodeFolder, there: Collection[str], count: int) -> list[d
     return drawn + [row for row in rows if row["split"] == "val" and row.get("source") in sources]
 
 
-def latents_of(worker: EncodeWorker, jobs: Sequence[Job]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def latents_of(worker: EncodeWorker, jobs: Sequence[tuple[str, Place]]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield id, latents float32 `[M, D]` and coordinates int16 `[M, 3]` of each object that can be encoded."""
     for start in tqdm(range(0, len(jobs), _AT_A_TIME), unit="group", disable=None):
         names, places = zip(*jobs[start : start + _AT_A_TIME], strict=True)

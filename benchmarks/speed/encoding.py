@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdf_vqvae.codes.encoding import EncodeWorker, Job, objects_of
+from sdf_vqvae.codes.encoding import EncodeWorker, objects_of
 from sdf_vqvae.codes.settings import EncodeSettings
+from sdf_vqvae.data.objects import Place
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
 from sdf_vqvae.utils.measurements import measuring_parser, write_run
 from sdf_vqvae.utils.runtime import resolve_device
@@ -30,7 +31,9 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(worker: EncodeWorker, jobs: list[Job], warm: list[Job], at_a_time: int) -> dict[str, Any]:
+def measure(
+    worker: EncodeWorker, jobs: list[tuple[str, Place]], warm: list[tuple[str, Place]], at_a_time: int
+) -> dict[str, Any]:
     """Encode objects from their meshes, and once more from their fields alone."""
     device = worker.vae.device
     groups = [jobs[i : i + at_a_time] for i in range(0, len(jobs), at_a_time)]

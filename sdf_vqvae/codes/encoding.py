@@ -9,9 +9,11 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import trimesh
 from torch import Tensor
@@ -26,7 +28,8 @@ from sdf_vqvae.data.mesh_sources import Source
 from sdf_vqvae.data.objects import Kind, Place, field_objects, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, UP_COLUMN, write_table
 from sdf_vqvae.fields.sparse_sdf import SparseSDF, collate_sparse_sdf
-from sdf_vqvae.geometry.up import UP_UNSAID, Up
+from sdf_vqvae.geometry.turns import UNTURNED, Turn, split_id
+from sdf_vqvae.geometry.up import UP_UNSAID, Up, rotation
 from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.errors import brief
@@ -46,7 +49,7 @@ class Encoded:
 
     encoded: int
     kept: int
-    """Objects that an earlier run had encoded."""
+    """Objects that an earlier run had encoded; here and in the others, each of an object's turns counts."""
     failed: dict[str, str]
     """Id -> reason."""
     codes: int
@@ -101,9 +104,15 @@ def encode_dataset(settings: EncodeSettings) -> Encoded:
 def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Objects) -> Encoded:
     """Encode the objects that the output lacks, and write the table of all."""
     writer = CodeFolderWriter(settings.output, vae, mirrored=settings.mirror)
-    wanted = [(name, place) for name, place in objects.places.items() if name not in writer.done]
     _check_kept(objects.places, writer)
-    kept = len(objects.places) - len(wanted)
+    every = settings.all_turns()
+    jobs = [
+        Job(name=name, place=place, turns=tuple(turn for turn in every if turn.id_of(name) not in writer.done))
+        for name, place in objects.places.items()
+    ]
+    wanted = [job for job in jobs if job.turns]
+    missing = sum(len(job.turns) for job in wanted)
+    kept = len(jobs) * len(every) - missing
     failed = dict(objects.failed)
     make = functools.partial(EncodeWorker, settings=settings)
     if settings.engine == "local" and settings.workers == 1 and len(settings.devices) == 1:
@@ -113,7 +122,7 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
     start = time.perf_counter()
     written = start
     encoded = 0
-    with Progress(len(wanted), "encode") as progress:
+    with Progress(missing, "encode") as progress:
         for name, codes, coords, up, error in _through_workers(make, wanted, settings):
             progress.update()
             if error:
@@ -127,10 +136,15 @@ def _encode_missing(settings: EncodeSettings, vae: SparseSDFVQVAE, objects: Obje
                 writer.flush()
                 written = time.perf_counter()
     writer.flush()
+    turns: dict[str, list[str]] = {}
+    for name, turn in sorted(map(split_id, writer.done)):
+        if turn != UNTURNED:
+            turns.setdefault(name, []).append(turn.name)
     table = [
         {
             **row,
             **({} if up is None else {UP_COLUMN: up.axis, "up_from": up.known_from}),
+            **({"turns": " ".join(turns.get(row[ID_COLUMN], ()))} if turns else {}),
             "codes": "" if error else str(writer.done.get(row[ID_COLUMN], "")),
             "codes_error": error,
         }
@@ -221,8 +235,17 @@ def _key(row: Mapping[str, str]) -> str:
     return row[ID_COLUMN] or row.get("file", "")
 
 
-Job = tuple[str, Place]
-"""Id of an object, and where it lies."""
+class Job(NamedTuple):
+    """One object to encode."""
+
+    name: str
+    """Its id."""
+    place: Place
+    """Where it lies."""
+    turns: tuple[Turn, ...] = (UNTURNED,)
+    """The ways in which it is encoded."""
+
+
 _Result = tuple[str, Tensor | None, Tensor | None, Up | None, str]
 """Id, codes, coordinates, how its source stands, and why there are none."""
 
@@ -242,7 +265,7 @@ def _through_workers(
             elif len(group) > 1 and done.error == DIED_TWICE:
                 again += [[job] for job in group]
             else:
-                yield from ((name, None, None, None, done.error) for name, _ in group)
+                yield from (result for job in group for result in _none_of(job, done.error))
         groups = again
 
 
@@ -265,16 +288,48 @@ class EncodeWorker:
 
     def __call__(self, jobs: list[Job]) -> list[_Result]:
         """Return the codes of each object, or why there are none."""
-        fields: list[tuple[str, SparseSDF]] = []
         results: list[_Result] = []
-        for (name, _), field in zip(jobs, self.fields_of([place for _, place in jobs]), strict=True):
-            if isinstance(field, SparseSDF):
-                fields.append((name, field))
-            else:
-                results.append((name, None, None, None, field))
-        return results + self.encode_fields(fields)
+        fields = self._in_all_turns(jobs, results)  # made as they are encoded: 24 of each would fill the memory
+        encoded = self.encode_fields(fields)
+        return results + encoded
 
-    def encode_fields(self, fields: list[tuple[str, SparseSDF]]) -> list[_Result]:
+    def _in_all_turns(self, jobs: Sequence[Job], failed: list[_Result]) -> Iterator[tuple[str, SparseSDF]]:
+        """Yield the fields of objects in each of their turns; why there is none is added to `failed`."""
+        for job, field in zip(jobs, self.fields_of([job.place for job in jobs]), strict=True):
+            if isinstance(field, str):
+                failed += _none_of(job, field)
+                continue
+            for turn in job.turns:
+                name = turn.id_of(job.name)
+                try:
+                    if turn.is_exact:
+                        turned = field if turn == UNTURNED else field.rotated(torch.from_numpy(turn.rotation()))
+                    else:
+                        turned = self._voxelized_in(turn, job.place, field)
+                except (ValueError, OSError) as error:
+                    failed.append((name, None, None, None, brief(error)))
+                else:
+                    yield name, turned
+
+    def _voxelized_in(self, turn: Turn, place: Place, field: SparseSDF) -> SparseSDF:
+        """Return the field of a mesh turned by any angle; `field` is the one of it as it stands."""
+        mesh = place.load()
+        if isinstance(mesh, SparseSDF):
+            raise ValueError(f"a field turns by quarters alone, not by {turn.name}: encode the meshes it was made of")
+        inside = turn.rotation()
+        if self.settings.mirror:  # the mirror image is taken of what was turned, not turned itself
+            inside = inside * np.outer((-1, 1, 1), (-1, 1, 1))
+        standing = rotation(field.up)
+        vertices = np.asarray(mesh.vertices, dtype=np.float64) @ (standing.T @ inside @ standing).T
+        turned = field_for(
+            self.vae,
+            trimesh.Trimesh(vertices, mesh.faces, process=False),
+            threshold_factor=self.settings.threshold_factor,
+            up=Up(axis=field.up, known_from=field.up_from),
+        )
+        return turned.mirrored() if self.settings.mirror else turned
+
+    def encode_fields(self, fields: Iterable[tuple[str, SparseSDF]]) -> list[_Result]:
         """Return the codes of fields with their names."""
         parts = _by_size(fields, self.settings.batch_voxels)
         return [result for part in parts for result in self._encode(part)]
@@ -335,7 +390,12 @@ def _mirror_image(field: SparseSDF | str) -> SparseSDF | str:
         return brief(error)
 
 
-def _by_size(fields: list[tuple[str, SparseSDF]], most: int) -> Iterator[list[tuple[str, SparseSDF]]]:
+def _none_of(job: Job, reason: str) -> list[_Result]:
+    """Return what becomes of an object that can't be encoded."""
+    return [(turn.id_of(job.name), None, None, None, reason) for turn in job.turns]
+
+
+def _by_size(fields: Iterable[tuple[str, SparseSDF]], most: int) -> Iterator[list[tuple[str, SparseSDF]]]:
     """Yield fields in parts of at most so many voxels, or of one field."""
     part: list[tuple[str, SparseSDF]] = []
     total = 0

@@ -5,7 +5,8 @@
     metadata.csv               the dataset's table (captions and all) with `codes` and `codes_error`
     codes-000000.safetensors   shards, each a `CodeCache`
 
-Every file is written whole or not at all. Objects are found by their ids; the newest shard that has one counts.
+Every file is written whole or not at all. Objects are found by their ids; the newest shard that has one counts. A
+turned object (`encode --turns`) stands under its id with the turn behind an @, and the table names an object's turns.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sdf_vqvae.codes.shape_codes import ShapeCodes, code_count
 from sdf_vqvae.data.object_rows import OneRowAnObject
 from sdf_vqvae.data.objects import CODES_MANIFEST, Kind, kind_of
 from sdf_vqvae.data.tables import ID_COLUMN, METADATA, read_table
+from sdf_vqvae.geometry.turns import UNTURNED, Turn, split_id
 from sdf_vqvae.geometry.up import UP_UNSAID, Up
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
 from sdf_vqvae.utils.archives import read_safetensors, write_safetensors
@@ -149,9 +151,15 @@ class CodeFolder:
             raise ValueError(f"{self.folder / CODEBOOK}: expected {self.manifest.codebook_size} codebook vectors")
         self._shards: list[CodeCache] = []
         self._where: dict[str, tuple[int, int]] = {}
+        self._turned: dict[str, dict[Turn, tuple[int, int]]] = {}
         for path in shards_in(self.folder):
             shard = read_shard(path, self.manifest)
-            self._where |= {name: (len(self._shards), row) for row, name in enumerate(shard.ids)}
+            for row, name in enumerate(shard.ids):
+                own, turn = split_id(name)
+                if turn == UNTURNED:
+                    self._where[name] = len(self._shards), row
+                else:
+                    self._turned.setdefault(own, {})[turn] = len(self._shards), row
             self._shards.append(shard)
 
     def __len__(self) -> int:
@@ -163,6 +171,17 @@ class CodeFolder:
     def __iter__(self) -> Iterator[str]:
         """Yield the objects' ids."""
         return iter(self._where)
+
+    def turns(self, name: str) -> tuple[Turn, ...]:
+        """Return the turns in which an object is there too, in order."""
+        return tuple(sorted(self._turned.get(name, ())))
+
+    def turned(self, name: str, turn: Turn) -> tuple[Tensor, Tensor]:
+        """Return codes and coordinates of an object in one of its `turns`. Raises a KeyError for another."""
+        if turn == UNTURNED:
+            return self[name]
+        shard, row = self._turned[name][turn]
+        return self._shards[shard].object(row)
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
         """Return codes int32 `[M]` (or `[M, 2]`, see `ShapeCodes`) and coordinates int16 `[M, 3]` of an object.
@@ -233,7 +252,7 @@ class CodeFolderWriter:
         self.folder = Path(folder)
         self.manifest = Manifest.of(vae, mirrored=mirrored)
         self.done: dict[str, int] = {}
-        """Number of codes of every object that is there, by id."""
+        """Number of codes of every object that is there, by id, of each of its turns too."""
         self.ups: dict[str, Up] = {}
         """How its source stands; objects of earlier versions, which don't say it, are missing."""
         if kind_of(self.folder, Kind.CODES):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from sdf_vqvae.geometry.turns import UNTURNED, Turn, read_turns
 from sdf_vqvae.utils.jobs import Engine
 from sdf_vqvae.utils.settings import Bounds, Option, Positive, check
 
@@ -30,6 +31,10 @@ class EncodeSettings:
     """The first so many objects."""
     mirror: bool = False
     """Encode mirror images, left and right exchanged: a second folder of codes, for training's mirrored_dir."""
+    turns: Annotated[str, Option(metavar="TURNS")] | None = None
+    """Encode each object also turned: yaw (by quarters about the vertical), ups (another axis up), all (the 23 turns
+    of a grid), or names such as y90,-x0,y45 (the axis that comes up, degrees about the vertical; others than
+    quarters of meshes alone)."""
     batch_voxels: Positive = 2_000_000
     """Voxels that go through the tokenizer at a time, at most (a larger object goes alone)."""
     shard_seconds: float = 10.0
@@ -45,3 +50,11 @@ class EncodeSettings:
     def __post_init__(self) -> None:
         """Check all values; the messages name the options."""
         check(self, by_flag=True)
+        self.all_turns()
+
+    def all_turns(self) -> tuple[Turn, ...]:
+        """Return the ways in which each object is encoded. Raises a ValueError where `turns` names none."""
+        try:
+            return (UNTURNED, *(read_turns(self.turns) if self.turns else ()))
+        except ValueError as error:
+            raise ValueError(f"--turns: {error}") from error

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_vae_options(parser)
     many = parser.add_argument_group("datasets")
     shared = ("threshold_factor", "up", "vae_config", "vae_ckpt")
-    add_options(many, EncodeSettings, ("split", "max_samples", "mirror", "workers"), by_hand=shared)
+    add_options(many, EncodeSettings, ("split", "max_samples", "mirror", "turns", "workers"), by_hand=shared)
     add_gpu_option(many)
     add_options(many, EncodeSettings, ("engine", "batch_voxels", "shard_seconds"))
     add_run_options(parser)
@@ -66,8 +66,9 @@ def _encode_one(settings: EncodeSettings, options: argparse.Namespace) -> int:
     from sdf_vqvae.model.checkpoint import load_vae_from_config
     from sdf_vqvae.utils.runtime import Stopwatch
 
-    if settings.mirror:
-        raise ValueError("--mirror is for datasets: what is said of one shape is said of it as it is")
+    for flag in ("mirror", "turns"):
+        if getattr(settings, flag):
+            raise ValueError(f"--{flag} is for datasets: what is said of one shape is said of it as it is")
     if not settings.output.suffix and not settings.source.exists():  # a folder was meant
         raise ValueError(f"{settings.source} does not exist: give a mesh, a field file, or a folder of them")
     if settings.output.suffix != CODES_SUFFIX:

@@ -180,11 +180,29 @@ class SparseSDF:
         """
         if up == self.up:
             return self
-        turn = torch.from_numpy(rotation(up) @ rotation(self.up).T)
+        return self._with_index(self._index_turned(torch.from_numpy(rotation(up) @ rotation(self.up).T)), up=up)
+
+    def rotated(self, turn: Tensor) -> SparseSDF:
+        """Return the field of the object turned inside, which stays as it is in its own units.
+
+        Args:
+            turn: whole `[3, 3]`, one of the 24 rotations of a grid: they permute its samples and change no value.
+
+        Raises:
+            ValueError: the values stand at corners, which a turned grid does not have.
+        """
+        if self.field.sampling != "center":
+            raise ValueError("a field sampled at corners can't be turned on its own grid")
+        up = torch.from_numpy(rotation(self.up)).double()
+        x, y, z = (up.T @ turn.double() @ up @ torch.tensor(self.center, dtype=torch.float64)).tolist()
+        return self._with_index(self._index_turned(turn), center=(x, y, z))
+
+    def _index_turned(self, turn: Tensor) -> Tensor:
+        """Return where samples come to lie. `[N, 3]`"""
         last = self.field.resolution - 1
         # From the middle of the grid, in half steps, so that numbers stay whole.
-        index = ((2 * self.index.cpu().long() - last) @ turn.T + last) // 2
-        return self._with_index(index.to(self.index), up=up)
+        index = ((2 * self.index.cpu().long() - last) @ turn.long().T + last) // 2
+        return index.to(self.index)
 
     def mirrored(self) -> SparseSDF:
         """Return the field of the object's mirror image, left and right exchanged (x -> -x inside).

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sdf_vqvae.codes.encoding import EncodeWorker
+from sdf_vqvae.codes.encoding import EncodeWorker, Job
 from sdf_vqvae.codes.folder import CodeFolder, Manifest
 from sdf_vqvae.codes.settings import EncodeSettings
 from sdf_vqvae.codes.shape_codes import CODES_SUFFIX, ShapeCodes, check_codes, up_of_codes
@@ -92,7 +92,8 @@ class Shapes:
             entry = self._entries[name]
             try:
                 if isinstance(entry, StoredObject):
-                    jobs.append((name, entry.there.standing(self._settings.up, entry.row.get(UP_COLUMN, ""))))
+                    place = entry.there.standing(self._settings.up, entry.row.get(UP_COLUMN, ""))
+                    jobs.append(Job(name=name, place=place))
                 elif isinstance(entry, _Cached):
                     shapes[name] = self.manifest.shape(*entry.folder[entry.id])
                 else:

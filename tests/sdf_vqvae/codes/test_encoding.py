@@ -21,6 +21,8 @@ import trimesh
 from sdf_vqvae.codes import cache as code_cache
 from sdf_vqvae.codes.folder import CodeFolder
 from sdf_vqvae.codes.pipeline import voxelize_for
+from sdf_vqvae.geometry.turns import UNTURNED, Turn
+from sdf_vqvae.geometry.up import rotation
 from sdf_vqvae.model.checkpoint import load_vae_from_config, shipped_config
 from vae_qwen3vl.__main__ import main
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset
@@ -267,3 +269,74 @@ def test_a_killed_run_loses_no_shard_and_does_nothing_twice(tmp_path, vae_config
     assert len(ids) == len(set(ids)) == 60
     assert encode(folder, tmp_path / "whole", vae_config) == 0
     assert codes_of(output) == codes_of(tmp_path / "whole")
+
+
+def wedge_of(folder: Path) -> Path:
+    """Write a mesh that equals none of its turned selves; it lies, its z pointing up."""
+    folder.mkdir()
+    wedge = trimesh.creation.box(extents=[2, 1, 0.7])
+    wedge.vertices[wedge.vertices[:, 0] > 0] *= [1, 0.3, 0.6]
+    wedge.export(folder / "wedge.ply")
+    write_table(folder / "metadata.csv", [{"file": "wedge.ply", "up": "z", "captions": "wedge"}])
+    return folder
+
+
+def test_turned_objects_are_those_of_turned_meshes_and_stand_beside_the_unturned(tmp_path, vae_config, capsys):
+    folder, output = wedge_of(tmp_path / "meshes"), tmp_path / "codes"
+    assert encode(folder, output, vae_config) == 0
+    plain = codes_of(output)
+    assert encode(folder, output, vae_config, "--turns", "yaw,-x0,y45", "--json") == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["encoded"], report["kept"], report["failed"]) == (5, 1, {})
+    found = CodeFolder(output)
+    (name,) = found
+    assert codes_of(output) == plain and len(found) == 1
+    assert [row["turns"] for row in found.table()] == ["-x0 y45 y90 y180 y270"]
+    assert [turn.name for turn in found.turns(name)] == ["-x0", "y45", "y90", "y180", "y270"]
+    vae = load_vae_from_config(vae_config, device="cpu")
+    upright = trimesh.load(folder / "wedge.ply", process=False)
+    upright.vertices = upright.vertices @ rotation("z").T
+    for turn in found.turns(name):
+        mesh = trimesh.Trimesh(upright.vertices @ turn.rotation().T, upright.faces, process=False)
+        codes = vae.Encode(voxelize_for(vae, mesh).to_batch())
+        own, coords = found.turned(name, turn)
+        assert torch.equal(coords.int(), codes.coords[:, 1:].cpu()), turn
+        assert float((own.long() == codes.feats[:, 0].cpu()).float().mean()) > 0.9, (
+            turn
+        )  # rounding of the mesh's turn
+    assert torch.equal(found.turned(name, UNTURNED)[0], found[name][0])
+    with pytest.raises(KeyError):
+        found.turned(name, Turn(up="x", degrees=0))
+
+
+def test_mirror_images_are_turned_after_they_were_mirrored(tmp_path, vae_config):
+    folder, output = wedge_of(tmp_path / "meshes"), tmp_path / "mirrored"
+    assert encode(folder, output, vae_config, "--mirror", "--turns", "y90,y30") == 0
+    found = CodeFolder(output, mirrored=True)
+    vae = load_vae_from_config(vae_config, device="cpu")
+    mesh = trimesh.load(folder / "wedge.ply", process=False)
+    mesh.vertices = mesh.vertices @ rotation("z").T * (-1, 1, 1)
+    mesh.invert()
+    (name,) = found
+    for turn in found.turns(name):
+        turned = trimesh.Trimesh(mesh.vertices @ turn.rotation().T, mesh.faces, process=False)
+        codes = vae.Encode(voxelize_for(vae, turned).to_batch())
+        assert torch.equal(found.turned(name, turn)[1].int(), codes.coords[:, 1:].cpu()), turn
+
+
+def test_what_cannot_be_turned_is_listed_and_the_rest_is_encoded(tmp_path, vae_config, capsys):
+    folder = make_meshes(tmp_path / "fields", 0)
+    vae = load_vae_from_config(vae_config, device="cpu")
+    voxelize_for(vae, trimesh.creation.box()).save(folder / "good_r64.npz")
+    write_table(folder / "metadata.csv", [{"sha256": "good", "captions": "a box"}])
+    assert encode(folder, tmp_path / "codes", vae_config, "--turns", "x0,y45", "--json") == 0
+    failed = json.loads(capsys.readouterr().out.splitlines()[-1])["failed"]
+    assert set(failed) == {"good@y45"} and "turns by quarters alone" in failed["good@y45"]
+    found = CodeFolder(tmp_path / "codes")
+    assert [turn.name for turn in found.turns("good")] == ["x0"] and set(found) == {"good"}
+    assert encode(folder, tmp_path / "codes", vae_config, "--turns", "left") == 2
+    assert "--turns: a turn is named by the axis" in capsys.readouterr().err
+    assert (
+        main(["encode", str(folder / "good_r64.npz"), "-o", str(tmp_path / "x.safetensors"), "--turns", "yaw"]) == 2
+    )
+    assert "--turns is for datasets" in capsys.readouterr().err
