@@ -210,16 +210,20 @@ def _as_tensor(sdf_field: SparseSDF) -> SparseTensor:
 def describe_codes(codes: npt.NDArray[Any], coords: npt.NDArray[Any], vae: SparseSDFVQVAE) -> dict[str, Any]:
     """Return what is recorded of an object's codes `[M, columns]` at cells `[M, 3]`.
 
-    That is their number and bits, second codes among them, and the values of the first codes.
+    That is their number and bits, second codes among them, how many those are where cells may have two, and the
+    values of the first codes.
     """
     size, side = vae.vq.embeddings.num_embeddings, vae.config.latent_resolution
     first, second = codes.reshape(len(coords), -1)[:, 0], codes.reshape(len(coords), -1)[:, 1:]
     bits = count_bits(len(first), coords, codebook=size, side=side)
-    if second.size:  # and whether there is one
-        more = len(first) + int((second >= 0).sum()) * math.log2(vae.config.second_codes)
+    of_second: dict[str, int] = {}
+    if second.size:
+        of_second = {"second_codes": int((second >= 0).sum())}
+        more = len(first) + of_second["second_codes"] * math.log2(vae.config.second_codes)  # and whether there is one
         bits |= {"codes": bits["codes"] + more, "total": bits["total"] + more}
     return {
-        "codes": len(first) + int((second >= 0).sum()),
+        "codes": len(first) + of_second.get("second_codes", 0),
+        **of_second,
         "bits": bits,
         "code_list": base64.b64encode(zlib.compress(first.astype("<i4").tobytes(), 9)).decode(),
     }

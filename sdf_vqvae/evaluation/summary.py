@@ -33,8 +33,8 @@ FORMULAS = {
     "rows": "ceiling: mesh -> field -> mesh, no network; continuous: quantizer bypassed; discrete: from codes alone",
     "mean, low, high": f"mean over objects and its bootstrap interval of 95 % ({RESAMPLES:,} resamples of the "
     "objects, fixed seed); gaps are means of paired differences, resampled together",
-    "codes": "M, the number of codes; bits = M log2 K + octree of the cells' places (zlib); plain places cost "
-    "3 log2(side) bits a cell",
+    "codes": "M, the number of codes (of cells with two, both; second_share = share of second ones); bits = M log2 K "
+    "+ octree of the cells' places (zlib); plain places cost 3 log2(side) bits a cell",
     "codebook": "used = share of the K codes that occur; perplexity = exp(entropy of the code frequencies); top 1 % "
     "= share of all tokens that the most frequent 1 % of the codes take; over the codes of all objects",
     "area_cells": "area of the true surface in faces of latent cells",
@@ -167,6 +167,9 @@ def _codes(records: Sequence[Record]) -> dict[str, float]:
         "largest": float(counts.max()),
         "share_over_2048": float((counts > 2048).mean()),
     }
+    if "second_codes" in encoded[0]:
+        summary["second_median"] = float(np.median([r["second_codes"] for r in encoded]))
+        summary["second_share"] = sum(r["second_codes"] for r in encoded) / float(counts.sum())
     for part in encoded[0]["bits"]:
         summary[f"bits_{part}_median"] = float(np.median([r["bits"][part] for r in encoded]))
     areas = [r["area_cells"] for r in encoded if "area_cells" in r]

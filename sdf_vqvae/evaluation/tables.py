@@ -63,9 +63,10 @@ def summary_text(summary: dict[str, Any]) -> str:
         parts.append(f"{gap}: F@.005 {next(words)}, F@.01 {next(words)}")
     codes, book = summary["codes"], summary["codebook"]
     if codes:
+        second = f" ({100 * codes['second_share']:.1f} % second codes of a cell)" if "second_share" in codes else ""
         parts.append(
             f"codes an object: median {codes['median']:,.0f}, mean {codes['mean']:,.0f}, largest "
-            f"{codes['largest']:,.0f}; bits: median {codes['bits_total_median']:,.0f}"
+            f"{codes['largest']:,.0f}{second}; bits: median {codes['bits_total_median']:,.0f}"
         )
     parts.append(
         f"codebook of {book['size']:,}: {100 * book['used']:.1f} % used, perplexity {book['perplexity']:,.0f} "

@@ -12,13 +12,18 @@ from torch import Tensor
 from sdf_vqvae.quantizers.euclidean import EuclideanQuantizer
 from sdf_vqvae.quantizers.quantizer import check_range
 
+_VECTORS = 4
+"""Vectors a second code that are gathered before those codes are placed."""
+
 
 class ResidualQuantizer(EuclideanQuantizer):
     """Residual vector quantization (Zeghidour et al., 2021, "SoundStream") of the vectors that need it.
 
     Indices are `[M, 2]`: the first code, and the second or -1. A vector has a second code if the mean square of what
     its first code leaves exceeds `second_from`. Training moves that bound so that `second_share` of the vectors have
-    one; then it stays, and a vector's codes depend on nothing but the vector. Both codebooks are moving averages.
+    one; then it stays, and a vector's codes depend on nothing but the vector. Both codebooks are moving averages; the
+    second begins by k-means once enough batches have left something to place its codes by, and until then no vector
+    has a second code.
 
     Args:
         num_embeddings: number of first codes K.
@@ -33,6 +38,8 @@ class ResidualQuantizer(EuclideanQuantizer):
     columns: ClassVar = 2
 
     second_from: Tensor
+    gathered: Tensor
+    gathered_count: Tensor
 
     def __init__(
         self, num_embeddings: int, width: int, *, second_codes: int, second_share: float, **settings: Any
@@ -41,6 +48,9 @@ class ResidualQuantizer(EuclideanQuantizer):
         self.second_share = second_share
         self.second = EuclideanQuantizer(second_codes, width, **settings)
         self.register_buffer("second_from", torch.zeros(()))  # 0: there are no second codes yet
+        # What first codes left of the vectors farthest from them, rank 0's: buffers, so that a stopped run goes on.
+        self.register_buffer("gathered", torch.zeros(_VECTORS * second_codes, width))
+        self.register_buffer("gathered_count", torch.zeros((), dtype=torch.int64))
 
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> None:
@@ -78,17 +88,27 @@ class ResidualQuantizer(EuclideanQuantizer):
         first, second = indices.unbind(1)
         super().learn(vectors, first)
         left = self._left(vectors, first)
-        bound = _of_all(torch.quantile(_size(left), 1 - self.second_share), mean=True)
+        bound = _mean_of_ranks(torch.quantile(_size(left), 1 - self.second_share))
         if float(self.second_from) == 0:
-            far = left[_size(left) > bound]
-            if _fewest(far) >= self.second.embeddings.num_embeddings:  # else a batch of more vectors is waited for
-                self.second.initialize(far)
+            if self._gather(left[_size(left) > bound]):
+                self.second.initialize(self.gathered)
                 self.second_from.copy_(bound)
             return
         self.second_from.lerp_(bound, 1 - self.vq_decay)
         far = (second >= 0).nonzero().squeeze(1)
-        if _fewest(far):
+        if _every_rank_has(far):
             self.second.learn(left[far], second[far])
+
+    def _gather(self, left: Tensor) -> bool:
+        """Keep rank 0's rows of `[F, D]`, as many as are still needed, and return whether there are enough now."""
+        count = int(self.gathered_count)
+        more = left[: len(self.gathered) - count]
+        self.gathered[count : count + len(more)] = more
+        self.gathered_count += len(more)
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(self.gathered, 0)
+            dist.broadcast(self.gathered_count, 0)
+        return int(self.gathered_count) == len(self.gathered)
 
     def _left(self, vectors: Tensor, first: Tensor) -> Tensor:
         """Return what the first codes leave of vectors: float32 `[M, D]`."""
@@ -99,14 +119,15 @@ def _size(left: Tensor) -> Tensor:
     return left.square().mean(1)
 
 
-def _of_all(value: Tensor, *, mean: bool) -> Tensor:
-    """Return the mean, or the least, of a number of all ranks."""
+def _mean_of_ranks(value: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(value, dist.ReduceOp.SUM if mean else dist.ReduceOp.MIN)
-        value = value / dist.get_world_size() if mean else value
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
     return value
 
 
-def _fewest(rows: Tensor) -> int:
-    """Return how many rows the rank has that has the fewest."""
-    return int(_of_all(torch.tensor(len(rows), device=rows.device), mean=False))
+def _every_rank_has(rows: Tensor) -> bool:
+    fewest = torch.tensor(len(rows), device=rows.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(fewest, dist.ReduceOp.MIN)
+    return bool(fewest > 0)

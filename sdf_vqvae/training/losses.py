@@ -96,6 +96,8 @@ def training_loss(
         cost, missed = occupancy_loss(out["occupancy"], [weights(level.cells) for level in out["occupancy"]])
         total = total + trainer.lambda_occupancy * cost
         parts |= {"occupancy": cost, **missed}
+    if out["indices"].ndim == 2:
+        parts["second_share"] = (out["indices"][:, 1] >= 0).float().mean()  # of the cells
     return total, {"loss": total, **parts}
 
 

@@ -28,6 +28,18 @@ SMALL_ARGS: dict[str, Any] = {
 }
 """Arguments of a tokenizer of 32^3 fields that is built in a moment."""
 
+TWO_CODES: dict[str, Any] = {
+    **SMALL_ARGS,
+    "architecture": "residual",
+    "level_channels": [16],
+    "level_blocks": [1],
+    "quantizer": "residual",
+    "use_ema_update": True,
+    "second_codes": 16,
+    "second_share": 0.3,
+}
+"""Arguments of a tokenizer of 32^3 fields whose cells may have a second code."""
+
 PATCHES: dict[str, Any] = {"level_channels": [16], "level_blocks": [1], "patch_size": 4}
 """What makes rows of the finest level of `vae` patches of 4^3 voxels."""
 
@@ -103,6 +115,25 @@ def saved_with_a_surface(mesh: Path | trimesh.Trimesh, folder: Path) -> Path:
     decoded = tokenizer.Decode(tokenizer.Encode(voxelize_for(tokenizer, mesh).to_batch()))
     last = [module for module in tokenizer.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
+        last.bias -= torch.atanh(decoded.feats.median())
+    save_vae(tokenizer, folder)
+    return folder / "model.safetensors"
+
+
+def saved_with_second_codes(mesh: Path | trimesh.Trimesh, folder: Path) -> Path:
+    """Save a tokenizer of random weights that gives about a third of a mesh's cells a second code."""
+    torch.manual_seed(0)
+    tokenizer = SparseSDFVQVAE(VAEConfig.from_args(TWO_CODES)).eval()
+    vq: Any = tokenizer.vq
+    with torch.no_grad():
+        given = voxelize_for(tokenizer, mesh).to_batch()
+        latent = tokenizer.latent_of(tokenizer.field_tensor(given)).feats
+        vq.embeddings.weight.copy_(latent[torch.randperm(len(latent))[:32]])
+        left = latent - vq.embeddings(vq.nearest(latent)[:, 0])
+        vq.second_from.copy_(left.square().mean(1).quantile(0.7))
+        vq.second.embeddings.weight.copy_(left[left.square().mean(1).topk(16).indices])
+        decoded = tokenizer.Decode(tokenizer.Encode(given))
+        last = [module for module in tokenizer.decoder.modules() if isinstance(module, torch.nn.Linear)][-1]
         last.bias -= torch.atanh(decoded.feats.median())
     save_vae(tokenizer, folder)
     return folder / "model.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from sdf_vqvae.codes.cache import CodeCache
 from sdf_vqvae.codes.folder import CodeFolder, Manifest, read_shard
 from sdf_vqvae.codes.pipeline import decode_codes, encode_field, surface_of, voxelize_for
 from sdf_vqvae.codes.shape_codes import ShapeCodes, check_codes
-from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.data.tables import ID_COLUMN
+from sdf_vqvae.geometry.up import Up
 from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
+from tiny_tokenizer import saved_with_second_codes
 from vae_qwen3vl.__main__ import main
 from vae_qwen3vl.data.datasets_3d import CachedCodesDataset
 from vae_qwen3vl.evaluation.objects import from_codes
@@ -26,40 +28,12 @@ from vae_qwen3vl.evaluation.reconstruction import reconstruct
 from vae_qwen3vl.export.shape_vocabulary import in_order
 from vae_qwen3vl.vae_latent_extractor import codebook_vectors, extract_3d_latent
 
-ARGS = {
-    "architecture": "residual",
-    "resolution": 8,
-    "model_channels": 32,
-    "level_channels": [16],
-    "level_blocks": [1],
-    "num_blocks": 1,
-    "num_head_channels": 16,
-    "latent_channels": 4,
-    "num_embeddings": 32,
-    "quantizer": "residual",
-    "use_ema_update": True,
-    "second_codes": 16,
-    "second_share": 0.3,
-    "field": {"kind": "sdf", "unit": "band", "band": 3.0, "sampling": "center", "resolution": 32},
-}
+BOX = trimesh.creation.box((1, 0.6, 0.4))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A tokenizer of random weights that gives about a third of a box's cells a second code."""
-    torch.manual_seed(0)
-    vae = SparseSDFVQVAE(VAEConfig.from_args(ARGS)).eval()
-    with torch.no_grad():
-        latent = vae.latent_of(
-            vae.field_tensor(voxelize_for(vae, trimesh.creation.box((1, 0.6, 0.4))).to_batch())
-        ).feats
-        vae.vq.embeddings.weight.copy_(latent[torch.randperm(len(latent))[:32]])
-        left = vae.vq._left(latent, vae.vq.nearest(latent)[:, 0])
-        vae.vq.second_from.copy_(left.square().mean(1).quantile(0.7))
-        vae.vq.second.embeddings.weight.copy_(left[left.square().mean(1).topk(16).indices])
-    folder = tmp_path_factory.mktemp("vae")
-    save_vae(vae, folder)
-    return folder
+    return saved_with_second_codes(BOX, tmp_path_factory.mktemp("vae")).parent
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +44,7 @@ def vae(weights) -> SparseSDFVQVAE:
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("meshes")
-    trimesh.creation.box((1, 0.6, 0.4)).export(folder / "box.ply")
+    BOX.export(folder / "box.ply")
     trimesh.creation.icosphere(2).export(folder / "ball.ply")
     (folder / "metadata.csv").write_text("file,up,captions\nbox.ply,y,a box\nball.ply,y,a ball\n")
     return folder
@@ -161,9 +135,36 @@ def test_codes_of_one_a_cell_and_of_two_are_told_apart(folder, vae, meshes, tmp_
             check_codes(vae, ShapeCodes(**{**vars(codes), "codes": wrong}))
 
 
-def test_a_folder_of_one_code_a_cell_says_nothing_of_second_ones(tmp_path):
-    Manifest(vae_hash="one", data_resolution=96, latent_resolution=12, codebook_size=64).save(tmp_path)
-    assert "second_codes" not in json.loads((tmp_path / "manifest.json").read_text())
+def test_files_of_one_code_a_cell_are_byte_for_byte_those_of_before_second_codes(tmp_path):
+    """Their SHA-256 as commit d037040 wrote them."""
+    codes, coords = torch.tensor([3, 0, 31]).int(), torch.tensor([[0, 1, 2], [0, 1, 3], [7, 0, 5]]).int()
+    ShapeCodes(
+        codes=codes,
+        coords=coords,
+        latent_resolution=8,
+        data_resolution=32,
+        center=(0.5, 0.0, -1.0),
+        scale=2.0,
+        vae_hash="one",
+        up="z",
+        up_from="--up",
+    ).save(tmp_path / "object")
+    CodeCache(
+        codes=codes,
+        coords=coords.short(),
+        splits=torch.tensor([0, 1, 3]),
+        ids=("a", "b"),
+        failures={"c": "no mesh"},
+        vae_hash="one",
+        ups=(Up(axis="y", known_from="x"), Up(axis="z", known_from="--up")),
+    ).save(tmp_path / "shard")
+    Manifest(vae_hash="one", data_resolution=32, latent_resolution=8, codebook_size=32).save(tmp_path)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    assert digests == {
+        "object": "12201a72ef4b5df144c48bc02598d7e2835bd471c84e3aaca46a75290e7855bd",
+        "shard": "da55d1462b1d1b36b4654a0ac24b1921887f870ba23e4a6aa2d36cfcf7222cc3",
+        "manifest.json": "0b63aab75bfe5c758f9bae3639a72e59d8d5e9b7a4819c7dea016bc325e876d4",
+    }
 
 
 @given(

@@ -111,6 +111,21 @@ def test_vectors_far_from_their_code_have_a_second_one() -> None:
             vq.vectors(torch.tensor(wrong))
 
 
+def test_second_codes_wait_for_enough_vectors_of_small_batches_and_a_stopped_run_keeps_them() -> None:
+    vq = quantizer("residual").train()  # needs 32 vectors, and a batch of 20 has 5
+    batches = torch.randn(12, 20, 3, generator=torch.Generator().manual_seed(2))
+    vq.initialize(batches.view(-1, 3))
+    for number, batch in enumerate(batches):
+        assert (float(vq.second_from) > 0) == (number >= 7)
+        if number == 4:
+            again = quantizer("residual").train()
+            again.load_state_dict(vq.state_dict())
+            vq = again
+        vq(batch)
+    both, first = vq.vectors(vq.nearest(batches[0])), vq.embeddings(vq.nearest(batches[0])[:, 0])
+    assert (both - batches[0]).square().mean() < (first - batches[0]).square().mean()
+
+
 def test_codebook_health_of_known_counts() -> None:
     even = codebook_health(torch.full((200,), 5))
     assert even.perplexity == pytest.approx(200)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import tiny_tokenizer as tiny
+from sdf_vqvae.config.architecture import VAEConfig
 from sdf_vqvae.config.training import TrainerConfig
 from sdf_vqvae.model.checkpoint import load_vae_from_config, save_vae
 from sdf_vqvae.training.checkpoints import checkpoint_steps
 from sdf_vqvae.training.held_out import measure_held_out
+from sdf_vqvae.training.start import start_model
 from sdf_vqvae.training.streams import Field
 from sdf_vqvae.training.thin_shapes import part
 from sdf_vqvae.training.trainer import TokenizerTrainer
@@ -86,17 +88,51 @@ def test_a_short_training_lowers_the_loss_and_leaves_loadable_weights(tmp_path: 
     assert list((tmp_path / "pictures").glob("*.png"))
 
 
-@pytest.mark.parametrize(("stop", "optimizer"), [(3, "AdamW"), (11, "AdamW"), (11, "Muon")])
-def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int, optimizer: str) -> None:
-    """Before the codebook is placed (step 3) and after it (step 11)."""
+SECOND = {"quantizer": "residual", "second_codes": 8, "second_share": 0.2}
+
+
+def test_the_log_tells_how_many_cells_have_a_second_code(tmp_path: Path) -> None:
+    config = settings_of(max_steps=12)
+    trainer = trainer_of(tmp_path, config, held_out=[tiny.field(12.0)], vae=tiny.vae(**SECOND))
+    records = trainer.run()
+    shares = [r["second_share"] for r in records if r["kind"] == "train" and "second_share" in r]
+    assert shares[0] == 0 < shares[-1] < 1
+    assert records[-1]["kind"] == "held_out"
+    assert 0 <= records[-1]["second_share"] <= 1
+
+
+def test_two_codes_a_cell_start_from_weights_of_one(tmp_path: Path) -> None:
+    save_vae(tiny.vae(), tmp_path / "plain")
+    weights = tmp_path / "plain" / "model.safetensors"
+    plain = load_vae_from_config(vae_ckpt=weights, device="cpu")
+    config = settings_of(pretrained_vae_path=str(weights), pretrained_inner=True, bypass_share=0.0, max_steps=6)
+    vae, has_codebook = start_model(VAEConfig.from_args(tiny.args(**SECOND)), config, 0)
+    expected, codes = plain.Encode(tiny.batch(12.0)), vae.eval().Encode(tiny.batch(12.0))
+    assert has_codebook
+    assert torch.equal(codes.feats[:, :1], expected.feats)
+    assert torch.equal(vae.Decode(codes).feats, plain.Decode(expected).feats)
+    records = trainer_of(tmp_path / "run", config, vae=vae, has_codebook=has_codebook).run()
+    assert records[0]["second_share"] == 0 < records[-1]["second_share"]
+    again = load_vae_from_config(vae_ckpt=tmp_path / "run" / "model.safetensors", device="cpu")
+    assert again.vq.second_from > 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "optimizer", "args"),
+    [(3, "AdamW", {}), (11, "AdamW", {}), (11, "Muon", {}), (7, "AdamW", {**SECOND, "second_codes": 32})],
+)
+def test_a_run_in_two_parts_equals_a_run_in_one(
+    tmp_path: Path, stop: int, optimizer: str, args: dict[str, Any]
+) -> None:
+    """Before the codebook is placed (step 3) and after it (step 11), and while second codes wait for vectors (7)."""
     config = partial(settings_of, max_steps=14, bypass_share=0.4, optimizer=optimizer)
-    whole = trainer_of(tmp_path / "whole", config())
+    whole = trainer_of(tmp_path / "whole", config(), vae=tiny.vae(**args))
     whole.run()
 
     class Killed(Exception):
         pass
 
-    first = trainer_of(tmp_path / "parts", config(i_save=stop))
+    first = trainer_of(tmp_path / "parts", config(i_save=stop), vae=tiny.vae(**args))
     save = first.save
 
     def save_and_die() -> None:
@@ -107,7 +143,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(tmp_path: Path, stop: int, optim
     first.save = save_and_die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         first.run()
-    second = trainer_of(tmp_path / "parts", config())
+    second = trainer_of(tmp_path / "parts", config(), vae=tiny.vae(**args))
     torch.manual_seed(77)  # the checkpoint's generator must win
     second.run()
     expected, found = weights_of(whole), weights_of(second)
