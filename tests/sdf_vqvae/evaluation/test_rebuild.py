@@ -22,6 +22,7 @@ from sdf_vqvae.evaluation.objects import list_shapes
 from sdf_vqvae.evaluation.rebuild import (
     ROWS,
     count_bits,
+    describe_codes,
     failed_record,
     read_codes,
     rebuild,
@@ -31,9 +32,11 @@ from sdf_vqvae.evaluation.report import chosen_for_pictures, draw_objects, write
 from sdf_vqvae.evaluation.run import evaluate_shapes, read_objects
 from sdf_vqvae.evaluation.settings import EvaluationSettings
 from sdf_vqvae.evaluation.summary import code_bin, subsets, summarize
+from sdf_vqvae.evaluation.tables import summary_text
 from sdf_vqvae.fields.sparse_sdf import SparseSDF
+from sdf_vqvae.model.checkpoint import load_vae_from_config
 from sdf_vqvae.model.vqvae import SparseSDFVQVAE
-from tiny_tokenizer import measured_args
+from tiny_tokenizer import measured_args, saved_with_second_codes
 
 SAMPLES = 500
 QUICK = EvaluationSettings(samples=SAMPLES, shapes="tests")
@@ -231,6 +234,18 @@ def test_measures_that_do_not_apply_are_left_out_of_their_mean():
     )
     assert found["watertight"]["objects"] == 1
     assert "volume_iou" not in found["not watertight"]["discrete"]
+
+
+def test_second_codes_are_counted_and_told_apart(tmp_path):
+    vae = load_vae_from_config(vae_ckpt=saved_with_second_codes(ball(), tmp_path), device="cpu")
+    encoded = vae.Encode(voxelize_for(vae, ball()).to_batch())
+    told = describe_codes(encoded.feats.numpy(), encoded.coords[:, 1:].numpy(), vae)
+    second = int((encoded.feats[:, 1] >= 0).sum())
+    assert told["second_codes"] == second > 0
+    assert told["codes"] == len(encoded) + second
+    summary = summarize([record_of("a", **told)], codebook=32) | {"device": "cpu"}
+    assert summary["codes"]["second_share"] == pytest.approx(second / told["codes"])
+    assert f"({100 * second / told['codes']:.1f} % second codes of a cell)" in summary_text(summary)
 
 
 def test_failures_are_in_every_mean_and_listed():
