@@ -95,6 +95,7 @@ def main() -> None:
     target, table["targets of answers"] = measured(lambda: targets_of(decoded, dense, steps), device)
     thin, table["where it is thin"] = measured(lambda: thin_blocks(dense, field, cells), device)
     out = {"commitment_loss": torch.zeros((), device=device), "vq_loss": None, "occupancy": []}
+    out["indices"] = torch.zeros(1, dtype=torch.int64, device=device)
     plain = TrainerConfig(slope_weight=1.0, object_balance=0.5)
     for name, trainer in {
         "loss": plain,

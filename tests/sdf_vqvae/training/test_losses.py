@@ -164,6 +164,7 @@ def test_an_error_of_a_plate_costs_more_than_that_of_a_block_by_the_weight() -> 
     plate, cube = x > 45, (x < 40) & (x > 20)
     cells = SparseTensor(torch.zeros(len(answers.blocks), 1), answers.blocks)
     out = {"commitment_loss": torch.zeros(()), "vq_loss": None, "occupancy": [], "reconst_x": cells}
+    out["indices"] = torch.zeros(1, dtype=torch.int64)
     costs = {}
     for weight in (0.0, 3.0):
         trainer = TrainerConfig(thin_weight=weight)
