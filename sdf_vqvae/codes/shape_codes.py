@@ -57,7 +57,7 @@ class ShapeCodes:
         if int(self.coords.min()) < 0 or int(self.coords.max()) >= self.latent_resolution:
             raise ValueError(f"code coordinates leave the latent grid of {self.latent_resolution}^3")
         if int(self.first.min()) < 0 or int(self.codes.min()) < -1:
-            raise ValueError(f"codes are numbers from 0 (second ones from -1), got {int(self.codes.min())}")
+            raise ValueError(f"codes are numbers from 0, got {int(self.codes.min())}")
         if not 1 <= self.latent_resolution <= self.data_resolution <= MAX_RESOLUTION:
             raise ValueError(
                 f"a latent grid of {self.latent_resolution}^3 and a data grid of {self.data_resolution}^3 don't fit: "
@@ -174,13 +174,13 @@ def check_codes(vae: SparseSDFVQVAE, codes: ShapeCodes) -> None:
             f"the codes are of a latent grid of {codes.latent_resolution}^3 and a data grid of "
             f"{codes.data_resolution}^3, but the VAE's are {grids[0]}^3 and {grids[1]}^3: the codes file is damaged"
         )
-    most = codes.codes.view(len(codes.coords), -1).amax(0).tolist()
+    columns = codes.codes.view(len(codes.coords), -1).unbind(1)
     sizes = [vae.config.num_embeddings, vae.config.second_codes][: vae.vq.columns]
-    if len(most) != len(sizes) or any(code >= size for code, size in zip(most, sizes, strict=True)):
-        raise ValueError(
-            f"codes of a cell reach {' and '.join(map(str, most))}, but the VAE has {' and '.join(map(str, sizes))}: "
-            "the codes file is damaged"
-        )
+    if len(columns) != len(sizes):
+        raise ValueError(f"there are up to {len(columns)} codes a cell, but the VAE has {len(sizes)}: a damaged file")
+    for column, size in zip(columns, sizes, strict=True):
+        if int(column.max()) >= size:
+            raise ValueError(f"codes must lie in 0..{size - 1}, got {int(column.min())}..{int(column.max())}")
 
 
 def up_of_codes(codes: ShapeCodes, asked: str | None) -> Up:
