@@ -47,14 +47,12 @@ class ShapeEncoder(nn.Module):
         length = int(counts.max()) if len(counts) else 0
         place = beside(objects * length + rank_in_object(objects, counts), rows)  # [T]
         real = torch.zeros(len(counts) * length, dtype=torch.bool, device=rows.device).index_fill(0, place, True)
-        padded = rows.new_zeros(len(real), rows.shape[1]).index_copy(0, place, rows)
-        angles = _angles(beside(coords[:, 1:], rows), placed)  # [T, _HEAD / 2]
-        turns = angles.new_zeros(len(real), angles.shape[1]).index_copy(0, place, angles)
-        x = padded.view(len(counts), length, -1)
-        turns, mask = turns.view(len(counts), 1, length, -1), real.view(len(counts), 1, 1, length)
+        real = real.view(len(counts), length)
+        angles = _angles(beside(coords[:, 1:], rows), placed)[:, None]  # [T, 1, _HEAD / 2]
+        cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
-            x = layer(x, turns.cos(), turns.sin(), mask)
-        return self.norm(x).flatten(0, 1)[place]
+            rows = layer(rows, cos, sin, place, real)
+        return self.norm(rows)
 
 
 class _Layer(nn.Module):
@@ -69,12 +67,15 @@ class _Layer(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:  # [B, L, W]
-        qkv = self.qkv(self.attention_norm(x)).unflatten(2, (3, self.heads, _HEAD))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, _HEAD]
-        seen = F.scaled_dot_product_attention(_turned(q, cos, sin), _turned(k, cos, sin), v, attn_mask=mask)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, rows: Tensor, cos: Tensor, sin: Tensor, place: Tensor, real: Tensor) -> Tensor:  # [T, W]
+        """Return the next rows. Attention alone is padded: row t stands at `place[t]` of the places `real [B, L]`."""
+        q, k, v = self.qkv(self.attention_norm(rows)).unflatten(1, (3, self.heads, _HEAD)).unbind(1)
+        qkv = torch.stack([_turned(q, cos, sin), _turned(k, cos, sin), v], dim=1)  # [T, 3, heads, _HEAD]
+        padded = qkv.new_zeros(real.numel(), *qkv.shape[1:]).index_copy(0, place, qkv)
+        q, k, v = padded.unflatten(0, real.shape).permute(2, 0, 3, 1, 4)  # each [B, heads, L, _HEAD]
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+        rows = rows + self.out(seen.transpose(1, 2).flatten(2).flatten(0, 1)[place])
+        return rows + self.mlp(self.mlp_norm(rows))
 
 
 def _angles(xyz: Tensor, placed: Tensor | None) -> Tensor:  # [T, 3] -> [T, _HEAD / 2]
